@@ -1,0 +1,276 @@
+"""Audio to stacked frames: the one feature path of training, evaluation and use.
+
+Sec. V-C of the paper: 80 log-mel bins, 25 ms window, 10 ms stride, SpecAugment, four frames
+stacked. The batch is packed throughout: utterances follow one another without padding. Letters: K
+mel frames (10 ms) and T frames (40 ms) of the whole batch, B utterances, M mel bins, S width of a
+stacked frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
+
+INT16_SCALE = 2.0**15  # Kaldi's sample scale: keeps the log's floor below any real signal
+LOWEST_HZ = 20.0  # Kaldi's first mel edge
+CAPE_SHIFT_S = 15.0  # largest global shift of the positions
+CAPE_SCALE = 1.1  # largest factor between two positions' distance and the true one
+
+Waveform = NDArray[np.float32] | Tensor
+
+
+class AudioError(BadInput):
+    """A file cannot be read as audio; the message says why in one line."""
+
+
+def read_audio(
+    path: str | Path, sample_rate: int, *, offset: float = 0.0, duration: float | None = None
+) -> NDArray[np.float32]:
+    """Read any libsndfile format as mono at `sample_rate`.
+
+    Args:
+        path: audio file.
+        sample_rate: wanted rate in Hz.
+        offset: seconds to leave out at the start.
+        duration: seconds to read; to the end if None.
+
+    Returns:
+        Samples in [-1, 1], shape [samples].
+
+    Raises:
+        AudioError: missing, empty, not audio, truncated to nothing, or with values that are no
+            numbers.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise AudioError(f"{file}: " + ("is a folder" if file.is_dir() else "no such file"))
+    if file.stat().st_size == 0:
+        raise AudioError(f"{file}: the file is empty")
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate = sound.samplerate
+            if offset:
+                sound.seek(min(round(offset * rate), sound.frames))
+            count = -1 if duration is None else round(duration * rate)
+            samples = sound.read(count, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"{file}: not readable as audio ({_one_line(error)})") from error
+    mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+    if mono.size == 0:
+        raise AudioError(f"{file}: no samples")
+    if not np.isfinite(mono).all():
+        raise AudioError(f"{file}: holds samples that are not numbers (NaN or infinite)")
+    return resample(mono, rate, sample_rate)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).split(": ", 1)[-1]
+    return " ".join(text.split()).rstrip(".")
+
+
+def resample(samples: NDArray[np.float32], rate: float, target: float) -> NDArray[np.float32]:
+    """Resample [samples] from `rate` to `target` Hz with soxr."""
+    if rate == target:
+        return samples
+    return np.asarray(soxr.resample(samples, rate, target), dtype=np.float32)
+
+
+def num_mel_frames(samples: int, features: FeatureConfig) -> int:
+    """Mel frames of that many samples: whole windows only."""
+    window, shift = _samples(features)
+    return 0 if samples < window else 1 + (samples - window) // shift
+
+
+def num_frames(samples: int, features: FeatureConfig) -> int:
+    """Stacked frames of that many samples; a last incomplete stack counts."""
+    return math.ceil(num_mel_frames(samples, features) / features.stack)
+
+
+def _samples(features: FeatureConfig) -> tuple[int, int]:
+    return (
+        round(features.window_s * features.sample_rate),
+        round(features.shift_s * features.sample_rate),
+    )
+
+
+@lru_cache(maxsize=8)
+def mel_filters(features: FeatureConfig, fft_size: int) -> Tensor:
+    """Triangular filters, linear in mel as Kaldi's, [fft_size // 2 + 1, M]."""
+    nyquist = features.sample_rate / 2
+    mels = 1127.0 * np.log1p(np.linspace(0, nyquist, fft_size // 2 + 1) / 700.0)
+    low, high = (1127.0 * math.log1p(hz / 700.0) for hz in (LOWEST_HZ, nyquist))
+    edges = np.linspace(low, high, features.num_mels + 2)
+    step = edges[1] - edges[0]
+    rise = (mels[:, None] - edges[None, :-2]) / step
+    fall = (edges[None, 2:] - mels[:, None]) / step
+    filters = np.maximum(np.minimum(rise, fall), 0.0)
+    filters[-1] = 0.0  # Kaldi leaves the Nyquist bin out
+    return torch.from_numpy(filters.astype(np.float32))
+
+
+def log_mel(
+    waveforms: Sequence[Waveform], features: FeatureConfig, device: str | torch.device = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Log-mel energies as Kaldi computes them (Hamming window, no dither), packed.
+
+    Args:
+        waveforms: B arrays of samples at `features.sample_rate`.
+        features: settings.
+        device: where the work is done.
+
+    Returns:
+        mels_KM float32 on `device`, and lengths_B, int64 on the CPU, in mel frames.
+    """
+    window, shift = _samples(features)
+    parts = [torch.as_tensor(w, dtype=torch.float32) for w in waveforms]
+    lengths_B = torch.tensor([num_mel_frames(len(w), features) for w in parts], dtype=torch.int64)
+    if not lengths_B.sum():
+        return torch.zeros(0, features.num_mels, device=device), lengths_B
+    starts = [
+        torch.arange(int(n)) * shift + begin
+        for n, begin in zip(lengths_B, _begins([len(w) for w in parts]), strict=True)
+    ]
+    signal = torch.cat(parts).to(device, non_blocking=True) * INT16_SCALE
+    start_K = torch.cat(starts).to(device, non_blocking=True)
+    x_KW = signal[start_K[:, None] + torch.arange(window, device=device)]
+    x_KW = x_KW - x_KW.mean(dim=1, keepdim=True)
+    before_KW = torch.cat([x_KW[:, :1], x_KW[:, :-1]], dim=1)
+    x_KW = x_KW - features.preemphasis * before_KW
+    x_KW = x_KW * torch.hamming_window(window, periodic=False, device=device)
+    fft_size = 1 << (window - 1).bit_length()
+    power = torch.fft.rfft(x_KW, n=fft_size).abs().square()
+    mels_KM = power @ mel_filters(features, fft_size).to(device, non_blocking=True)
+    return mels_KM.clamp_min(torch.finfo(torch.float32).eps).log(), lengths_B
+
+
+def _begins(sizes: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(sizes)[:-1].tolist()] if sizes else []
+
+
+def normalise(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Tensor:
+    """Zero mean and unit variance per mel bin, of each utterance or of the training set.
+
+    Raises:
+        BadInput: `normalisation: global` without statistics in the configuration.
+    """
+    if features.normalisation == "global":
+        if len(features.mean) != features.num_mels or len(features.std) != features.num_mels:
+            raise BadInput("features: normalisation: global needs mean and std, one per mel bin")
+        mean_M, std_M = (mels_KM.new_tensor(v) for v in (features.mean, features.std))
+        return (mels_KM - mean_M) / std_M
+    lengths = lengths_B.to(mels_KM.device, non_blocking=True)
+    rows = mels_KM.shape[0]
+    mean_BM = torch.segment_reduce(mels_KM, "mean", lengths=lengths, initial=0.0)
+    centred = mels_KM - mean_BM.repeat_interleave(lengths, dim=0, output_size=rows)
+    var_BM = torch.segment_reduce(centred.square(), "mean", lengths=lengths, initial=0.0)
+    std_BM = var_BM.sqrt().clamp_min(1e-5)
+    return centred / std_BM.repeat_interleave(lengths, dim=0, output_size=rows)
+
+
+def spec_augment(
+    mels_KM: Tensor, lengths_B: Tensor, augment: AugmentConfig, seeds: Sequence[int]
+) -> Tensor:
+    """SpecAugment on normalised mel frames, filled with 0 (Sec. V-C).
+
+    Every time mask by itself is at most `min(time_width, time_ratio * length)` mel frames wide. The
+    draws of an utterance depend on its seed alone.
+    """
+    bins = mels_KM.shape[1]
+    time_K = np.ones(mels_KM.shape[0], dtype=bool)
+    frequency_BM = np.ones((len(lengths_B), bins), dtype=bool)
+    begin = 0
+    for row, (length, seed) in enumerate(zip(lengths_B.tolist(), seeds, strict=True)):
+        rng = np.random.default_rng(seed)
+        widest = min(augment.time_width, int(augment.time_ratio * length))
+        for low, high in _masks(rng, augment.time_masks, widest, length):
+            time_K[begin + low : begin + high] = False
+        for low, high in _masks(rng, augment.frequency_masks, augment.frequency_width, bins):
+            frequency_BM[row, low:high] = False
+        begin += length
+    device = mels_KM.device
+    lengths = lengths_B.to(device, non_blocking=True)
+    keep_KM = torch.from_numpy(frequency_BM).to(device, non_blocking=True)
+    keep_KM = keep_KM.repeat_interleave(lengths, dim=0, output_size=mels_KM.shape[0])
+    keep_KM = keep_KM & torch.from_numpy(time_K).to(device, non_blocking=True)[:, None]
+    return mels_KM * keep_KM
+
+
+def _masks(rng: np.random.Generator, count: int, widest: int, size: int) -> list[tuple[int, int]]:
+    widths = rng.integers(0, min(widest, size) + 1, size=count)
+    starts = rng.integers(0, size - widths + 1)
+    return list(zip(starts.tolist(), (starts + widths).tolist(), strict=True))
+
+
+def stack_frames(
+    mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig
+) -> tuple[Tensor, Tensor]:
+    """Join `features.stack` mel frames to one; an utterance's last stack is filled with zeros.
+
+    Returns:
+        frames_TS and lengths_B (int64, CPU) in frames.
+    """
+    stack = features.stack
+    frames_B = (lengths_B + stack - 1) // stack
+    total = int(frames_B.sum())
+    shift_B = (frames_B * stack).cumsum(0) - frames_B * stack - (lengths_B.cumsum(0) - lengths_B)
+    target_K = torch.arange(mels_KM.shape[0]) + shift_B.repeat_interleave(lengths_B)
+    out = mels_KM.new_zeros(total * stack, mels_KM.shape[1])
+    out[target_K.to(mels_KM.device, non_blocking=True)] = mels_KM
+    return out.view(total, features.width), frames_B
+
+
+def extract(
+    waveforms: Sequence[Waveform],
+    features: FeatureConfig,
+    *,
+    device: str | torch.device = "cpu",
+    augment: AugmentConfig | None = None,
+    seeds: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Waveforms to what the encoder reads.
+
+    Args:
+        waveforms: B arrays of samples at `features.sample_rate`.
+        features: settings.
+        device: where the work is done.
+        augment: SpecAugment in training, None otherwise.
+        seeds: one per utterance; needed with `augment`.
+
+    Returns:
+        frames_TS float32 on `device`, packed, and lengths_B (int64, CPU) in frames.
+    """
+    with torch.no_grad():
+        mels_KM, lengths_B = log_mel(waveforms, features, device)
+        if mels_KM.shape[0]:
+            mels_KM = normalise(mels_KM, lengths_B, features)
+        if augment is not None:
+            mels_KM = spec_augment(mels_KM, lengths_B, augment, seeds or ())
+        return stack_frames(mels_KM, lengths_B, features)
+
+
+def cape_positions(lengths_B: Tensor, seeds: Sequence[int], features: FeatureConfig) -> Tensor:
+    """Positions for training: shifted, jittered and scaled (CAPE, Likhomanenko et al. 2021).
+
+    Returns:
+        positions_T in frames, float32 on the CPU, packed; an utterance's draws depend on its
+        seed alone.
+    """
+    parts = []
+    for length, seed in zip(lengths_B.tolist(), seeds, strict=True):
+        rng = np.random.default_rng((seed, 1))
+        shift = rng.uniform(0.0, CAPE_SHIFT_S / features.frame_s)
+        jitter = rng.uniform(-0.5, 0.5, size=length)
+        scale = math.exp(rng.uniform(-1.0, 1.0) * math.log(CAPE_SCALE))
+        parts.append((np.arange(length) + shift + jitter) * scale)
+    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0)).float()

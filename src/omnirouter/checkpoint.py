@@ -1,0 +1,368 @@
+"""Checkpoints: a folder with config.json, tokenizer.model and model.safetensors, replaced whole.
+
+A new checkpoint is written and flushed beside the old one, the old one is moved aside, the new one
+takes its name, and only then the old one is removed. Whenever the process dies, a whole checkpoint
+is left: under its name, or (between the two renames) under `previous_path`, where `load_checkpoint`
+looks too.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnirouter.config import BadInput, ModelConfig, OmnirouterError
+from omnirouter.model import CTCEncoder
+from omnirouter.text import Tokenizer
+
+FORMAT = 1
+CONFIG, TOKENIZER, WEIGHTS = FILES = ("config.json", "tokenizer.model", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model with all that is needed to use it.
+
+    Attributes:
+        model: in evaluation mode, float32, on the device asked for.
+        tokenizer: its word pieces.
+        config: what the model is.
+        meta: whatever was stored with it (steps, error rates, ...).
+        path: the folder it was read from.
+    """
+
+    model: CTCEncoder
+    tokenizer: Tokenizer
+    config: ModelConfig
+    meta: dict[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """The files of a checkpoint folder, read and checked; float tensors as float32, on the CPU."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+    path: Path
+
+
+def save_checkpoint(
+    folder: str | Path,
+    *,
+    model_state: Mapping[str, Tensor],
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    meta: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, in place of the one that `folder` may already hold.
+
+    One process at a time may write to a folder. On failure an earlier checkpoint stays as it was
+    and nothing is left behind.
+
+    Args:
+        folder: where; made with its parents, replaced as a whole if it is a checkpoint already.
+        model_state: the encoder's `state_dict`, on any device.
+        config: what the model is.
+        tokenizer: as large as `config.vocab_size`.
+        meta: further values for config.json.
+
+    Raises:
+        BadInput: if `folder` holds something else, or tokenizer and config do not fit.
+        OmnirouterError: if it cannot be written (disk full, no permission).
+    """
+    _require_fit(config, tokenizer, str(folder))
+    target = Path(folder).resolve()
+    if target.exists() and not _replaceable(target):
+        raise BadInput(f"{folder}: exists and is no checkpoint; choose another folder or empty it")
+    description = {"format": FORMAT, "model": config.to_dict(), "meta": dict(meta or {})}
+    text = json.dumps(description, indent=2) + "\n"
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model_state.items()}
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        (temporary / CONFIG).write_text(text, encoding="utf-8")
+        tokenizer.save(temporary / TOKENIZER)
+        save_file(tensors, temporary / WEIGHTS)
+        for name in FILES:
+            flush(temporary / name)
+
+    _clear_leftovers(target)
+    write_atomically(target, write)
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
+    """Read a checkpoint folder; the model comes in evaluation mode.
+
+    If the program that wrote it died while exchanging the old checkpoint for the new one, the old
+    one is read from where it had been moved to.
+
+    Raises:
+        BadInput: in one line, for a folder or file that is missing, damaged, of another format
+            version, or whose tensors do not fit its config.
+    """
+    contents = _read(folder)
+    with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
+        model = CTCEncoder(contents.config)
+    _require_tensors(model, contents)
+    model.load_state_dict(contents.tensors, assign=True)
+    return Checkpoint(
+        model=model.to(device).eval(),
+        tokenizer=contents.tokenizer,
+        config=contents.config,
+        meta=contents.meta,
+        path=contents.path,
+    )
+
+
+def average_checkpoints(folders: Sequence[str | Path], out: str | Path) -> None:
+    """Write a checkpoint whose weights are the mean of others, taken in float32.
+
+    Other than float tensors come from the last one; `meta` lists the sources.
+
+    Raises:
+        BadInput: if there is no folder, or config, vocabulary or tensors differ between them.
+        OmnirouterError: if `out` cannot be written.
+    """
+    if not folders:
+        raise BadInput("average: give at least one checkpoint folder")
+    first = _read(folders[0])
+    means = dict(first.tensors)
+    for folder in folders[1:]:
+        other = _read(folder)
+        if difference := _difference(first, other):
+            raise BadInput(
+                f"{folder}: {difference} differs from {folders[0]}; average checkpoints of one run"
+            )
+        for name, t in other.tensors.items():
+            means[name] = means[name] + t if t.is_floating_point() else t
+    for name, t in means.items():
+        means[name] = t / len(folders) if t.is_floating_point() else t
+    save_checkpoint(
+        out,
+        model_state=means,
+        config=first.config,
+        tokenizer=first.tokenizer,
+        meta={"averaged": [str(folder) for folder in folders]},
+    )
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file or folder under a temporary name, flush it, and rename it to `path`.
+
+    Parent folders are made. If `write` fails, what it made is removed and `path` stays as it was.
+    A folder's files are for `write` to flush (with `flush`).
+
+    Args:
+        path: final name; a file replaces a file, a folder whatever stands there.
+        write: gets the temporary path, which lies in the same folder as `path`.
+
+    Raises:
+        OmnirouterError: if the disk is full or writing fails otherwise.
+    """
+    target = Path(path).resolve()
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    with _one_line(path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)  # of a killed process with the same number
+        try:
+            write(temporary)
+            flush(temporary)
+            if temporary.is_dir() and target.exists():
+                _exchange(temporary, target)
+            else:
+                os.replace(temporary, target)
+            flush(target.parent)
+        except BaseException:
+            _remove(temporary)
+            raise
+        if target.is_dir():
+            _remove(previous_path(target))
+
+
+def previous_path(folder: str | Path) -> Path:
+    """Where the old checkpoint of `folder` stands while a new one takes its place."""
+    folder = Path(folder).resolve()
+    return folder.with_name(f".{folder.name}.previous")
+
+
+def _exchange(temporary: Path, target: Path) -> None:
+    previous = previous_path(target)
+    _remove(previous)
+    os.rename(target, previous)
+    try:
+        os.rename(temporary, target)
+    except BaseException:
+        os.rename(previous, target)
+        raise
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether removing `target` removes nothing but a checkpoint."""
+    if not target.is_dir():
+        return False
+    names = {entry.name for entry in target.iterdir()}
+    return not names or {CONFIG, WEIGHTS} <= names
+
+
+def _clear_leftovers(target: Path) -> None:
+    """Remove what writers of `target` left behind when they were killed."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's contents, or a folder's list of names, are on the disk."""
+    if path.is_dir() and os.name != "posix":
+        return  # only there can a folder be opened
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _one_line(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise OmnirouterError(
+            f"{path}: could not be written ({reason or ' '.join(str(error).split())}); "
+            "make room or choose another folder"
+        ) from error
+
+
+def _read(folder: str | Path) -> _Contents:
+    path = Path(folder)
+    if not path.exists() and previous_path(path).is_dir():
+        path = previous_path(path)
+    if not path.is_dir():
+        raise BadInput(f"{folder}: is not a folder; give the one that holds {', '.join(FILES)}")
+    for name in FILES:
+        if not (path / name).is_file():
+            best = path / "best"
+            hint = f"; did you mean {best}?" if (best / name).is_file() else ""
+            raise BadInput(f"{folder}: {name} is missing, this is not a whole checkpoint{hint}")
+    config, meta = _read_config(path / CONFIG)
+    tokenizer = Tokenizer.load(path / TOKENIZER)
+    _require_fit(config, tokenizer, str(path))
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"{path / WEIGHTS}: damaged or not readable ({reason})") from error
+    for name, t in tensors.items():
+        # own memory: the file may change or vanish, and lies there at any alignment
+        tensors[name] = t.to(torch.float32 if t.is_floating_point() else t.dtype, copy=True)
+    return _Contents(config, tokenizer, meta, tensors, path)
+
+
+def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: not readable as JSON ({error})") from error
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != FORMAT:
+        raise BadInput(
+            f"{path}: checkpoint format {version}, but this omnirouter reads {FORMAT}; "
+            "use the version it was made with, or one that reads it"
+        )
+    for key, kind in (("model", dict), ("meta", dict)):
+        if not isinstance(data.get(key), kind):
+            raise BadInput(f"{path}: {key} is missing or not an object")
+    try:
+        return _rebuild(ModelConfig, data["model"], "model"), data["meta"]
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def _rebuild(kind: type[Any], data: Any, where: str) -> Any:
+    """A (nested) config dataclass from JSON values; every key must be there and no other."""
+    if not isinstance(data, dict):
+        raise BadInput(f"{where} is not an object")
+    names = {field.name for field in fields(kind)}
+    if unknown := sorted(data.keys() - names):
+        raise BadInput(f"{where}.{unknown[0]} is not a known key")
+    if missing := sorted(names - data.keys()):
+        raise BadInput(f"{where}.{missing[0]} is missing")
+    hints = get_type_hints(kind)
+    return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`; JSON has lists where the configs have tuples."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _rebuild(hint, value, where)
+    if isinstance(hint, types.UnionType):  # "... | None"
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not types.NoneType)
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list):
+            return tuple(_value(get_args(hint)[0], item, where) for item in value)
+    elif type(value) is hint or (hint is float and type(value) is int):
+        return value
+    raise BadInput(f"{where} cannot be {value!r}")
+
+
+def _require_fit(config: ModelConfig, tokenizer: Tokenizer, where: str) -> None:
+    if config.vocab_size != tokenizer.vocab_size:
+        raise BadInput(
+            f"{where}: the model has vocab_size {config.vocab_size}, "
+            f"the tokenizer {tokenizer.vocab_size} pieces"
+        )
+
+
+def _require_tensors(model: CTCEncoder, contents: _Contents) -> None:
+    where = contents.path / WEIGHTS
+    expected = {name: list(t.shape) for name, t in model.state_dict().items()}
+    found = {name: list(t.shape) for name, t in contents.tensors.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise BadInput(f"{where}: tensor {name} is missing")
+        if name not in expected:
+            raise BadInput(f"{where}: tensor {name} does not belong to the model in {CONFIG}")
+        if found[name] != expected[name]:
+            raise BadInput(
+                f"{where}: tensor {name} has shape {found[name]}, {CONFIG} needs {expected[name]}"
+            )
+
+
+def _difference(a: _Contents, b: _Contents) -> str:
+    """What keeps two checkpoints from being averaged; empty if nothing does."""
+    for field in fields(ModelConfig):
+        if getattr(a.config, field.name) != getattr(b.config, field.name):
+            return field.name
+    if a.tokenizer != b.tokenizer:
+        return "the tokenizer"
+    shapes = ({name: t.shape for name, t in c.tensors.items()} for c in (a, b))
+    return "" if next(shapes) == next(shapes) else "the list of tensors"

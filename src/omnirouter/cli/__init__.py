@@ -1,0 +1,141 @@
+"""The `omnirouter` command: picks a command, runs it, and turns every error into one line.
+
+Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
+functions (`making`, `scoring`, `transcription`) whose signatures and docstrings become parsers
+(`parser`). Nothing here loads torch, so help and most errors come at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+
+from omnirouter.cli.common import BAD, DONE, FAILED
+from omnirouter.cli.making import average, demo, presets, train
+from omnirouter.cli.scoring import analyse, evaluate
+from omnirouter.cli.transcription import transcribe
+from omnirouter.config import BadInput, OmnirouterError
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "demo": demo,
+    "presets": presets,
+    "train": train,
+    "evaluate": evaluate,
+    "analyse": analyse,
+    "transcribe": transcribe,
+    "average": average,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments; those of the process if None.
+
+    Returns:
+        The exit status.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    command = arguments[0] if arguments else ""
+    try:
+        if command in COMMANDS:
+            tune_allocator()
+            status = _run(command, arguments[1:])
+        else:
+            status = _without_command(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except BadInput as error:
+        return _fail(command, str(error), BAD)
+    except OmnirouterError as error:
+        return _fail(command, str(error), FAILED)
+    except OSError as error:
+        return _fail(command, _describe(error), FAILED)
+    except KeyboardInterrupt:
+        return _fail(command, "interrupted", FAILED)
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    from omnirouter.cli.parser import parse
+
+    function = COMMANDS[command]
+    parsed = parse(command, function, arguments)
+    return DONE if parsed is None else function(**parsed)
+
+
+def _without_command(arguments: list[str]) -> int:
+    """`--help`, `--version`, or something that is no command."""
+    match arguments:
+        case ["-h" | "--help", *_]:
+            print(overview())
+            return DONE
+        case ["--version" | "-V", *_]:
+            import omnirouter
+
+            print(f"omnirouter {omnirouter.__version__}")
+            return DONE
+        case []:
+            print(overview(), file=sys.stderr)
+            return BAD
+    from omnirouter.cli.explain import did_you_mean
+
+    near = did_you_mean(arguments[0], COMMANDS) or ";"
+    raise BadInput(f"there is no command {arguments[0]}{near} there are {', '.join(COMMANDS)}")
+
+
+def overview() -> str:
+    """The text of `omnirouter --help`."""
+    rows = [f"  {name:<12}{_first_line(function)}" for name, function in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: omnirouter COMMAND ... | --help | --version",
+            "",
+            "Speech recognition with sparse mixture-of-experts encoders.",
+            "",
+            *rows,
+            "",
+            "omnirouter COMMAND --help shows a command's arguments.",
+            "Exit status: 0 done, 1 failed on the way, 2 bad arguments or input.",
+        ]
+    )
+
+
+def _first_line(function: Callable[..., int]) -> str:
+    return (inspect.getdoc(function) or "").split("\n", 1)[0]
+
+
+def _fail(command: str, message: str, status: int) -> int:
+    line = " ".join(message.split())
+    name = f"omnirouter {command}" if command in COMMANDS else "omnirouter"
+    print(f"{name}: {line}", file=sys.stderr)
+    return status
+
+
+def _describe(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep large blocks instead of giving them back to the system.
+
+    By default every large activation is a fresh mapping whose pages fault in anew at each step,
+    which costs training on a CPU some ten percent. The process holds on to its peak memory instead.
+
+    Returns:
+        Whether there was a glibc to tell.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of the settings in malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 64 * 2**20))
+    return all(mallopt(name, value) == 1 for name, value in settings)

@@ -1,0 +1,61 @@
+"""What several commands share: exit statuses, the choice of device, and checks before long work."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omnirouter.config import BadInput
+
+DONE, FAILED, BAD = 0, 1, 2
+
+
+def status(failed: int, total: int) -> int:
+    """Exit status when some of several inputs could not be used: 1, or 2 if none could."""
+    return DONE if not failed else BAD if failed == total else FAILED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how the model runs.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
+        precision: `fp32`, or `bf16` (autocast, float32 weights).
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def torch_device(self) -> str:
+        """`cpu` or `cuda`.
+
+        Raises:
+            BadInput: `cuda` without a device.
+        """
+        import torch
+
+        available = self.device != "cpu" and torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+        return "cuda" if available else "cpu"
+
+
+def require_writable(path: Path) -> None:
+    """Find out before the work, not after it, whether a file can be written.
+
+    Raises:
+        BadInput: it cannot, or is a folder.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except FileExistsError as error:
+        raise BadInput(f"{path.parent}: is not a folder; choose another place") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from error

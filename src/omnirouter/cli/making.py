@@ -1,0 +1,132 @@
+"""Commands that make models: demo, presets, train, average.
+
+As in all commands, what needs torch is imported inside, so that help and errors come at once; the
+docstrings are the help.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omnirouter.cli.common import DONE, FAILED, Compute
+from omnirouter.config import (
+    PAPER_MODELS,
+    PRESETS,
+    BadInput,
+    ModelConfig,
+    RunConfig,
+    count_parameters,
+)
+
+
+def demo(
+    *,
+    out: Path = Path("runs/demo"),
+    steps: int | None = None,
+    seed: int = 0,
+) -> int:
+    """Train, compare and use Dense, Switch and Omni on speech made on the spot.
+
+    Prints a table of word error rates and writes report.html. About ten minutes on two cores.
+
+    Args:
+        out: folder for the corpus, the checkpoints and the report.
+        steps: optimiser steps of each model; give fewer than the built-in number on a slow machine.
+        seed: of the corpus and of training.
+    """
+    from omnirouter.study.demo import run_demo
+
+    run_demo(out, steps=steps, seed=seed)
+    return DONE
+
+
+def presets(*, json: bool = False) -> int:
+    """List the paper's models and our small ones with their sizes.
+
+    Parameters are counted in all, active (those one frame passes through), and without the CTC
+    head, the way in which the paper's names of the dense models count.
+
+    Args:
+        json: print a JSON list.
+    """
+    from omnirouter.cli import show
+
+    if json:
+        show.as_json([_preset_row(name, config) for name, config in PRESETS.items()])
+        return DONE
+    groups: dict[str, list[list[str]]] = {"in the paper": [], "not in the paper": []}
+    for name, config in PRESETS.items():
+        *sizes, total, active, headless = _preset_row(name, config).values()
+        millions = [f"{count / 1e6:.1f} M" for count in (total, active, headless)]
+        group = "in the paper" if name in PAPER_MODELS else "not in the paper"
+        groups[group].append([*map(str, sizes), *millions])
+    columns = ("name", "routing", "dim", "layers", "experts", "parameters", "active", "no head")
+    show.table(columns, groups)
+    return DONE
+
+
+def _preset_row(name: str, config: ModelConfig) -> dict[str, Any]:
+    count = count_parameters(config)
+    return {
+        "name": name,
+        "routing": config.routing,
+        "dim": config.dim,
+        "num_layers": config.num_layers,
+        "num_experts": config.num_experts,
+        "parameters": count.total,
+        "active_parameters": count.active,
+        "parameters_without_head": count.without_head,
+    }
+
+
+def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
+    """Train a model as a recipe says.
+
+    Every key of the recipe is also an option and then wins over it, nested ones with dots:
+    --optim.peak_lr 1e-3 --data.train '[a.jsonl, b.jsonl]'. The run folder holds config.yaml,
+    metrics.jsonl, TensorBoard files, checkpoints/ (training states) and best/ (the model).
+
+    Args:
+        recipe: YAML file with keys of the options below; with --resume also the folder of a run.
+        run: the configuration.
+        resume: go on where the run in the folder `out` stopped, with identical losses.
+    """
+    if recipe.is_dir():
+        if not resume:
+            raise BadInput(f"{recipe}: is the folder of a run; add --resume to go on with it")
+        run = replace(run, out=str(recipe))
+    Compute(device=run.device).torch_device()
+    from omnirouter.cli import show
+    from omnirouter.train import train as run_training
+
+    result = run_training(run, resume=resume)
+    if result.stopped == "interrupted":
+        again = f"omnirouter train {run.out} --resume"
+        show.note(f"interrupted after step {result.steps}, all saved; to go on: {again}")
+        return FAILED
+    why = "no better WER for a while" if result.stopped == "plateau" else "all steps done"
+    minutes = result.seconds / 60
+    print(f"{result.steps} steps, {result.audio_hours:.2f} h of audio, {minutes:.1f} min: {why}")
+    wer = "" if math.isnan(result.wer) else f", WER {result.wer:.1%} on data.dev"
+    print(f"best model{wer}: {result.best}")
+    print(f"next: omnirouter evaluate {result.best} TEST.jsonl")
+    return DONE
+
+
+def average(checkpoints: list[Path], *, out: Path) -> int:
+    """Write a checkpoint whose weights are the mean of others of the same run.
+
+    Args:
+        checkpoints: folders of models of the same size and vocabulary.
+        out: folder to write; a checkpoint in it is replaced.
+    """
+    if out.resolve() in {folder.resolve() for folder in checkpoints}:
+        raise BadInput(f"out: {out} is one of those to average; choose another folder")
+    from omnirouter.checkpoint import average_checkpoints
+
+    average_checkpoints(checkpoints, out)
+    print(f"mean of {len(checkpoints)} checkpoints: {out}")
+    return DONE

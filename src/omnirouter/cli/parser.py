@@ -1,0 +1,115 @@
+"""From a typed function to its parser: signature and docstring say all there is to say.
+
+Keyword-only parameters are options (booleans flags), others positional (lists take one or more),
+and a dataclass gives an option per field, nested ones with dots. A `recipe` is read as defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from omnirouter.cli.explain import explain
+from omnirouter.cli.recipe import take_recipe
+from omnirouter.config import BadInput
+
+Command = Callable[..., int]
+GROUP_HELP = "Path to a configuration file."  # jsonargparse's words for --model, --data, ...
+
+
+class Formatter(argparse.HelpFormatter):
+    """Help with those defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        silent = default is None or default is False or default in ("", (), argparse.SUPPRESS)
+        return text if silent else f"{text} (default: %(default)s)"
+
+
+def parse(command: str, function: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
+    """Arguments of a command, by parameter of its function; None if help was asked for and printed.
+
+    Raises:
+        BadInput: in one line, naming the argument or recipe key.
+    """
+    parser = build_parser(command, function)
+    if any(argument in ("-h", "--help") for argument in arguments):
+        parser.print_help()
+        return None
+    source = ""
+    try:
+        values = parser.parse_args(arguments)
+        if "recipe" in values:
+            # then once more: what the recipe says are defaults, the command line wins
+            source = f"{take_recipe(parser, values.recipe, values.preset)}: "
+            values = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise BadInput(source + explain(str(error), parser)) from error
+    values = parser.instantiate(values)
+    return {name: _value(name, kind, values) for name, kind in _kinds(function).items()}
+
+
+def build_parser(command: str, function: Command) -> ArgumentParser:
+    """The parser of a command."""
+    doc = docstring_parser.parse(inspect.getdoc(function) or "")
+    texts = {param.arg_name: _help(param.description) for param in doc.params}
+    about = [part for part in (doc.short_description, doc.long_description) if part]
+    parser = ArgumentParser(
+        prog=f"omnirouter {command}",
+        description="\n\n".join(about),
+        formatter_class=Formatter,
+        exit_on_error=False,
+    )
+    usage = [parser.prog]
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind = _kinds(function)[name]
+        option = "--" + name.replace("_", "-")
+        if is_dataclass(kind):
+            parser.add_class_arguments(kind)
+        elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            label = name.upper()
+            if get_origin(kind) is list:
+                item = get_args(kind)[0]
+                parser.add_argument(name, nargs="+", type=item, metavar=label, help=texts[name])
+                label += "..."
+            else:
+                parser.add_argument(name, type=kind, metavar=label, help=texts[name])
+            usage.append(label)
+        elif kind is bool:
+            parser.add_argument(option, action="store_true", help=texts[name])
+        elif parameter.default is inspect.Parameter.empty:
+            parser.add_argument(option, type=kind, required=True, help=texts[name])
+            usage.append(f"{option} {name.upper()}")
+        else:
+            parser.add_argument(option, type=kind, default=parameter.default, help=texts[name])
+    parser.usage = " ".join([*usage, "[options]"])
+    for action in parser._actions:
+        hidden = action.help == GROUP_HELP  # keys are given one by one, or in a recipe
+        action.help = argparse.SUPPRESS if hidden else (action.help or "").replace("%", "%%")
+        if action.metavar is None and "." in action.dest:
+            action.metavar = action.dest.rsplit(".", 1)[1].upper()
+    return parser
+
+
+def _kinds(function: Command) -> dict[str, Any]:
+    """Types of the parameters."""
+    return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
+
+
+def _value(name: str, kind: Any, values: Namespace) -> Any:
+    if not is_dataclass(kind):
+        return values[name]
+    names = [field.name for field in fields(kind)]
+    make: Any = kind
+    return make(**{name: values[name] for name in names})
+
+
+def _help(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,0 +1,235 @@
+"""Commands that look at a trained model: evaluate, analyse."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnirouter.cli.common import DONE, Compute, require_writable, status
+from omnirouter.config import BadInput
+
+if TYPE_CHECKING:
+    from omnirouter.evaluate.score import SetResult
+
+REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
+
+
+def evaluate(
+    checkpoint: Path,
+    cuts: list[str],
+    compute: Compute,
+    *,
+    json: bool = False,
+    group_by: str | None = None,
+    output: Path | None = None,
+    hypotheses: Path | None = None,
+    batch_seconds: float = 120.0,
+) -> int:
+    """Word error rate of a checkpoint on test sets, with 95% intervals.
+
+    Both sides are normalised as Whisper's evaluation does; the interval is a bootstrap over
+    utterances. Audio that cannot be used is left out, counted, and named on standard error.
+
+    Args:
+        checkpoint: folder of the model, such as best/ of a run.
+        cuts: manifests, JSONL or lhotse cuts; quoted globs are expanded.
+        compute: where to run.
+        json: print a JSON object: name of each manifest (its file name without extension) to wer (a
+            fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
+        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
+        output: write the JSON object to this file too.
+        hypotheses: write what was recognised, and what was rejected and why, to this JSONL file.
+        batch_seconds: audio in one batch, in seconds.
+    """
+    from omnirouter.checkpoint import load_checkpoint
+    from omnirouter.cli import show
+    from omnirouter.data.prepare import read_manifest
+    from omnirouter.evaluate.score import score, score_groups
+
+    for path in (output, hypotheses):
+        if path is not None:
+            require_writable(path)
+    # all are checked before hours are spent on the first
+    sets = {name: read_manifest(path) for name, path in _named(cuts).items()}
+    model = load_checkpoint(checkpoint, compute.torch_device())
+    options: dict[str, Any] = {"batch_seconds": batch_seconds, "precision": compute.precision}
+    results: dict[str, SetResult] = {}
+    failed = 0
+    for name, utterances in sets.items():
+        total = sum(1 for _ in utterances)
+        try:
+            with show.progress(name, total, "utterances") as update:
+                options["progress"] = _counting(update)
+                if group_by is None:
+                    found = {name: score(model, utterances, name=name, **options)}
+                else:
+                    groups = score_groups(model, utterances, group_by=group_by, **options)
+                    found = {f"{name}/{group}": result for group, result in groups.items()}
+        except (BadInput, KeyboardInterrupt) as error:
+            show.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            failed += 1
+            if isinstance(error, BadInput):
+                continue
+            break  # what was scored so far is still shown and written
+        results |= found
+        _warn_of_rejected(found)
+    _report(results, json=json, output=output, hypotheses=hypotheses)
+    return status(failed, len(sets))
+
+
+def analyse(
+    checkpoint: Path,
+    cuts: str,
+    compute: Compute,
+    *,
+    out: Path,
+    limit: int = 500,
+    examples: int = 3,
+    json: bool = False,
+) -> int:
+    """Show what the routers of a model do: numbers and figures.
+
+    Writes routing.json (use of experts, router entropy, contingency tables and Cramér's V of
+    layers) and figures as PNG and SVG.
+
+    Args:
+        checkpoint: folder of a switch or omni model.
+        cuts: manifest, JSONL or lhotse cuts.
+        compute: where to run.
+        out: folder to write to.
+        limit: utterances, from the beginning of the manifest; 0 for all.
+        examples: utterances whose experts are drawn under their spectrogram.
+        json: print the numbers as JSON.
+    """
+    from omnirouter.checkpoint import load_checkpoint
+    from omnirouter.cli import show
+    from omnirouter.data.prepare import read_manifests
+    from omnirouter.evaluate.analyse import analyse as run_analysis
+
+    require_writable(out / "routing.json")
+    utterances = read_manifests([cuts])
+    model = load_checkpoint(checkpoint, compute.torch_device())
+    total = min(limit or 10**9, sum(1 for _ in utterances))
+    with show.progress("analyse", total, "utterances") as update:
+        numbers = run_analysis(
+            model,
+            utterances,
+            out,
+            limit=limit or None,
+            examples=examples,
+            precision=compute.precision,
+            progress=_counting(update),
+        )
+    show.note(f"routing.json and figures: {out}")
+    if json:
+        show.as_json(asdict(numbers))
+        return DONE
+    next_layer = [f"{value:.2f}" for value in numbers.cramers_v] + [""]
+    rows = [
+        [str(layer), " ".join(f"{share:.0%}" for share in shares), f"{entropy:.2f}", agreement]
+        for layer, (shares, entropy, agreement) in enumerate(
+            zip(numbers.usage, numbers.router_entropy, next_layer, strict=True), start=1
+        )
+    ]
+    columns = ("layer", "use of experts", "entropy (nats)", "Cramér's V with next")
+    show.table(columns, {"": rows})
+    return DONE
+
+
+def _named(patterns: Sequence[str]) -> dict[str, Path]:
+    """Manifests by file name without extension, or by path where names would clash."""
+    from omnirouter.data.prepare import find_manifests
+
+    paths = list(dict.fromkeys(path for pattern in patterns for path in find_manifests(pattern)))
+    stems = {path: path.name.removesuffix(".gz").removesuffix(".jsonl") for path in paths}
+    count = Counter(stems.values())
+    return {
+        stem if count[stem] == 1 else str(path.with_name(stem)): path
+        for path, stem in stems.items()
+    }
+
+
+def _counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
+    """A callback for batches that keeps the sum of their utterances."""
+    done = 0
+
+    def advance(utterances: int, seconds: float) -> None:
+        nonlocal done
+        done += utterances
+        update(done)
+
+    return advance
+
+
+def _warn_of_rejected(results: Mapping[str, SetResult]) -> None:
+    from omnirouter.cli import show
+    from omnirouter.data.loader import RejectLog
+
+    for name, result in results.items():
+        if not result.rejected:
+            continue
+        log = RejectLog()
+        log.add(result.rejected)
+        show.note(f"{name}: {log.summary()}")
+        for item in result.rejected[:REJECTED_SHOWN]:
+            show.note(f"  {item.id}: {item.reason}")
+        if (more := len(log) - REJECTED_SHOWN) > 0:
+            show.note(f"  and {more} more; --hypotheses FILE lists all")
+
+
+def _report(
+    results: Mapping[str, SetResult],
+    *,
+    json: bool,
+    output: Path | None,
+    hypotheses: Path | None,
+) -> None:
+    """Write the files that were asked for, then print."""
+    from omnirouter.checkpoint import write_atomically
+    from omnirouter.cli import show
+
+    if not results:
+        return
+    figures = {name: result.to_dict() for name, result in results.items()}
+    if output is not None:
+        text = json_format.dumps(figures, indent=2) + "\n"
+        write_atomically(output, lambda path: _write(path, text))
+    if hypotheses is not None:
+        lines = "".join(_utterances(results))
+        write_atomically(hypotheses, lambda path: _write(path, lines))
+    if json:
+        show.as_json(figures)
+        return
+    rows = [
+        [
+            name,
+            f"{result.wer:.2%}",
+            f"{result.ci_low:.2%} - {result.ci_high:.2%}",
+            f"{result.errors}/{result.words}",
+            f"{result.hours:.2f}",
+            f"{result.rtfx:.0f}",
+            str(len(result.rejected)),
+        ]
+        for name, result in results.items()
+    ]
+    columns = ("set", "WER", "95% interval", "errors/words", "hours", "RTFx", "rejected")
+    show.table(columns, {"": rows})
+
+
+def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
+    """JSON lines of what was recognised and rejected."""
+    for name, result in results.items():
+        for identity, reference, hypothesis in result.hypotheses:
+            row = {"set": name, "id": identity, "reference": reference, "hypothesis": hypothesis}
+            yield json_format.dumps(row, ensure_ascii=False) + "\n"
+        for item in result.rejected:
+            row = {"set": name, "id": item.id, "rejected": item.reason}
+            yield json_format.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,77 @@
+"""What commands print: tables and JSON on standard output, notes and progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_EVERY_S = 30.0
+PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+
+Update = Callable[[float], None]
+
+
+def note(text: str) -> None:
+    """One line on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def as_json(value: Any) -> None:
+    """JSON and nothing else on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def table(columns: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    """Print rows under the titles of their groups (if they have one); names in the first column."""
+    shown = Table(box=SIMPLE, header_style="bold")
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for title, rows in groups.items():
+        if title:
+            shown.add_row(Text(title, style="italic"))
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        shown.add_section()
+    terminal = sys.stdout.isatty()
+    Console(highlight=False, width=None if terminal else PLAIN_WIDTH).print(shown)
+
+
+@contextmanager
+def progress(title: str, total: float, unit: str) -> Iterator[Update]:
+    """Yield a function to call with how much of `total` is done.
+
+    A bar on a terminal that vanishes at the end; elsewhere a line every half minute.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        # standard output stays alone: it may be going to a file
+        with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    printed = time.monotonic()
+
+    def update(done: float) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= PLAIN_EVERY_S:
+            printed = time.monotonic()
+            note(f"{title}: {done:.0f} of {total:.0f} {unit}")
+
+    yield update

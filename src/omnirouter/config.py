@@ -1,0 +1,362 @@
+"""Configuration: what a model, its input and a training run are, as frozen dataclasses.
+
+Imports nothing of ours and no torch, so that every other room may read it. Constants of the paper
+(arXiv 2507.05724) stand here once, with their section; a value the paper does not give is marked
+`not in paper`. Sizes: D `dim`, F `ffn_dim`, H `num_heads`, N `num_experts`, L `num_layers`, V
+`vocab_size`, S `input_dim`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+Routing = Literal["dense", "switch", "omni"]
+BLANK = 0  # CTC blank; the tokenizer keeps this id free
+
+
+class OmnirouterError(Exception):
+    """A failure the user can act on: the message is one line that names what to change.
+
+    The command line prints it and ends with exit status 1.
+    """
+
+
+class BadInput(OmnirouterError, ValueError):
+    """An argument, file or recipe is wrong; the command line ends with exit status 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """Log-mel features (Sec. V-C): 80 bins, 25 ms window, 10 ms stride, four frames stacked.
+
+    Attributes:
+        sample_rate: Hz; audio at any other rate is resampled to it.
+        num_mels: mel bins M.
+        window_s: analysis window in seconds.
+        shift_s: stride in seconds.
+        stack: mel frames joined to one frame of width S = stack * num_mels.
+        preemphasis: coefficient of the first-order high-pass filter.
+        normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
+            of the training set, kept in `mean` and `std` (one value per mel bin).
+    """
+
+    sample_rate: int = 16_000
+    num_mels: int = 80
+    window_s: float = 0.025
+    shift_s: float = 0.010
+    stack: int = 4
+    preemphasis: float = 0.97  # not in paper
+    normalisation: Literal["utterance", "global"] = "utterance"  # not in paper
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Width S of a stacked frame."""
+        return self.stack * self.num_mels
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds between two (stacked) frames."""
+        return self.stack * self.shift_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A CTC Transformer with pre-norm blocks (Sec. IV), dense or with top-1 experts.
+
+    Attributes:
+        routing: `dense` has no router, `switch` one per layer, `omni` one for all layers (Eq. 6).
+        num_experts: experts N in every block's feed-forward layer; 1 for `dense`.
+        dim: model width D.
+        ffn_dim: feed-forward width F.
+        num_layers: blocks L.
+        num_heads: attention heads H; `dim // 64` if not given.
+        vocab_size: outputs V of the CTC head, blank included.
+        positions: `sinusoidal` (with CAPE augmentation in training) or `rope`.
+        dropout: probability, in training, after each sub-layer and inside the feed-forward layer.
+        layer_drop: probability, in training, that a block is skipped.
+        router_of_layer: which router each layer gets; `l % num_routers` if not given.
+        features: what the model was trained to read.
+    """
+
+    routing: Routing = "omni"
+    num_experts: int = 4
+    dim: int = 512
+    ffn_dim: int = 4096  # Sec. V-C
+    num_layers: int = 16  # Sec. V-C
+    num_heads: int | None = None  # not in paper
+    vocab_size: int = 8192  # Sec. V-B
+    positions: Literal["sinusoidal", "rope"] = "sinusoidal"  # not in paper
+    dropout: float = 0.0  # not in paper
+    layer_drop: float = 0.0  # not in paper
+    router_of_layer: tuple[int, ...] | None = None
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+
+    def __post_init__(self) -> None:
+        if self.routing == "dense" and self.num_experts != 1:
+            raise BadInput(
+                f"num_experts: a dense model has 1, not {self.num_experts}; "
+                "set num_experts: 1 or routing: switch or omni"
+            )
+        for name in ("dim", "ffn_dim", "num_layers", "num_experts"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}: must be at least 1, not {getattr(self, name)}")
+        if self.vocab_size < 2:
+            raise BadInput(f"vocab_size: blank and one piece make 2, not {self.vocab_size}")
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise BadInput(
+                f"num_heads: {self.heads} heads do not divide dim {self.dim} into even parts; "
+                "choose num_heads or dim so that dim / num_heads is an even number"
+            )
+        for name in ("dropout", "layer_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"{name}: a probability in [0, 1), not {getattr(self, name)}")
+        if self.router_of_layer is not None:
+            routers = set(self.router_of_layer)
+            if len(self.router_of_layer) != self.num_layers or routers != set(range(len(routers))):
+                raise BadInput(
+                    f"router_of_layer: needs {self.num_layers} router numbers, counted from 0 "
+                    "without gaps"
+                )
+
+    @property
+    def heads(self) -> int:
+        """Attention heads H."""
+        return self.num_heads or max(1, self.dim // 64)
+
+    @property
+    def router_map(self) -> tuple[int, ...]:
+        """The router of each layer; empty for a dense model."""
+        if self.routing == "dense":
+            return ()
+        if self.router_of_layer is not None:
+            return self.router_of_layer
+        routers = self.num_layers if self.routing == "switch" else 1
+        return tuple(layer % routers for layer in range(self.num_layers))
+
+    @property
+    def num_routers(self) -> int:
+        """Router matrices: 0 dense, L switch, 1 omni."""
+        return len(set(self.router_map))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for config.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters of a model: all, those one frame passes through, and all but the CTC head."""
+
+    total: int
+    active: int
+    without_head: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count parameters from the configuration alone (no model is built).
+
+    The paper's labels for dense models (84M, 140M, 200M) fit only without the head; both are
+    reported.
+    """
+    d, f, n = config.dim, config.ffn_dim, config.num_experts
+    attention = 4 * d * d
+    norm = 2 * d
+    feed_forward = d * f + f + f * d + d
+    block = attention + 2 * norm + n * feed_forward
+    router = d * n
+    inner = config.features.width * d + d + config.num_layers * block + norm
+    head = d * config.vocab_size + config.vocab_size
+    total = inner + config.num_routers * router + head
+    idle = config.num_layers * (n - 1) * feed_forward
+    return ParameterCount(total=total, active=total - idle, without_head=total - head)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation in training. SpecAugment as in Sec. V-C; the rest is off by default.
+
+    Attributes:
+        frequency_masks: number of frequency masks.
+        frequency_width: largest width of one, in mel bins.
+        time_masks: number of time masks.
+        time_width: largest width of one, in mel frames.
+        time_ratio: each time mask is at most this share of the utterance (per mask, not in all).
+        speeds: factors, one of which is drawn per utterance (for example 0.9, 1.0, 1.1); empty for
+            none.
+        noise_snr_db: range of the signal-to-noise ratio of added coloured noise in dB; empty for
+            none.
+        noise_probability: share of utterances that get noise.
+        cape: global shift, local jitter and scale of the positions (CAPE).
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 30
+    time_masks: int = 10
+    time_width: int = 50
+    time_ratio: float = 0.1
+    speeds: tuple[float, ...] = ()  # not in paper
+    noise_snr_db: tuple[float, ...] = ()  # not in paper
+    noise_probability: float = 0.0  # not in paper
+    cape: bool = True  # not in paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads.
+
+    Attributes:
+        train: manifests (JSONL or lhotse cuts); paths relative to the working directory, globs
+            allowed.
+        dev: manifests that choose the checkpoint.
+        weights: how often each `train` manifest is seen relative to its size (its epochs per
+            epoch); all 1 if empty.
+        batch_hours: audio in one optimiser step, in hours, over all devices.
+        device_seconds: audio in one micro-batch on one device, in seconds; accumulation follows
+            from it.
+        buckets: duration buckets of the sampler.
+        min_s: shorter utterances are left out.
+        max_s: longer utterances are left out.
+        workers: loader processes; 0 loads in the training process.
+        cache_gb: decoded audio kept in memory (16 bits a sample), in GB per loader process; 0 for
+            none.
+    """
+
+    train: tuple[str, ...] = ()
+    dev: tuple[str, ...] = ()
+    weights: tuple[int, ...] = ()
+    batch_hours: float = 7.0  # Sec. V-C
+    device_seconds: float = 1575.0  # not in paper: 7 h on 16 devices
+    buckets: int = 20  # not in paper
+    min_s: float = 0.1  # not in paper
+    max_s: float = 35.0  # not in paper
+    workers: int = 0
+    cache_gb: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule (Sec. V-C).
+
+    Attributes:
+        peak_lr: learning rate after warm-up.
+        warmup_steps: linear from 0 to `peak_lr`.
+        cosine_steps: cosine from `peak_lr` to `floor * peak_lr`.
+        floor: what the cosine ends at, as a share of `peak_lr`.
+        halve_every: after the cosine, steps between two halvings.
+        betas: AdamW's.
+        eps: AdamW's.
+        weight_decay: AdamW's, on matrices only.
+        clip: largest gradient norm.
+    """
+
+    peak_lr: float = 1e-3
+    warmup_steps: int = 64_000
+    cosine_steps: int = 60_000
+    floor: float = 0.1  # not in paper
+    halve_every: int = 50_000  # not in paper
+    betas: tuple[float, float] = (0.9, 0.999)  # not in paper
+    eps: float = 1e-8  # not in paper
+    weight_decay: float = 0.01
+    clip: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Word pieces (Sec. V-B).
+
+    Attributes:
+        path: an existing tokenizer.model; if empty one is trained from `data.train` (and `texts`).
+        texts: further text files, one sentence per line, to train it on.
+    """
+
+    path: str = ""
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run: what `omnirouter train RECIPE` reads.
+
+    Attributes:
+        out: run folder.
+        preset: name of a preset that `model` starts from.
+        model: the model; what a recipe gives here wins over the preset.
+        init: checkpoint folder whose weights the run starts from (fine-tuning).
+        seed: of weights, order and augmentation.
+        steps: optimiser steps; the run ends here at the latest.
+        precision: `bf16` (autocast, float32 weights) or `fp32`.
+        device: `auto`, `cpu` or `cuda`.
+        load_balance: `paper` for Eqs. 3-5 as printed, `switch` for the mean probability over all
+            tokens.
+        load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C).
+        validate_every: steps between two validations (greedy WER on `data.dev`).
+        checkpoint_every: steps between two checkpoints of the training state.
+        log_every: steps between two lines of metrics.jsonl.
+        patience: validations without a better WER after which the run stops; 0 never stops early.
+        average: last validation checkpoints averaged at the end (0 for none).
+        max_skipped: steps with a non-finite loss in a row after which the run stops with advice.
+    """
+
+    out: str = "runs/model"
+    preset: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    init: str = ""
+    seed: int = 0
+    steps: int = 1_000_000
+    precision: Literal["bf16", "fp32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    load_balance: Literal["paper", "switch"] = "paper"
+    load_balance_weight: float = 10.0
+    validate_every: int = 5_000
+    checkpoint_every: int = 1_000
+    log_every: int = 100
+    patience: int = 10
+    average: int = 0
+    max_skipped: int = 20
+
+
+def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:
+    routings: tuple[Routing, ...] = ("dense",) if num_experts == 1 else ("switch", "omni")
+    return {
+        f"{routing}-{label}": ModelConfig(routing=routing, dim=dim, num_experts=num_experts)
+        for routing in routings
+    }
+
+
+def _small(label: str, num_experts: int, **sizes: Any) -> dict[str, ModelConfig]:
+    dense = ModelConfig(routing="dense", num_experts=1, **sizes)
+    return {
+        f"dense-{label}": dense,
+        f"switch-{label}": replace(dense, routing="switch", num_experts=num_experts),
+        f"omni-{label}": replace(dense, routing="omni", num_experts=num_experts),
+    }
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # Tables I-III: the paper's 13 models
+    **_family(512, "84m", 1),
+    **_family(768, "140m", 1),
+    **_family(1024, "200m", 1),
+    **_family(512, "156m", 2),
+    **_family(512, "290m", 4),
+    **_family(512, "559m", 8),
+    **_family(768, "246m", 2),
+    **_family(1024, "345m", 2),
+    # the size of the streaming model its authors released
+    "omni-613m": ModelConfig(routing="omni", dim=1024, num_experts=4),
+    # ours (not in paper): for a CPU; tiny for the demo, small for a few hours of speech
+    **_small(
+        "tiny", 4, dim=128, ffn_dim=512, num_layers=6, num_heads=4, vocab_size=128, dropout=0.1
+    ),
+    **_small(
+        "small", 4, dim=192, ffn_dim=768, num_layers=10, num_heads=4, vocab_size=256, dropout=0.1
+    ),
+}
+PAPER_MODELS = tuple(PRESETS)[:13]

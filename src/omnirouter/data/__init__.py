@@ -1,0 +1,1 @@
+"""Data: manifests in (`prepare`), batches out (`loader`), and corpora known or made here."""

@@ -1,0 +1,308 @@
+"""A corpus made on the spot: espeak-ng speaks sentences of a small grammar in many voices.
+
+Training and development speech is clean. The test sets hold the same sentences in the same, unseen
+voices, each set under one condition (clean, telephone, reverberation, babble, noise, fast), so that
+only the condition differs. Everything follows from the seed, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import wave
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.conditions import CONDITIONS, decibels
+from omnirouter.data.espeak import (
+    SAMPLE_RATE,
+    VARIANTS,
+    Speech,
+    Wave,
+    draw_speech,
+    require_espeak,
+    rms,
+    speak,
+)
+from omnirouter.data.grammar import sentence
+
+VERSION = 1  # of the corpus: raise it with every change of what is made
+FORMAT = "omnirouter synthetic corpus"
+STAMP = "corpus.json"
+FAST_RATES = (240, 300)  # words per minute of the condition `fast`
+MEAN_SECONDS = 3.05  # of a training utterance, measured: turns hours into a number of utterances
+SPLITS = ("train", "dev", *(f"test_{condition}" for condition in CONDITIONS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """How much to make.
+
+    Attributes:
+        hours: of training speech, within a few percent.
+        seed: the corpus follows from it.
+        dev_utterances: size of the development set.
+        test_utterances: size of the test set of every condition.
+    """
+
+    hours: float = 3.0
+    seed: int = 0
+    dev_utterances: int = 150
+    test_utterances: int = 150
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hours < float("inf"):
+            raise BadInput(f"hours must be above 0, not {self.hours}")
+        for name in ("dev_utterances", "test_utterances"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One utterance to make: its place in the corpus, and what is said in which voice."""
+
+    split: str
+    index: int
+    speech: Speech
+    seed: int
+
+    @property
+    def condition(self) -> str:
+        """What happens to the speech: a key of `CONDITIONS`."""
+        return self.split.removeprefix("test_") if self.split.startswith("test_") else "clean"
+
+    @property
+    def id(self) -> str:
+        """Name, unique in the corpus."""
+        return f"{self.split}-{self.index:05d}"
+
+    @property
+    def path(self) -> str:
+        """Audio file, relative to the corpus."""
+        return f"audio/{self.split}/{self.id}.wav"
+
+
+def make_corpus(
+    out: Path, config: SyntheticConfig, *, workers: int | None = None, progress: bool = True
+) -> dict[str, Path]:
+    """Make the corpus in the folder `out`, or find it there.
+
+    Writes `audio/<split>/*.wav` (16 kHz, 16 bit, mono), one JSONL manifest per split and, last,
+    `corpus.json`. If that says that the same corpus is complete, nothing is done; otherwise
+    everything is made again. A script that calls this with several workers needs the usual
+    `if __name__ == "__main__":`.
+
+    Args:
+        out: folder, made if need be. Only files of a synthetic corpus are ever replaced in it.
+        config: how much to make.
+        workers: processes; the number of available cores if not given, 1 works in this process.
+        progress: show a progress bar (plain lines when not on a terminal) on stderr.
+
+    Returns:
+        Manifests by split: `train`, `dev`, and `test_<condition>` for every condition.
+
+    Raises:
+        BadInput: espeak-ng is not installed, or `out` holds other files of the same names.
+        OmnirouterError: a file cannot be written, espeak-ng fails, or a worker is killed.
+    """
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers must be at least 1, not {workers}")
+    manifests = {split: out / f"{split}.jsonl" for split in SPLITS}
+    stamp = {"format": FORMAT, "version": VERSION, **asdict(config)}
+    try:
+        found = _owned_stamp(out, manifests)
+        if found == stamp and all(path.exists() for path in (*manifests.values(), out / "audio")):
+            return manifests
+        require_espeak()
+        _clear(out, manifests)
+        utterances = plan(config)
+        seconds = _in_parallel(partial(_make, out), utterances, workers or _cores())
+        rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for utterance, duration in zip(
+            utterances, _shown(seconds, len(utterances), progress), strict=True
+        ):
+            rows[utterance.split].append(json.dumps(_row(utterance, duration)) + "\n")
+        for split, path in manifests.items():
+            _write(path, "".join(rows[split]))
+        _write(out / STAMP, json.dumps(stamp, indent=2) + "\n")
+    except OSError as error:
+        raise OmnirouterError(
+            f"cannot write the corpus to {out}: {error.strerror or error}"
+        ) from error
+    return manifests
+
+
+def plan(config: SyntheticConfig) -> list[Utterance]:
+    """Decide every utterance; train, dev and test share neither a sentence nor a voice variant."""
+    held_out: set[str] = set()
+
+    def speeches(voices: str, count: int) -> Iterator[Speech]:
+        for index in range(count):
+            rng = np.random.default_rng(_seed(config.seed, voices, index))
+            text = sentence(rng)
+            while text in held_out:
+                text = sentence(rng)
+            if voices != "train":
+                held_out.add(text)
+            yield draw_speech(text, VARIANTS[voices], rng)
+
+    test = list(speeches("test", config.test_utterances))
+    dev = list(speeches("dev", config.dev_utterances))
+    train = list(speeches("train", math.ceil(config.hours * 3600 / MEAN_SECONDS)))
+
+    splits = {"train": train, "dev": dev} | {f"test_{condition}": test for condition in CONDITIONS}
+    utterances = []
+    for split, said in splits.items():
+        for index, speech in enumerate(said):
+            if split == "test_fast":
+                rng = np.random.default_rng(_seed(config.seed, "rate", index))
+                speech = replace(speech, rate=int(rng.integers(*FAST_RATES, endpoint=True)))
+            seed = _seed(config.seed, f"{split}/recording", index)
+            utterances.append(Utterance(split=split, index=index, speech=speech, seed=seed))
+    return utterances
+
+
+def render(utterance: Utterance) -> Wave:
+    """Speak an utterance and pass it through its condition; samples at 16 kHz, shape [samples]."""
+    rng = np.random.default_rng(utterance.seed)
+    speech = speak(utterance.speech)
+    before, after = rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 4, size=2)
+    samples = np.pad(speech, (before, after))
+    samples = CONDITIONS[utterance.condition](samples, rng)
+    samples += decibels(-rng.uniform(40, 60)) * rng.standard_normal(len(samples), np.float32)
+    samples *= decibels(rng.uniform(-30, -20)) / rms(samples)
+    return samples / max(1.0, float(np.abs(samples).max()) / 0.95)
+
+
+def _seed(seed: int, split: str, index: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest)
+
+
+# Files and processes
+
+
+def _make(out: Path, utterance: Utterance) -> float:
+    """Write the audio of an utterance; return its duration in seconds."""
+    samples = render(utterance)
+    with wave.open(str(out / utterance.path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
+    return len(samples) / SAMPLE_RATE
+
+
+def _row(utterance: Utterance, duration: float) -> dict[str, str | float]:
+    """One line of a manifest."""
+    return {
+        "audio_filepath": utterance.path,
+        "text": utterance.speech.text,
+        "duration": round(duration, 4),
+        "speaker": utterance.speech.voice,
+        "condition": utterance.condition,
+        "id": utterance.id,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _owned_stamp(out: Path, manifests: Mapping[str, Path]) -> object:
+    """Return what `corpus.json` says, None without one; refuse files of anything else."""
+    foreign = "{} is not of a synthetic corpus: move it away or choose another folder"
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is not a folder")
+    for split, path in manifests.items():
+        if path.exists() and f'"audio/{split}/{split}-0' not in path.read_text(errors="replace"):
+            raise BadInput(foreign.format(path))
+    path = out / STAMP
+    if not path.exists():
+        return None
+    try:
+        stamp = json.loads(path.read_text(errors="replace"))
+    except ValueError:
+        stamp = None
+    if not isinstance(stamp, dict) or stamp.get("format") != FORMAT:
+        raise BadInput(foreign.format(path))
+    return stamp
+
+
+def _clear(out: Path, manifests: Mapping[str, Path]) -> None:
+    """Delete an earlier corpus in `out`, and nothing else; make the folders."""
+    for path in (out / STAMP, *manifests.values()):
+        path.unlink(missing_ok=True)
+    for split in manifests:
+        folder = out / "audio" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if re.fullmatch(rf"{split}-\d{{5,}}\.wav", path.name):
+                path.unlink()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_parallel(
+    make: Callable[[Utterance], float], utterances: Sequence[Utterance], workers: int
+) -> Iterator[float]:
+    """Yield `make(utterance)` in order; spawned processes, as espeak-ng must not be forked."""
+    if workers == 1:
+        yield from map(make, utterances)
+        return
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield from executor.map(make, utterances, chunksize=16)
+    except BrokenProcessPool as error:
+        raise OmnirouterError(
+            "a process that made speech was killed (out of memory?); call again with fewer workers"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the main process, and end when that has ended, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers run this
+    parent.join()
+    os._exit(1)
+
+
+def _shown(results: Iterable[float], total: int, progress: bool) -> Iterator[float]:
+    """Pass results on; show progress on stderr: a bar, or ten plain lines without a terminal."""
+    console = Console(stderr=True)
+    if progress and console.is_terminal:
+        yield from track(results, "Making speech", total=total, console=console)
+        return
+    for done, result in enumerate(results, 1):
+        yield result
+        if progress and (done * 10) // total > ((done - 1) * 10) // total:
+            print(f"making speech: {done} of {total} utterances", file=sys.stderr, flush=True)

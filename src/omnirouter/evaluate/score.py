@@ -1,0 +1,342 @@
+"""Word error rate on test sets: greedy decoding, Whisper normaliser on both sides (Sec. V-D).
+
+`recognise` transcribes one batch; `score_batches` is what training's validation calls with the
+model it holds in memory; `score` and `score_groups` read a manifest.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lhotse import CutSet
+
+from omnirouter.audio import Waveform, extract
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import BadInput
+from omnirouter.data.loader import Batch, Loader, LoaderConfig, Rejected
+from omnirouter.decode import greedy
+from omnirouter.metrics import error_rate
+from omnirouter.model import CTCEncoder, EncoderOutput
+
+Precision = Literal["fp32", "bf16"]
+Progress = Callable[[int, float], None]
+OnOutput = Callable[[Batch, EncoderOutput], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """One utterance with what the model made of it.
+
+    Attributes:
+        id: of the cut.
+        reference: its text as the manifest has it.
+        hypothesis: the model's text.
+        audio_s: length in seconds.
+        processing_s: its share, by length, of the seconds its batch took.
+    """
+
+    id: str
+    reference: str
+    hypothesis: str
+    audio_s: float
+    processing_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """Word error rate of one test set.
+
+    Attributes:
+        name: of the set.
+        wer: word errors / reference words, a fraction; NaN if no utterance could be read.
+        errors: substitutions, deletions and insertions.
+        words: reference words after normalisation.
+        ci_low: lower end of the 95% bootstrap interval over utterances.
+        ci_high: upper end.
+        hours: of audio scored.
+        rtfx: seconds of audio per second of features, model and decoding together. Reading,
+            decompressing and resampling the audio are not counted.
+        utterances: scored.
+        rejected: utterances whose audio could not be used; they are **not** part of `wer`.
+        hypotheses: (id, reference, hypothesis) of every scored utterance.
+    """
+
+    name: str
+    wer: float
+    errors: int
+    words: int
+    ci_low: float
+    ci_high: float
+    hours: float
+    rtfx: float
+    utterances: int
+    rejected: list[Rejected]
+    hypotheses: list[tuple[str, str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain figures for JSON (no transcripts; NaN becomes None)."""
+        figures = ("wer", "errors", "words", "ci_low", "ci_high", "hours", "rtfx", "utterances")
+        values = {key: getattr(self, key) for key in figures}
+        values["rejected"] = len(self.rejected)
+        return {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in values.items()
+        }
+
+
+@contextmanager
+def evaluating(model: CTCEncoder) -> Iterator[None]:
+    """Put `model` in evaluation mode, and afterwards back into the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def evaluation_loader(
+    checkpoint: Checkpoint, cuts: CutSet, batch_seconds: float = 120.0
+) -> Iterator[Batch]:
+    """Every utterance once, whatever its length or transcript, in batches of `batch_seconds`."""
+    data = LoaderConfig(max_seconds=batch_seconds)
+    return Loader(cuts, features=checkpoint.config.features, tokenizer=None, data=data).iterate()
+
+
+def forward(
+    checkpoint: Checkpoint, waveforms: Sequence[Waveform], precision: Precision = "fp32"
+) -> EncoderOutput:
+    """Features and encoder for a few utterances, without gradients, on the model's device.
+
+    Args:
+        checkpoint: its model must be in evaluation mode (see `evaluating`).
+        waveforms: samples of each utterance, at the features' rate.
+        precision: `bf16` runs the encoder under autocast.
+    """
+    device = next(checkpoint.model.parameters()).device
+    # no_grad, not inference_mode: what is cached on the way must stay usable in training
+    with torch.no_grad():
+        frames_TS, lengths_B = extract(waveforms, checkpoint.config.features, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            output: EncoderOutput = checkpoint.model(frames_TS, lengths_B)
+    return output
+
+
+def recognise(
+    checkpoint: Checkpoint,
+    batch: Batch,
+    *,
+    precision: Precision = "fp32",
+    on_output: OnOutput | None = None,
+) -> list[Recognised]:
+    """Transcribe one batch greedily.
+
+    Args:
+        checkpoint: its model must be in evaluation mode (see `evaluating`).
+        batch: of the loader; may be empty.
+        precision: `bf16` runs the encoder under autocast.
+        on_output: called with the batch and the encoder's output (for a validation loss, for
+            routings); its time is not counted.
+    """
+    if not batch.waveforms:
+        return []
+    start = time.perf_counter()
+    output = forward(checkpoint, batch.waveforms, precision)
+    hypotheses = greedy(output.log_probs, output.lengths, checkpoint.tokenizer)
+    elapsed = time.perf_counter() - start  # greedy has read its result, so a GPU is done here too
+    if on_output is not None:
+        on_output(batch, output)
+    rate = checkpoint.config.features.sample_rate
+    seconds = [len(waveform) / rate for waveform in batch.waveforms]
+    share = elapsed / sum(seconds)
+    rows = zip(batch.ids, batch.texts, hypotheses, seconds, strict=True)
+    return [
+        Recognised(
+            id=id_,
+            reference=text,
+            hypothesis=best.text,
+            audio_s=audio_s,
+            processing_s=audio_s * share,
+        )
+        for id_, text, best, audio_s in rows
+    ]
+
+
+def score_batches(
+    checkpoint: Checkpoint,
+    batches: Iterable[Batch],
+    *,
+    name: str,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+    on_output: OnOutput | None = None,
+) -> SetResult:
+    """Score what a loader gives: the way to validate a model that is being trained.
+
+    Args:
+        checkpoint: may hold a live model; its training mode is restored.
+        batches: of a `Loader` in evaluation mode.
+        name: of the result.
+        precision: `bf16` runs the encoder under autocast.
+        progress: called after each batch with its number of utterances (rejected ones included) and
+            its seconds of audio.
+        on_output: called with each batch and the encoder's output.
+    """
+    recognised, rejected = _recognise_all(checkpoint, batches, precision, progress, on_output)
+    return _summarise(name, recognised, rejected)
+
+
+def score(
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    *,
+    name: str,
+    batch_seconds: float = 120.0,
+    device: str | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> SetResult:
+    """Word error rate of a checkpoint on one set of cuts.
+
+    Utterances whose audio cannot be used are listed in `rejected` and left out of the error rate.
+    An utterance without a transcript counts as one in which nothing was said.
+
+    Args:
+        checkpoint: what to score.
+        cuts: with texts.
+        name: of the result.
+        batch_seconds: seconds of audio in one batch.
+        device: where to run; where the model is, if not given. The model is moved.
+        precision: `bf16` runs the encoder under autocast.
+        progress: as in `score_batches`.
+
+    Raises:
+        BadInput: not one utterance could be used, or none has a transcript.
+    """
+    _move(checkpoint, device)
+    batches = evaluation_loader(checkpoint, cuts, batch_seconds)
+    result = score_batches(checkpoint, batches, name=name, precision=precision, progress=progress)
+    require_readable(name, result.utterances, result.rejected)
+    if not result.words:
+        raise BadInput(
+            f"{name}: there is not one word to compare with; evaluating needs transcripts"
+        )
+    return result
+
+
+def score_groups(
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    *,
+    group_by: str,
+    batch_seconds: float = 120.0,
+    device: str | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> dict[str, SetResult]:
+    """Word error rate for each value of a field of the manifest, from one pass.
+
+    Args:
+        checkpoint: what to score.
+        cuts: with texts.
+        group_by: a field of the utterances, such as `corpus`, `condition` or `speaker`. Utterances
+            without it are scored under `(none)`.
+        batch_seconds: seconds of audio in one batch.
+        device: as in `score`.
+        precision: `bf16` runs the encoder under autocast.
+        progress: as in `score_batches`.
+
+    Returns:
+        Results by name of the group, sorted. The `wer` of a group of which nothing could be read is
+        NaN.
+
+    Raises:
+        BadInput: no utterance has the field, or none could be used.
+    """
+    group_of = {cut.id: _field(cut, group_by) for cut in cuts}
+    if not any(group_of.values()):
+        raise BadInput(f"group_by: no utterance of the manifest has the field '{group_by}'")
+    _move(checkpoint, device)
+    batches = evaluation_loader(checkpoint, cuts, batch_seconds)
+    recognised, rejected = _recognise_all(checkpoint, batches, precision, progress, None)
+    require_readable(group_by, len(recognised), rejected)
+    results = {}
+    for group in sorted({value or "(none)" for value in group_of.values()}):
+        results[group] = _summarise(
+            group,
+            [row for row in recognised if (group_of[row.id] or "(none)") == group],
+            [row for row in rejected if (group_of.get(row.id) or "(none)") == group],
+        )
+    return results
+
+
+def require_readable(name: str, utterances: int, rejected: list[Rejected]) -> None:
+    """Raise BadInput, naming the first reason, if no utterance of a set could be used."""
+    if utterances:
+        return
+    reason = f"; {rejected[0].id}: {rejected[0].reason}" if rejected else ": the manifest is empty"
+    raise BadInput(f"{name}: no utterance could be used{reason}")
+
+
+def _recognise_all(
+    checkpoint: Checkpoint,
+    batches: Iterable[Batch],
+    precision: Precision,
+    progress: Progress | None,
+    on_output: OnOutput | None,
+) -> tuple[list[Recognised], list[Rejected]]:
+    recognised: list[Recognised] = []
+    rejected: list[Rejected] = []
+    with evaluating(checkpoint.model):
+        for batch in batches:
+            rows = recognise(checkpoint, batch, precision=precision, on_output=on_output)
+            recognised += rows
+            rejected += batch.rejected
+            if progress is not None:
+                progress(len(rows) + len(batch.rejected), sum(row.audio_s for row in rows))
+    return recognised, rejected
+
+
+def _summarise(name: str, rows: list[Recognised], rejected: list[Rejected]) -> SetResult:
+    audio_s = sum(row.audio_s for row in rows)
+    if rows:
+        rate = error_rate([row.reference for row in rows], [row.hypothesis for row in rows])
+        wer, errors, words, low, high = (
+            rate.rate,
+            rate.errors,
+            rate.words,
+            rate.ci_low,
+            rate.ci_high,
+        )
+    else:
+        wer, errors, words, low, high = math.nan, 0, 0, math.nan, math.nan
+    return SetResult(
+        name=name,
+        wer=wer,
+        errors=errors,
+        words=words,
+        ci_low=low,
+        ci_high=high,
+        hours=audio_s / 3600,
+        rtfx=audio_s / sum(row.processing_s for row in rows) if rows else math.nan,
+        utterances=len(rows),
+        rejected=rejected,
+        hypotheses=[(row.id, row.reference, row.hypothesis) for row in rows],
+    )
+
+
+def _field(cut: Any, name: str) -> str:
+    """A field of the cut's supervision, standard or custom, as text; empty if it has none."""
+    value = getattr(cut.supervisions[0], name, None) if cut.supervisions else None
+    return "" if value is None else str(value)
+
+
+def _move(checkpoint: Checkpoint, device: str | None) -> None:
+    if device is not None:
+        checkpoint.model.to(device)

@@ -1,0 +1,108 @@
+"""The CTC Transformer (Sec. IV): it owns the routers and hands one to each block.
+
+Dense has no router, Switch one per layer, Omni one for all layers (Eq. 6); nothing else differs. T
+frames of the whole batch, packed without padding, B utterances, S input width, D model width, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from omnirouter.config import ModelConfig
+from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation
+from omnirouter.model.routing import Router, Routing, RoutingContext
+
+LONGEST_WAVE = 10_000.0  # of the sinusoids, in frames over 2 pi
+
+
+class EncoderOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        log_probs: [T, V] float32, packed as the input.
+        lengths: frames of each utterance, [B] int64 on the CPU.
+        routings: one per layer that was run; empty for a dense model.
+    """
+
+    log_probs: Tensor
+    lengths: Tensor
+    routings: list[Routing]
+
+
+class CTCEncoder(nn.Module):
+    """Stacked frames in, CTC log-probabilities and routings out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.input = nn.Linear(config.features.width, config.dim)
+        self.routers = nn.ModuleList(
+            Router(config.dim, config.num_experts) for _ in range(config.num_routers)
+        )
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.vocab_size)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self,
+        frames_TS: Tensor,
+        lengths_B: Tensor,
+        *,
+        positions_T: Tensor | None = None,
+        skip: Collection[int] = (),
+    ) -> EncoderOutput:
+        """Encode a packed batch.
+
+        Args:
+            frames_TS: valid frames of all utterances, one after the other.
+            lengths_B: frames of each, int64 on the CPU; their sum is T.
+            positions_T: position of each frame within its utterance; 0, 1, 2, ... if not given.
+            skip: layers left out (layer drop).
+        """
+        if int(lengths_B.sum()) != len(frames_TS):
+            raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
+        packing = Packing(lengths_B, frames_TS.device)
+        if positions_T is None:
+            positions_T = frame_positions(lengths_B)
+        positions_T = positions_T.to(frames_TS.device, non_blocking=True)
+        x_TD = self.input(frames_TS).float()
+        rotation = None
+        if self.config.positions == "rope":
+            angles = position_angles(positions_T, self.config.dim // self.config.heads)[:, None]
+            rotation = Rotation(angles.cos(), angles.sin())
+        else:
+            wave = position_angles(positions_T, self.config.dim)
+            x_TD = x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
+        x_TD = self.dropout(x_TD)
+        routings: list[Routing] = []
+        for layer, block in enumerate(self.blocks):
+            if layer in skip:
+                continue
+            router = self.routers[self.config.router_map[layer]] if self.routers else None
+            context = RoutingContext(layer=layer, lengths_B=lengths_B, earlier=tuple(routings))
+            x_TD, routing = block(x_TD, packing, rotation, router, context)
+            if routing is not None:
+                routings.append(routing)
+        log_probs = self.head(self.norm(x_TD)).float().log_softmax(dim=-1)
+        return EncoderOutput(log_probs, lengths_B, routings)
+
+
+def frame_positions(lengths_B: Tensor) -> Tensor:
+    """0, 1, 2, ... within every utterance, float32 on the CPU, packed."""
+    begins_B = lengths_B.cumsum(0) - lengths_B
+    positions = torch.arange(int(lengths_B.sum())) - begins_B.repeat_interleave(lengths_B)
+    return positions.float()
+
+
+def position_angles(positions_T: Tensor, width: int) -> Tensor:
+    """Angles of `width` / 2 waves, from one radian a frame to `LONGEST_WAVE`, [T, width / 2]."""
+    count = width // 2
+    steps = torch.arange(count, device=positions_T.device)
+    return positions_T[:, None] * torch.exp(-math.log(LONGEST_WAVE) / count * steps)

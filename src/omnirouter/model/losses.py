@@ -1,0 +1,65 @@
+"""The losses: CTC over packed frames and the load balance of Eqs. 3-5.
+
+T frames of the whole batch, B utterances, N experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from omnirouter.config import BLANK
+from omnirouter.model.routing import Routing
+
+
+def ctc_loss(log_probs_TV: Tensor, lengths_B: Tensor, targets: Sequence[Sequence[int]]) -> Tensor:
+    """Negative log-likelihood of each utterance, [B] float32, summed over its frames.
+
+    An utterance too short for its target has no alignment: it gives 0 and no gradient (the loader
+    rejects and counts such utterances before they come here).
+
+    Args:
+        log_probs_TV: packed log-probabilities.
+        lengths_B: frames of each utterance (CPU).
+        targets: B lists of piece ids without blanks.
+    """
+    padded_TBV = pad_sequence(list(log_probs_TV.float().split(lengths_B.tolist())))
+    sizes_B = torch.tensor([len(t) for t in targets], dtype=torch.int64)
+    flat = torch.tensor([piece for t in targets for piece in t], dtype=torch.int64)
+    flat = flat.to(log_probs_TV.device, non_blocking=True)
+    return F.ctc_loss(
+        padded_TBV, flat, lengths_B, sizes_B, blank=BLANK, reduction="none", zero_infinity=True
+    )
+
+
+def load_balance_loss(
+    routings: Sequence[Routing], form: Literal["paper", "switch"] = "paper"
+) -> Tensor:
+    """Sum over layers of N sum_j f_j rho_j (Eq. 5); a scalar, 0 without routings.
+
+    f_j is the share of frames dispatched to expert j (Eq. 3). rho_j averages over all T frames the
+    probability of j: `paper` counts only the frames dispatched to j (Eq. 4 as printed), `switch`
+    all of them (Fedus et al. 2021).
+    """
+    if not routings:
+        return torch.zeros(())
+    return torch.stack([_layer_loss(routing, form) for routing in routings]).sum()
+
+
+def _layer_loss(routing: Routing, form: Literal["paper", "switch"]) -> Tensor:
+    frames, num_experts = routing.probs_TN.shape
+    member_AN = F.one_hot(routing.expert_A, num_experts).to(routing.probs_TN.dtype)
+    share_N = member_AN.mean(dim=0)
+    if form == "switch":
+        rho_N = routing.probs_TN.mean(dim=0)
+    else:
+        probs_AN = routing.probs_TN
+        if routing.frame_A is not None:
+            probs_AN = probs_AN[routing.frame_A]
+        rho_N = (probs_AN * member_AN).sum(dim=0) / frames
+    return num_experts * (share_N * rho_N).sum()

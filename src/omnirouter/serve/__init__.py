@@ -1,0 +1,1 @@
+"""Using a trained model: audio of any length and format to text."""

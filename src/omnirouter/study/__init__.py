@@ -1,0 +1,1 @@
+"""Programs that train or time whole models, and the pages they write."""

@@ -1,0 +1,268 @@
+"""The main job in about ten minutes: a corpus made on the spot, three models, one comparison.
+
+Dense, Switch and Omni have the same active size, see the same batches for the same number of steps,
+and are scored on clean speech of unseen voices and on conditions they never heard. Killed and
+started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from omnirouter.audio import extract
+from omnirouter.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from omnirouter.config import (
+    PRESETS,
+    AugmentConfig,
+    BadInput,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    count_parameters,
+)
+from omnirouter.data.prepare import read_manifest
+from omnirouter.data.synthetic import SyntheticConfig, make_corpus
+from omnirouter.evaluate.analyse import choose_examples, collect, strip_examples, summarise
+from omnirouter.evaluate.routing import aligned_labels
+from omnirouter.evaluate.score import SetResult, score
+from omnirouter.evaluate.tables import Condition, WerTable, to_rich
+from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
+from omnirouter.study.report import ModelReport, write_report
+from omnirouter.train import TrainResult, train
+from omnirouter.train.run import rows_of
+from omnirouter.train.watch import Watch
+
+NAMES = {"dense": "Dense", "switch": "Switch", "omni": "Omni"}
+CORPUS = SyntheticConfig(hours=3.0)
+STEPS = 1_000  # of each model
+BATCH_S = 60.0  # audio in one step
+TIMED_STEPS = 3  # for the projection
+CORPUS_S = 90.0  # what corpus and scoring add to the projection, on two cores
+CONDITIONS = (
+    Condition(name="test_clean", label="clean"),
+    Condition(name="test_fast", label="fast speech"),
+    Condition(name="test_telephone", label="telephone"),
+    Condition(name="test_reverberation", label="reverberation"),
+    Condition(name="test_babble", label="babble"),
+    Condition(name="test_noise", label="noise"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo leaves.
+
+    Attributes:
+        table: word error rates.
+        report: the page.
+        checkpoints: folder of each model's best checkpoint, by routing.
+    """
+
+    table: WerTable
+    report: Path
+    checkpoints: dict[str, Path]
+
+
+def run_demo(
+    out: Path, *, steps: int | None = None, seed: int = 0, hours: float = CORPUS.hours
+) -> DemoResult:
+    """Make the corpus, train, compare, report.
+
+    Args:
+        out: folder for corpus, runs and report.html; a finished part found there is used again.
+        steps: of each model; `STEPS` if None.
+        seed: of corpus, weights and order.
+        hours: of training speech to make.
+
+    Raises:
+        BadInput: `steps` is below 1, or espeak-ng is not installed.
+        OmnirouterError: the disk is full.
+    """
+    console = Console(highlight=False)
+    began = time.monotonic()
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise BadInput(f"steps: at least 1, not {steps}")
+    _project(steps, console)
+    manifests = make_corpus(out / "corpus", replace(CORPUS, hours=hours, seed=seed))
+    runs = {routing: demo_config(out, routing, manifests, steps, seed) for routing in NAMES}
+    results = {routing: _train(config, console) for routing, config in runs.items()}
+    console.print("Scoring on clean and shifted speech of unseen voices ...")
+    models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
+    table = WerTable(conditions=CONDITIONS, results={m.name: m.results for m in models})
+    report = out / "report.html"
+    write_report(
+        report,
+        title="Dense, Switch and Omni on a made-up corpus",
+        models=models,
+        conditions=CONDITIONS,
+        facts=_facts(runs["omni"], hours, time.monotonic() - began),
+    )
+    _write_json(out / "results.json", models)
+    console.print()
+    console.print(to_rich(table))
+    best = {routing: result.best for routing, result in results.items()}
+    _farewell(console, best["omni"], manifests["test_clean"], report)
+    return DemoResult(table=table, report=report, checkpoints=best)
+
+
+def demo_config(
+    out: Path, routing: str, manifests: dict[str, Path], steps: int, seed: int
+) -> RunConfig:
+    """The run of one model; all three differ in `routing` alone."""
+    warmup = max(1, steps // 10)
+    return RunConfig(
+        out=str(out / routing),
+        model=PRESETS[f"{routing}-tiny"],
+        data=DataConfig(
+            train=(str(manifests["train"]),),
+            dev=(str(manifests["dev"]),),
+            batch_hours=BATCH_S / 3600,
+            device_seconds=BATCH_S,
+        ),
+        augment=AugmentConfig(
+            frequency_masks=2, frequency_width=15, time_masks=2, time_width=20, cape=False
+        ),
+        optim=OptimConfig(
+            peak_lr=4e-3,
+            warmup_steps=warmup,
+            cosine_steps=steps - warmup,
+            floor=0.02,
+            clip=1.0,
+        ),
+        seed=seed,
+        steps=steps,
+        validate_every=max(1, steps // 4),
+        checkpoint_every=max(1, steps // 10),
+        log_every=max(1, steps // 100),
+        patience=0,
+    )
+
+
+def _project(steps: int, console: Console) -> None:
+    """Say how long this machine will take, from a few steps on noise; offer `--steps`."""
+    seconds = len(NAMES) * steps * _step_seconds() + CORPUS_S
+    minutes = f"about {max(1, round(seconds / 60))} min"
+    console.print(
+        f"Dense, Switch and Omni, {steps} steps each: {minutes} on this machine "
+        f"({torch.get_num_threads()} threads)."
+    )
+    if seconds > 15 * 60:
+        shorter = max(1, int(steps * 10 * 60 / seconds / 10) * 10)
+        console.print(f"For about 10 min, stop now and run with --steps {shorter}.")
+
+
+def _step_seconds() -> float:
+    """Median time of a training step of the sparse demo model."""
+    config = PRESETS["omni-tiny"]
+    model = CTCEncoder(config)
+    rng = np.random.default_rng(0)
+    features = config.features
+    waves = [
+        rng.standard_normal(3 * features.sample_rate, dtype=np.float32)
+        for _ in range(int(BATCH_S / 3))
+    ]
+    times = []
+    for _ in range(TIMED_STEPS + 1):
+        began = time.perf_counter()
+        frames, lengths = extract(waves, features)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(frames, lengths)
+        loss = ctc_loss(output.log_probs, output.lengths, [[5, 6, 7] * 5] * len(waves)).mean()
+        (loss + load_balance_loss(output.routings)).backward()
+        times.append(time.perf_counter() - began)
+    return sorted(times[1:])[len(times[1:]) // 2]
+
+
+def _train(config: RunConfig, console: Console) -> TrainResult:
+    """Train, go on with, or find finished, one model."""
+    name = NAMES[config.model.routing]
+    started = (Path(config.out) / "config.yaml").exists()
+    count = count_parameters(config.model)
+    console.print(
+        f"{name}: {count.active / 1e6:.2f} M of {count.total / 1e6:.2f} M parameters active"
+    )
+    return train(config, resume=started, watch=Watch(config.steps, title=name))
+
+
+def _model_report(
+    result: TrainResult, config: RunConfig, manifests: dict[str, Path]
+) -> ModelReport:
+    checkpoint = load_checkpoint(result.best)
+    results: dict[str, SetResult] = {
+        condition.name: score(
+            checkpoint, read_manifest(manifests[condition.name]), name=condition.name
+        )
+        for condition in CONDITIONS
+    }
+    numbers, labels = None, None
+    clean = read_manifest(manifests["test_clean"])
+    if checkpoint.config.routing != "dense":
+        collection = collect(checkpoint, clean)
+        numbers = summarise(collection, checkpoint.config.routing)
+        labels = aligned_labels(collection.experts_LT, collection.num_experts)
+    return ModelReport(
+        name=NAMES[config.model.routing],
+        config=checkpoint.config,
+        results=results,
+        metrics=rows_of(Path(config.out) / "metrics.jsonl"),
+        steps=result.steps,
+        train_seconds=result.seconds,
+        routing=numbers,
+        strips=strip_examples(checkpoint, choose_examples(clean), labels),
+    )
+
+
+def _facts(config: RunConfig, hours: float, seconds: float) -> dict[str, str]:
+    return {
+        "Corpus": f"{hours:g} h of training speech made with espeak-ng, seed {config.seed}; test "
+        "voices are unseen in training",
+        "Training": f"{config.steps} steps of {BATCH_S:g} s of audio, {config.precision}",
+        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads",
+        "Software": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        "Time": f"{seconds / 60:.1f} min in this session",
+    }
+
+
+def _write_json(path: Path, models: list[ModelReport]) -> None:
+    values: dict[str, Any] = {
+        model.name: {
+            "train_seconds": model.train_seconds,
+            "cramers_v": model.routing.cramers_v if model.routing else None,
+            "sets": {name: result.to_dict() for name, result in model.results.items()},
+        }
+        for model in models
+    }
+    text = json.dumps(values, indent=2) + "\n"
+    write_atomically(path, lambda p: _write(p, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _farewell(console: Console, omni: Path, clean: Path, report: Path) -> None:
+    """Transcribe one file and say what to do next."""
+    checkpoint: Checkpoint = load_checkpoint(omni)
+    cuts = choose_examples(read_manifest(clean), 1)
+    (_, said, heard) = score(checkpoint, cuts, name="one file").hypotheses[0]
+    path = next(iter(cuts)).recording.sources[0].source
+    console.print(f"\nOne file:   omnirouter transcribe {path} --model {omni}", soft_wrap=True)
+    console.print(f"  said:     {said}\n  heard:    {heard}", soft_wrap=True)
+    console.print(
+        f"\nNext\n  look inside:            open {report}\n"
+        f"  your own audio:         omnirouter transcribe FILE --model {omni}\n"
+        "  train on your own data: see the README, or omnirouter train --help",
+        soft_wrap=True,
+    )

@@ -1,0 +1,176 @@
+"""Text: training targets, word pieces and the normaliser behind every reported error rate.
+
+Word pieces are a sentencepiece unigram model (Sec. V-B) whose id 0 is the CTC blank and id 1 the
+unknown piece. Word error rates are taken on OpenAI's English Whisper normalisation (Sec. V-D).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import sentencepiece
+
+from omnirouter.config import BLANK, BadInput
+
+UNKNOWN = BLANK + 1
+_APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4\uff07", "''''''")
+_OUTER_APOSTROPHE = re.compile(r"(?<!\S)'+|'+(?!\S)")
+_LONGEST_SENTENCE = 1 << 20  # bytes; sentencepiece silently drops sentences longer than this
+_SILENT = 3  # sentencepiece's log level above INFO, WARNING and ERROR
+
+
+def clean_text(text: str) -> str:
+    """Turn a transcript into a training target: lower case, words separated by one space.
+
+    Letters, their marks and digits stay, and apostrophes inside a word (typographic ones become
+    plain ones); everything else separates words. Numbers are not spelt out.
+    """
+    # NFKC loses some apostrophes and makes others; lower case can undo part of it
+    folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    folded = unicodedata.normalize("NFKC", folded).translate(_APOSTROPHES)
+    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
+    return " ".join(_OUTER_APOSTROPHE.sub(" ", kept).split())
+
+
+def whisper_normalise(text: str) -> str:
+    """Normalise English text as Whisper's evaluation does, references and hypotheses alike."""
+    return _whisper_normaliser()(text)
+
+
+@cache
+def _whisper_normaliser() -> Callable[[str], str]:
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    normaliser: Callable[[str], str] = EnglishTextNormalizer()
+    return normaliser
+
+
+class Tokenizer:
+    """Word pieces; give `encode` text of the kind the tokenizer was trained on (`clean_text`).
+
+    Args:
+        model_bytes: a serialised sentencepiece model with blank id 0 and unknown id 1.
+
+    Raises:
+        BadInput: if the bytes are not such a model.
+    """
+
+    def __init__(self, model_bytes: bytes) -> None:
+        self.model_bytes = model_bytes
+        self._pieces = sentencepiece.SentencePieceProcessor()
+        try:
+            loaded = bool(model_bytes) and self._pieces.LoadFromSerializedProto(model_bytes)
+        except RuntimeError:
+            loaded = False
+        if not loaded:
+            raise BadInput("tokenizer: not a sentencepiece model; train one or copy it again")
+        if self._pieces.pad_id() != BLANK or self._pieces.unk_id() != UNKNOWN:
+            raise BadInput(
+                f"tokenizer: id {BLANK} must be the blank (sentencepiece's pad) and {UNKNOWN} the "
+                "unknown piece; train one with omnirouter"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a `tokenizer.model` file; raises BadInput if it is missing or something else."""
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as error:
+            raise BadInput(f"{path}: cannot read the tokenizer ({error.strerror})") from error
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the sentencepiece model to `path`."""
+        Path(path).write_bytes(self.model_bytes)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids V, blank and unknown included."""
+        return int(self._pieces.GetPieceSize())
+
+    def encode(self, text: str) -> list[int]:
+        """Text to ids; characters the tokenizer has never seen become the unknown id."""
+        return list(self._pieces.EncodeAsIds(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids to text; blanks vanish."""
+        return str(self._pieces.DecodeIds(list(ids)))
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The written form of each id; `▁` marks the start of a word."""
+        return [str(self._pieces.IdToPiece(int(id_))) for id_ in ids]
+
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
+        return Tokenizer, (self.model_bytes,)  # loader processes get a copy
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Tokenizer) and self.model_bytes == other.model_bytes
+
+    def __hash__(self) -> int:
+        return hash(self.model_bytes)
+
+
+def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train word pieces; the same sentences in the same order give the same tokenizer.
+
+    Args:
+        sentences: training text, read once (`clean_text` of the transcripts).
+        vocab_size: exact number of ids V, blank and unknown included.
+
+    Raises:
+        BadInput: if there is no text, or too little or too varied text for `vocab_size`; the
+            message names the largest or smallest size that this text allows.
+    """
+    words = (" ".join(sentence.split()) for sentence in sentences)
+    given = (sentence for sentence in words if sentence)
+    first = next(given, None)
+    if first is None:
+        raise BadInput("tokenizer: there is no text to train on; check the manifests' text")
+    model = io.BytesIO()
+    try:
+        _train(chain([first], given), max(vocab_size, UNKNOWN + 1), model)
+    except RuntimeError as error:
+        raise BadInput(_explain(str(error), vocab_size)) from error
+    return Tokenizer(model.getvalue())
+
+
+def _train(sentences: Iterator[str], vocab_size: int, model: io.BytesIO) -> None:
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=sentences,
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=True,
+        character_coverage=1.0,
+        byte_fallback=False,
+        max_sentence_length=_LONGEST_SENTENCE,
+        num_threads=1,  # the sums of several threads come in any order
+        pad_id=BLANK,
+        pad_piece="<blank>",
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        eos_id=-1,
+        minloglevel=_SILENT,
+    )
+
+
+def _explain(message: str, vocab_size: int) -> str:
+    """One line that names the size to ask for, from sentencepiece's message."""
+    if found := re.search(r"Please set it to a value <= (\d+)", message):
+        return (
+            f"vocab_size: the text is too small for {vocab_size} word pieces; set vocab_size to at "
+            f"most {found[1]} or give more text"
+        )
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"vocab_size: {vocab_size} does not cover the text's characters; set vocab_size to at "
+            f"least {found[1]}, or check the text for stray characters"
+        )
+    return f"tokenizer: sentencepiece could not train ({' '.join(message.split())})"

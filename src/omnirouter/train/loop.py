@@ -1,0 +1,417 @@
+"""The training loop (Sec. V-C): CTC plus load balance, AdamW, greedy WER, exact resume.
+
+What a step does is in `Trainer.step`; everything a resumed run needs is in `Trainer.state`.
+Randomness of the data hangs on (seed, epoch, cut), that of layer drop on (seed, step), dropout's
+generator is saved.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from omnirouter.audio import cape_positions, extract
+from omnirouter.checkpoint import (
+    Checkpoint,
+    average_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from omnirouter.config import BLANK, OmnirouterError, RunConfig
+from omnirouter.data.batch import Batch, RejectLog
+from omnirouter.evaluate.routing import routing_stats
+from omnirouter.evaluate.score import SetResult, score_batches
+from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss, load_balance_loss
+from omnirouter.text import clean_text
+from omnirouter.train.optim import build_optimizer, learning_rate
+from omnirouter.train.run import Progress, RunFolder
+from omnirouter.train.setup import build_model, build_tokenizer, dev_loader, train_loader
+from omnirouter.train.watch import Watch
+
+BLANK_PLATEAU = 0.98  # share of blank frames above which a model says next to nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run gives.
+
+    Attributes:
+        best: checkpoint folder of the best validation.
+        wer: its greedy WER on the development set, a fraction; NaN without one.
+        steps: optimiser steps done.
+        audio_hours: hours of audio trained on, repetitions included.
+        seconds: time spent, over all sessions.
+        stopped: `steps`, `plateau` or `interrupted`.
+    """
+
+    best: Path
+    wer: float
+    steps: int
+    audio_hours: float
+    seconds: float
+    stopped: str
+
+
+def train(config: RunConfig, *, resume: bool = False, watch: Watch | None = None) -> TrainResult:
+    """Train a model as `config` says, into the folder `config.out`.
+
+    Args:
+        config: the run.
+        resume: go on from the newest training state in `config.out`; losses are those of a run that
+            was never interrupted (on the CPU, with the same number of threads).
+        watch: shows progress; a fresh one if None.
+
+    Raises:
+        BadInput: something in the configuration or the data is wrong.
+        OmnirouterError: the disk is full, or the loss stayed non-finite.
+    """
+    trainer = Trainer(config, resume=resume, watch=watch or Watch(config.steps))
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One run: model, optimiser, data and progress."""
+
+    def __init__(self, config: RunConfig, *, resume: bool, watch: Watch) -> None:
+        self.folder = RunFolder(config, resume=resume)
+        self.watch = watch
+        torch.manual_seed(config.seed)
+        accelerator = "gpu" if config.device == "cuda" else config.device
+        self.fabric = Fabric(
+            accelerator=accelerator,
+            devices=1,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        )
+        self.tokenizer = build_tokenizer(config, self.folder.path, resume=resume)
+        network = build_model(config, self.tokenizer)
+        self.config = replace(config, model=network.config)
+        self.optim = config.optim
+        self.model: Any
+        self.model, self.optimizer = self.fabric.setup(
+            network, build_optimizer(network, config.optim)
+        )
+        self.network: CTCEncoder = self.model.module
+        self.train_data = train_loader(self.config, self.tokenizer)
+        self.dev_data = dev_loader(self.config, self.tokenizer)
+        data = config.data
+        self.micro_batches = max(1, math.ceil(data.batch_hours * 3600 / data.device_seconds - 1e-9))
+        self.progress = Progress()
+        self.rejected = RejectLog()
+        self.sums: list[float] = [0.0, 0.0, 0.0]  # CTC, load balance, steps since the last log row
+        self.interrupted = False
+        self.plateau_named = False
+        if not resume:
+            self.folder.start(config)
+        elif (state := self.folder.newest_state()) is not None:
+            self.restore(self.folder.load_state(state))
+        self.folder.rewind_metrics(self.progress.step)
+
+    def run(self) -> TrainResult:
+        """Train to the last step, a plateau or an interrupt."""
+        batches = self.train_data.iterate(self.progress.epoch, self.progress.index, endless=True)
+        previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
+        began, before = time.monotonic(), self.progress.elapsed_s
+        stopped = "steps"
+        try:
+            with self.watch:
+                while self.progress.step < self.config.steps:
+                    self.step(self.take(batches))
+                    self.progress.elapsed_s = before + time.monotonic() - began
+                    self.after_step()
+                    if self.interrupted:
+                        stopped = "interrupted"
+                        break
+                    if self.config.patience and self.progress.worse >= self.config.patience:
+                        stopped = "plateau"
+                        break
+                return self.finish(stopped)
+        finally:
+            batches.close()  # type: ignore[attr-defined]
+            if previous is not None:
+                signal.signal(signal.SIGINT, previous)
+
+    def take(self, batches: Iterator[Batch]) -> list[Batch]:
+        """The micro-batches of one step; batches without a usable utterance are passed over."""
+        taken: list[Batch] = []
+        while len(taken) < self.micro_batches:
+            batch = next(batches)
+            self.rejected.add(batch.rejected)
+            self.progress.epoch, self.progress.index = batch.epoch, batch.index + 1
+            if len(batch):
+                taken.append(batch)
+        return taken
+
+    def step(self, batches: list[Batch]) -> None:
+        """One optimiser step: CTC per utterance of the step, load balance per micro-batch."""
+        config, progress = self.config, self.progress
+        self.model.train()
+        rate = learning_rate(progress.step, self.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        utterances = sum(len(batch) for batch in batches)
+        ctc, balance = 0.0, 0.0
+        for batch in batches:
+            output = self.forward(batch)
+            nll_B = ctc_loss(output.log_probs, output.lengths, batch.tokens)
+            uneven = load_balance_loss(output.routings, config.load_balance)
+            loss = nll_B.sum() / utterances
+            if output.routings:
+                loss = loss + config.load_balance_weight * uneven / len(batches)
+            self.fabric.backward(loss)
+            ctc += float(nll_B.detach().sum()) / utterances
+            balance += float(uneven.detach()) / len(batches)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip))
+        self.last = (output, rate, norm)
+        progress.step += 1
+        progress.audio_s += sum(batch.seconds for batch in batches)
+        if math.isfinite(ctc + balance + norm):
+            self.optimizer.step()
+            progress.skipped_in_row = 0
+            self.sums = [self.sums[0] + ctc, self.sums[1] + balance, self.sums[2] + 1]
+        else:
+            self.skip()
+        self.optimizer.zero_grad()
+
+    def forward(self, batch: Batch) -> EncoderOutput:
+        """Features, augmentation and model for one micro-batch."""
+        config, features = self.config, self.config.model.features
+        frames_TS, lengths_B = extract(
+            batch.waveforms,
+            features,
+            device=self.fabric.device,
+            augment=config.augment,
+            seeds=batch.seeds,
+        )
+        positions = (
+            cape_positions(lengths_B, batch.seeds, features) if config.augment.cape else None
+        )
+        output: EncoderOutput = self.model(
+            frames_TS, lengths_B, positions_T=positions, skip=self.dropped_layers()
+        )
+        return output
+
+    def dropped_layers(self) -> set[int]:
+        """Layers this step leaves out; the same on every device."""
+        rng = np.random.default_rng((self.config.seed, self.progress.step))
+        draws = rng.random(self.config.model.num_layers)
+        return {i for i, draw in enumerate(draws) if draw < self.config.model.layer_drop}
+
+    def skip(self) -> None:
+        """Leave out a step without a finite loss and gradient; give up after too many."""
+        self.progress.skipped += 1
+        self.progress.skipped_in_row += 1
+        self.watch.note(f"step {self.progress.step}: loss or gradient not finite, step left out")
+        if self.progress.skipped_in_row >= self.config.max_skipped:
+            raise OmnirouterError(
+                f"{self.config.max_skipped} steps in a row without a finite loss: lower "
+                "optim.peak_lr, lengthen optim.warmup_steps, or set precision: fp32"
+            )
+
+    def after_step(self) -> None:
+        """Log, validate and save, each when its turn has come."""
+        config, step = self.config, self.progress.step
+        last = step == config.steps or self.interrupted
+        speed = self.progress.audio_s / max(self.progress.elapsed_s, 1e-9)
+        self.watch.advance(step, speed)
+        if step % config.log_every == 0 or last:
+            self.log_step()
+        if step % config.validate_every == 0 or (step == config.steps and self.dev_data):
+            self.validate()
+        if step % config.checkpoint_every == 0 or last:
+            self.folder.save_state(self.state(), step)
+
+    @torch.no_grad()
+    def log_step(self) -> None:
+        """One row of metrics: mean losses since the last, routing of the last batch."""
+        output, rate, norm = self.last
+        count = max(self.sums[2], 1)
+        row: dict[str, Any] = {
+            "step": self.progress.step,
+            "kind": "train",
+            "ctc": self.sums[0] / count,
+            "load_balance": self.sums[1] / count,
+            "lr": rate,
+            "grad_norm": norm,
+            "blank_share": blank_share(output),
+            "skipped": self.progress.skipped,
+            "rejected": len(self.rejected),
+            "audio_seconds": self.progress.audio_s,
+            "elapsed_s": round(self.progress.elapsed_s, 3),
+        }
+        if output.routings:
+            row |= routing_stats(output.routings, self.config.model.num_experts)
+        self.sums = [0.0, 0.0, 0.0]
+        self.folder.log(row)
+        self.watch.losses(row)
+
+    def validate(self) -> None:
+        """Greedy WER on the development set; keeps the best checkpoint."""
+        if self.dev_data is None:
+            self.save_weights(self.folder.best, math.nan)
+            return
+        result, loss, blank = self.score_dev(self.network)
+        row = {"step": self.progress.step, "kind": "validation", "wer": result.wer, "loss": loss}
+        self.folder.log(row | {"blank_share": blank, "rejected": len(result.rejected)})
+        self.watch.validation(self.progress.step, result.wer, loss)
+        if blank > BLANK_PLATEAU and not self.plateau_named:
+            self.plateau_named = True
+            self.watch.note(
+                f"{blank:.0%} of frames are blank: the CTC blank plateau, common early on. "
+                "If it lasts: a higher optim.peak_lr, a smaller vocab_size, shorter "
+                "utterances, less dropout and masking, or more steps"
+            )
+        if result.wer < self.progress.best_wer:
+            self.progress.best_wer, self.progress.worse = result.wer, 0
+            self.save_weights(self.folder.best, result.wer)
+        else:
+            self.progress.worse += 1
+        if self.config.average:
+            path = self.folder.path / f"weights-{self.progress.step:09d}"
+            self.save_weights(path, result.wer)
+            self.progress.averaged.append(path.name)
+            self.drop_weights(self.config.average)
+
+    def score_dev(self, network: CTCEncoder) -> tuple[SetResult, float, float]:
+        """WER, mean CTC loss and share of blank frames on the development set."""
+        assert self.dev_data is not None
+        sums = np.zeros(4)  # loss, utterances, blank frames, frames
+
+        def measure(batch: Batch, output: EncoderOutput) -> None:
+            tokens = [self.tokenizer.encode(t) for t in map(clean_text, batch.texts)]
+            nll_B = ctc_loss(output.log_probs, output.lengths, tokens)
+            frames = len(output.log_probs)
+            sums[:] += [float(nll_B.sum()), len(nll_B), blank_share(output) * frames, frames]
+
+        checkpoint = Checkpoint(
+            model=network,
+            tokenizer=self.tokenizer,
+            config=network.config,
+            meta={},
+            path=self.folder.path,
+        )
+        result = score_batches(
+            checkpoint,
+            self.dev_data.iterate(),
+            name="dev",
+            precision=self.config.precision,
+            on_output=measure,
+        )
+        return result, sums[0] / max(sums[1], 1), sums[2] / max(sums[3], 1)
+
+    def save_weights(self, path: Path, wer: float) -> None:
+        """Write a checkpoint folder."""
+        meta = {
+            "step": self.progress.step,
+            "audio_hours": self.progress.audio_s / 3600,
+            "dev_wer": None if math.isnan(wer) else wer,
+            "run": asdict(self.config),
+        }
+        save_checkpoint(
+            path,
+            model_state=self.network.state_dict(),
+            config=self.network.config,
+            tokenizer=self.tokenizer,
+            meta=meta,
+        )
+
+    def drop_weights(self, keep: int) -> None:
+        """Delete all but the last `keep` validation checkpoints."""
+        names = self.progress.averaged
+        self.progress.averaged = names[-keep:] if keep else []
+        for name in names[: len(names) - keep]:
+            shutil.rmtree(self.folder.path / name, ignore_errors=True)
+
+    def finish(self, stopped: str) -> TrainResult:
+        """Average if asked, write what was rejected, sum up."""
+        if stopped != "interrupted":
+            self.average()
+        if self.rejected:
+            self.rejected.write(self.folder.path / "rejected.jsonl")
+            self.watch.note(
+                f"{self.rejected.summary()}; listed in {self.folder.path}/rejected.jsonl"
+            )
+        best = self.progress.best_wer
+        return TrainResult(
+            best=self.folder.best,
+            wer=best if math.isfinite(best) else math.nan,
+            steps=self.progress.step,
+            audio_hours=self.progress.audio_s / 3600,
+            seconds=self.progress.elapsed_s,
+            stopped=stopped,
+        )
+
+    def average(self) -> None:
+        """Average the last validation checkpoints; the result becomes best/ if it is better."""
+        names = self.progress.averaged
+        if len(names) < 2 or self.dev_data is None:
+            return
+        out = self.folder.path / "averaged"
+        average_checkpoints([self.folder.path / name for name in names], out)
+        checkpoint = load_checkpoint(out, device=str(self.fabric.device))
+        result, loss, _ = self.score_dev(checkpoint.model)
+        self.watch.note(f"average of {len(names)} checkpoints: dev WER {result.wer:.1%}")
+        self.folder.log(
+            {"step": self.progress.step, "kind": "average", "wer": result.wer, "loss": loss}
+        )
+        if result.wer < self.progress.best_wer:
+            self.progress.best_wer = result.wer
+            self.network.load_state_dict(checkpoint.model.state_dict())
+            self.save_weights(self.folder.best, result.wer)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on identically."""
+        return {
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "sums": self.sums,
+            "rejected": list(self.rejected.rejected.values()),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state written by `state`."""
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        self.sums = state["sums"]
+        self.rejected.add(state["rejected"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.watch.note(f"resumed at step {self.progress.step}")
+
+    def _interrupt(self, signum: int, frame: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+        self.watch.note("interrupted: finishing this step and saving (once more to stop at once)")
+
+    def close(self) -> None:
+        """Release files."""
+        self.folder.close()
+
+
+def blank_share(output: EncoderOutput) -> float:
+    """Share of frames whose best id is the blank."""
+    return float((output.log_probs.argmax(dim=-1) == BLANK).float().mean())
+
+
+def _main_thread() -> bool:
+    """Only there may a signal handler be set."""
+    return threading.current_thread() is threading.main_thread()

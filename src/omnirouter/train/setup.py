@@ -1,0 +1,117 @@
+"""What a run starts from: tokenizer, model (fresh or from a checkpoint) and loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from omnirouter.checkpoint import TOKENIZER, load_checkpoint
+from omnirouter.config import BadInput, RunConfig
+from omnirouter.data.loader import Loader, LoaderConfig
+from omnirouter.data.prepare import read_manifests, read_training
+from omnirouter.model import CTCEncoder
+from omnirouter.text import Tokenizer, clean_text, train_tokenizer
+
+DEV_SECONDS = 120.0  # audio in one validation batch
+
+
+def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:
+    """The run's tokenizer, kept as tokenizer.model in the run folder.
+
+    On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
+    transcripts of `data.train` and the sentences of `tokenizer.texts`, with `model.vocab_size`
+    pieces.
+    """
+    own = folder / TOKENIZER
+    if resume:
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(_model_file(config.tokenizer.path))
+    elif config.init:
+        tokenizer = Tokenizer.load(_model_file(config.init))
+    else:
+        tokenizer = train_tokenizer(_sentences(config), config.model.vocab_size)
+    tokenizer.save(own)
+    return tokenizer
+
+
+def _model_file(path: str) -> Path:
+    """A tokenizer file, or that of a checkpoint folder."""
+    return Path(path) / TOKENIZER if Path(path).is_dir() else Path(path)
+
+
+def _sentences(config: RunConfig) -> Iterator[str]:
+    for cut in read_manifests(config.data.train):
+        for supervision in cut.supervisions:
+            yield clean_text(supervision.text or "")
+    for name in config.tokenizer.texts:
+        try:
+            with open(name, encoding="utf-8") as file:
+                yield from map(clean_text, file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"tokenizer.texts: cannot read {name} as text ({error})") from error
+
+
+def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
+    """A fresh model, or with `init` the weights of a checkpoint.
+
+    With `init` the architecture is the checkpoint's; dropout and layer drop are the recipe's. With
+    another tokenizer than the checkpoint's the CTC head is fresh.
+    """
+    if not config.init:
+        return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
+    start = load_checkpoint(config.init)
+    model = CTCEncoder(
+        replace(
+            start.config,
+            vocab_size=tokenizer.vocab_size,
+            dropout=config.model.dropout,
+            layer_drop=config.model.layer_drop,
+        )
+    )
+    weights = start.model.state_dict()
+    if tokenizer != start.tokenizer:
+        weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
+    model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
+    return model
+
+
+def train_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader:
+    """Batches of `data.train`, shuffled and augmented.
+
+    Raises:
+        BadInput: `data.train` is empty.
+    """
+    data = config.data
+    if not data.train:
+        raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
+    return Loader(
+        read_training(data.train, data.weights),
+        features=config.model.features,
+        tokenizer=tokenizer,
+        data=LoaderConfig(
+            max_seconds=min(data.device_seconds, data.batch_hours * 3600),
+            shuffle=True,
+            seed=config.seed,
+            buckets=data.buckets,
+            min_s=data.min_s,
+            max_s=data.max_s,
+            workers=data.workers,
+            cache_gb=data.cache_gb,
+        ),
+        augment=config.augment,
+    )
+
+
+def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader | None:
+    """Batches of `data.dev` as they are; None without one."""
+    data = config.data
+    if not data.dev:
+        return None
+    return Loader(
+        read_manifests(data.dev),
+        features=config.model.features,
+        tokenizer=None,
+        data=LoaderConfig(max_seconds=DEV_SECONDS, workers=data.workers, cache_gb=data.cache_gb),
+    )

@@ -1,0 +1,294 @@
+"""Training does what people rely on: it learns, it survives being killed, it fine-tunes, it says
+what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from omnirouter.checkpoint import load_checkpoint
+from omnirouter.config import (
+    AugmentConfig,
+    BadInput,
+    DataConfig,
+    ModelConfig,
+    OmnirouterError,
+    OptimConfig,
+    RunConfig,
+)
+from omnirouter.train import train
+from omnirouter.train.loop import Trainer
+from omnirouter.train.run import rows_of
+from omnirouter.train.watch import Watch
+
+TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
+NO_AUGMENT = AugmentConfig(frequency_masks=0, time_masks=0, cape=False)
+
+
+def write_corpus(folder: Path, repeats: int = 1) -> Path:
+    """Each sentence is a tune of its own: one tone per letter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(repeats * len(TEXTS)):
+        text = TEXTS[i % len(TEXTS)]
+        rng = np.random.default_rng(i)
+        tones = [
+            np.sin(2 * np.pi * (200 + 90 * (ord(letter) - 96)) * np.arange(1600) / 16_000)
+            for letter in text
+        ]
+        wave = 0.3 * np.concatenate(tones) + 0.01 * rng.standard_normal(1600 * len(text))
+        soundfile.write(folder / f"{i}.wav", wave, 16_000)
+        rows.append(json.dumps({"audio_filepath": f"{i}.wav", "text": text, "id": str(i)}))
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("\n".join(rows) + "\n")
+    return manifest
+
+
+def config_for(manifest: Path, out: Path, routing: str = "omni", **changes: object) -> RunConfig:
+    model = ModelConfig(
+        routing=routing,  # type: ignore[arg-type]
+        num_experts=1 if routing == "dense" else 2,
+        dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=24,
+        dropout=0.1,
+    )
+    config = RunConfig(
+        out=str(out),
+        model=model,
+        data=DataConfig(
+            train=(str(manifest),),
+            dev=(str(manifest),),
+            batch_hours=8 / 3600,
+            device_seconds=4.0,
+        ),
+        optim=OptimConfig(peak_lr=3e-3, warmup_steps=5, cosine_steps=40, clip=1.0),
+        precision="fp32",
+        device="cpu",
+        load_balance_weight=1.0,
+        steps=12,
+        log_every=1,
+        validate_every=6,
+        checkpoint_every=4,
+    )
+    return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {
+        row["step"]: row["ctc"] for row in rows_of(run / "metrics.jsonl") if row["kind"] == "train"
+    }
+
+
+@pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
+def test_four_utterances_are_learnt_to_wer_zero(tmp_path: Path, routing: str) -> None:
+    """Every variant can learn: four utterances end at WER 0."""
+    manifest = write_corpus(tmp_path / "data")
+    config = config_for(
+        manifest,
+        tmp_path / "run",
+        routing,
+        augment=NO_AUGMENT,
+        steps=250,
+        validate_every=50,
+        checkpoint_every=250,
+        log_every=50,
+        optim=OptimConfig(peak_lr=5e-3, warmup_steps=20, cosine_steps=230, clip=1.0),
+    )
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    result = train(config)
+    assert result.wer == 0.0
+    assert load_checkpoint(result.best).config.routing == routing
+
+
+def test_training_twice_gives_the_same_losses(tmp_path: Path) -> None:
+    """A run depends on its configuration alone."""
+    manifest = write_corpus(tmp_path / "data", repeats=3)
+    for name in ("a", "b"):
+        train(config_for(manifest, tmp_path / name))
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_and_resume_gives_identical_losses(tmp_path: Path, workers: int) -> None:
+    """kill -9 in mid-training, then resume: losses and weights equal those of the undisturbed run."""
+    manifest = write_corpus(tmp_path / "data", repeats=4)
+    augment = AugmentConfig(speeds=(0.9, 1.0, 1.1), noise_snr_db=(5, 20), noise_probability=0.5)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    config = config_for(manifest, whole, augment=augment, steps=30)
+    config = replace(config, data=replace(config.data, workers=workers))
+    train(config)
+
+    script = (
+        "import sys, torch; from omnirouter.train import train; import pickle;"
+        "torch.set_num_threads(int(sys.argv[2]));"
+        "train(pickle.load(open(sys.argv[1], 'rb')))"
+    )
+    import pickle
+
+    pickled = tmp_path / "config.pkl"
+    pickled.write_bytes(pickle.dumps(replace(config, out=str(cut))))
+    command = [sys.executable, "-c", script, str(pickled), str(torch.get_num_threads())]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (cut / "checkpoints").is_dir() and len(list((cut / "checkpoints").glob("*.pt"))) >= 2:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+
+    killed_at = max(losses(cut))
+    assert 8 <= killed_at < 30
+    train(replace(config, out=str(cut)), resume=True)
+    assert losses(cut) == losses(whole)
+    a, b = (
+        torch.load(p / "checkpoints/step-000000030.pt", weights_only=False) for p in (whole, cut)
+    )
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+
+
+def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
+    """`init` starts from a checkpoint's weights; another tokenizer gets a fresh head and nothing
+    else.
+    """
+    manifest = write_corpus(tmp_path / "data")
+    first = train(config_for(manifest, tmp_path / "first"))
+    start = load_checkpoint(first.best)
+
+    kept = Trainer(
+        config_for(manifest, tmp_path / "kept", init=str(first.best)), resume=False, watch=Watch(1)
+    )
+    assert kept.tokenizer == start.tokenizer
+    for key, value in start.model.state_dict().items():
+        assert torch.equal(kept.network.state_dict()[key], value)
+
+    from omnirouter.config import TokenizerConfig
+    from omnirouter.text import train_tokenizer
+
+    other = tmp_path / "other.model"
+    train_tokenizer([*TEXTS, "a quick brown fox"], 30).save(other)
+    config = config_for(manifest, tmp_path / "swapped", init=str(first.best))
+    config = replace(config, tokenizer=TokenizerConfig(path=str(other)))
+    swapped = Trainer(config, resume=False, watch=Watch(1))
+    assert swapped.network.config.vocab_size == 30
+    body = [key for key in start.model.state_dict() if not key.startswith("head.")]
+    for key in body:
+        assert torch.equal(swapped.network.state_dict()[key], start.model.state_dict()[key])
+    swapped.run()
+
+
+def test_interrupt_saves_and_resumes(tmp_path: Path) -> None:
+    """Ctrl-C finishes the step, saves, and the resumed run goes on as if nothing had happened."""
+    manifest = write_corpus(tmp_path / "data", repeats=2)
+    train(config_for(manifest, tmp_path / "whole"))
+    trainer = Trainer(config_for(manifest, tmp_path / "cut"), resume=False, watch=Watch(12))
+    original = trainer.step
+
+    def step(batches: list) -> None:  # type: ignore[type-arg]
+        original(batches)
+        if trainer.progress.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.05)
+
+    trainer.step = step  # type: ignore[method-assign]
+    assert trainer.run().stopped == "interrupted"
+    trainer.close()
+    result = train(config_for(manifest, tmp_path / "cut"), resume=True)
+    assert result.stopped == "steps"
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_run_stops_on_a_plateau(tmp_path: Path) -> None:
+    """`patience` validations without a better WER end the run."""
+    manifest = write_corpus(tmp_path / "data")
+    optim = OptimConfig(peak_lr=1e-9, warmup_steps=1, cosine_steps=10)
+    result = train(
+        config_for(manifest, tmp_path / "run", steps=100, validate_every=2, patience=2, optim=optim)
+    )
+    assert result.stopped == "plateau"
+    assert result.steps == 6
+
+
+def test_non_finite_losses_are_skipped_then_stop_the_run(tmp_path: Path) -> None:
+    """A non-finite step leaves the weights alone; too many in a row end the run with advice."""
+    manifest = write_corpus(tmp_path / "data")
+    trainer = Trainer(
+        config_for(manifest, tmp_path / "run", max_skipped=3), resume=False, watch=Watch(12)
+    )
+    with torch.no_grad():
+        trainer.network.head.bias[1] = torch.nan
+    before = {key: value.clone() for key, value in trainer.network.state_dict().items()}
+    with pytest.raises(OmnirouterError, match=r"optim\.peak_lr"):
+        trainer.run()
+    assert trainer.progress.skipped == 3
+    for key, value in trainer.network.state_dict().items():
+        assert torch.equal(value, before[key]) or key == "head.bias"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a training state cannot be written, the one before is whole and the message says what to
+    do.
+    """
+    manifest = write_corpus(tmp_path / "data")
+    config = config_for(manifest, tmp_path / "run")
+    real, calls = torch.save, []
+
+    def save(state: object, path: object) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            Path(str(path)).write_bytes(b"half a checkpoint")
+            raise OSError(28, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OmnirouterError, match="No space left"):
+        train(config)
+    monkeypatch.undo()
+    states = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [s.name for s in states] == ["step-000000004.pt"]
+    assert train(config, resume=True).steps == 12
+
+
+def test_run_folder_is_not_overwritten(tmp_path: Path) -> None:
+    """A second run in the same folder is refused, and so is resuming what does not exist."""
+    manifest = write_corpus(tmp_path / "data")
+    config = config_for(manifest, tmp_path / "run", steps=2)
+    train(config)
+    with pytest.raises(BadInput, match="--resume"):
+        train(config)
+    with pytest.raises(BadInput, match="no run to resume"):
+        train(replace(config, out=str(tmp_path / "elsewhere")), resume=True)
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["model"]["dim"] == 32
+
+
+def test_averaging_and_unusable_audio(tmp_path: Path) -> None:
+    """Validation checkpoints are averaged; bad files are skipped, counted and listed."""
+    manifest = write_corpus(tmp_path / "data")
+    (tmp_path / "data" / "broken.wav").write_bytes(b"not audio")
+    with manifest.open("a") as file:
+        file.write('{"audio_filepath": "broken.wav", "text": "call", "duration": 1.0}\n')
+        file.write('{"audio_filepath": "missing.wav", "text": "call", "duration": 1.0}\n')
+    train(config_for(manifest, tmp_path / "run", average=2))
+    assert (tmp_path / "run" / "averaged" / "model.safetensors").exists()
+    listed = [json.loads(x) for x in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert len(listed) == 2
+    assert all(row["reason"] for row in listed)

@@ -1,0 +1,125 @@
+"""The grouped product of the experts against its definition, one masked expert after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from omnirouter.config import ModelConfig
+from omnirouter.model.layers import Experts
+from omnirouter.model.routing import Routing
+
+N = 4
+CONFIG = ModelConfig(routing="omni", num_experts=N, dim=32, ffn_dim=64, num_layers=1, num_heads=2)
+LOADS = {
+    "balanced": [10, 10, 10, 10],
+    "skewed": [61, 1, 2, 3],
+    "empty first": [0, 9, 20, 4],
+    "empty last": [5, 0, 7, 0],
+    "one takes all": [0, 0, 33, 0],
+    "one frame": [0, 1, 0, 0],
+}
+
+
+def experts() -> Experts:
+    torch.manual_seed(5)
+    module = Experts(CONFIG)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)  # biases too, which start almost at zero
+    return module
+
+
+def route(loads: list[int], *, top_2: bool) -> tuple[Tensor, Routing]:
+    """Input and a routing with that many frames per expert, in shuffled order."""
+    generator = torch.Generator().manual_seed(sum(loads))
+    first_T = torch.repeat_interleave(torch.arange(N), torch.tensor(loads))
+    first_T = first_T[torch.randperm(len(first_T), generator=generator)]
+    frames = len(first_T)
+    x_TD = torch.randn(frames, CONFIG.dim, generator=generator)
+    probs_TN = torch.randn(frames, N, generator=generator).softmax(dim=-1)
+    if not top_2:
+        return x_TD, Routing(probs_TN, first_T, probs_TN.gather(1, first_T[:, None])[:, 0])
+    frame_A = torch.arange(frames).repeat_interleave(2)
+    expert_A = torch.stack([first_T, (first_T + 1) % N], dim=1).flatten()
+    return x_TD, Routing(probs_TN, expert_A, probs_TN[frame_A, expert_A], frame_A)
+
+
+def with_gradients(
+    module: Experts, method: str, x_TD: Tensor, routing: Routing
+) -> tuple[Tensor, list[Tensor]]:
+    """Output, and gradients of input, gates and weights of a fixed weighted sum of it."""
+    x_TD = x_TD.clone().requires_grad_()
+    gate_A = routing.gate_A.clone().requires_grad_()
+    y_TD = getattr(module, method)(x_TD, routing._replace(gate_A=gate_A))
+    weight = torch.linspace(-1, 1, y_TD.numel()).reshape(y_TD.shape)
+    gradients = torch.autograd.grad((y_TD * weight).sum(), [x_TD, gate_A, *module.parameters()])
+    return y_TD.detach(), list(gradients)
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Size of the difference relative to b's."""
+    return float((a.float() - b.float()).norm() / b.float().norm().clamp_min(1e-6))
+
+
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_float32(loads: list[int], top_2: bool) -> None:
+    """In float32 output and all gradients are those of the definition, however uneven the load."""
+    module = experts()
+    x_TD, routing = route(loads, top_2=top_2)
+    fast, gradients = with_gradients(module, "forward", x_TD, routing)
+    slow, expected = with_gradients(module, "reference", x_TD, routing)
+    torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+@pytest.mark.parametrize("how", ["autocast", "weights"])
+def test_bfloat16(how: str, loads: list[int], top_2: bool) -> None:
+    """In bfloat16, by autocast or by weights, it stays within rounding of the definition."""
+    module = experts()
+    x_TD, routing = route(loads, top_2=top_2)
+    exact, expected = with_gradients(module, "reference", x_TD, routing)
+    if how == "weights":
+        module.bfloat16()
+        x_TD = x_TD.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+        fast, gradients = with_gradients(module, "forward", x_TD, routing)
+    assert fast.dtype == torch.bfloat16
+    assert distance(fast, exact) < 0.02
+    for ours, theirs in zip(gradients, expected, strict=True):
+        assert distance(ours, theirs) < 0.03
+
+
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+def test_no_frames(top_2: bool) -> None:
+    """Without a frame the output is empty and the gradients are zero, not missing."""
+    x_TD, routing = route([0, 0, 0, 0], top_2=top_2)
+    y_TD, gradients = with_gradients(experts(), "forward", x_TD, routing)
+    assert y_TD.shape == (0, CONFIG.dim)
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def test_a_frame_without_an_expert_gets_zero() -> None:
+    """A routing may leave frames out or use them twice: outputs are summed per frame."""
+    module = experts()
+    x_TD = torch.randn(3, CONFIG.dim)
+    routing = Routing(
+        torch.full((3, N), 0.25), torch.tensor([3, 0]), torch.ones(2), torch.tensor([2, 2])
+    )
+    y_TD = module(x_TD, routing)
+    assert not y_TD[:2].any()
+    torch.testing.assert_close(y_TD, module.reference(x_TD, routing), rtol=1e-5, atol=1e-5)
+
+
+def test_the_gate_scales_the_output() -> None:
+    """Eq. 2: the expert's output times the gate, biases included."""
+    module = experts()
+    x_TD, routing = route([3, 3, 3, 3], top_2=False)
+    once = module(x_TD, routing)
+    twice = module(x_TD, routing._replace(gate_A=2 * routing.gate_A))
+    torch.testing.assert_close(twice, 2 * once)

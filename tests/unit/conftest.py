@@ -1,0 +1,74 @@
+"""Small random models and a few seconds of made-up audio, where a test needs something to run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import ModelConfig
+from omnirouter.model import CTCEncoder
+from omnirouter.text import Tokenizer, train_tokenizer
+
+SENTENCES = [
+    "turn the kitchen light off",
+    "what time is it in the morning",
+    "play the next song",
+    "call my sister at seven",
+    "open the window a little",
+    "the train leaves at noon",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    """About forty word pieces."""
+    return train_tokenizer(SENTENCES, 40)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tokenizer: Tokenizer) -> dict[str, Checkpoint]:
+    """One random model of each kind: three layers, four experts."""
+    made = {}
+    for routing in ("dense", "switch", "omni"):
+        config = ModelConfig(
+            routing=routing,
+            num_experts=1 if routing == "dense" else 4,
+            dim=32,
+            ffn_dim=64,
+            num_layers=3,
+            num_heads=2,
+            vocab_size=tokenizer.vocab_size,
+        )
+        torch.manual_seed(1)
+        model = CTCEncoder(config).eval()
+        made[routing] = Checkpoint(model, tokenizer, config, {}, Path(routing))
+    return made
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six utterances of noise bursts in two conditions, and one whose file is not audio."""
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, text in enumerate(SENTENCES):
+        seconds = 0.6 + 0.4 * number
+        time = np.arange(int(16_000 * seconds)) / 16_000
+        tone = np.sin(2 * np.pi * (200 + 300 * number) * time) * (np.sin(7 * time) > 0)
+        path = folder / f"{number}.wav"
+        soundfile.write(path, 0.3 * tone + 0.02 * rng.standard_normal(len(time)), 16_000)
+        condition = "clean" if number < 4 else "noise"
+        rows.append({"audio_filepath": path.name, "text": text, "condition": condition})
+    (folder / "broken.wav").write_bytes(b"this is no audio")
+    rows.append(
+        {"audio_filepath": "broken.wav", "text": "lost", "duration": 1.0, "condition": "noise"}
+    )
+    target = folder / "test.jsonl"
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return target

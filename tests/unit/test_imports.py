@@ -1,0 +1,41 @@
+"""The house keeps its shape: a light import, downward imports only, types shipped."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "lhotse", "lightning_fabric", "matplotlib", "scipy", "transformers")
+
+
+@pytest.mark.parametrize("module", ["omnirouter", "omnirouter.config"])
+def test_import_loads_no_heavy_package(module: str) -> None:
+    program = f"import {module}, sys; print(*[m for m in {HEAVY} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == []
+
+
+def test_public_names_resolve() -> None:
+    import omnirouter
+
+    for name in ("load", "ModelConfig", "PRESETS", "CTCEncoder"):
+        assert getattr(omnirouter, name) is not None
+        assert name in dir(omnirouter)
+    with pytest.raises(AttributeError):
+        omnirouter.no_such_name  # noqa: B018
+
+
+def test_imports_point_downward(repository: Path) -> None:
+    """The layers contract of pyproject.toml holds."""
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_package_ships_its_types(repository: Path) -> None:
+    assert (repository / "src" / "omnirouter" / "py.typed").is_file()

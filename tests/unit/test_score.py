@@ -1,0 +1,146 @@
+"""Scoring: error rates are those of the transcripts, unreadable audio is left out and listed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from lhotse import CutSet
+
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import BadInput
+from omnirouter.data.prepare import read_manifest
+from omnirouter.evaluate.score import (
+    evaluation_loader,
+    score,
+    score_batches,
+    score_groups,
+)
+from omnirouter.metrics import error_rate
+
+
+def test_rate_is_that_of_the_listed_transcripts(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    result = score(checkpoints["omni"], read_manifest(manifest), name="noise bursts")
+    expected = error_rate(
+        [r for _, r, _ in result.hypotheses], [h for _, _, h in result.hypotheses]
+    )
+    assert (result.wer, result.errors, result.words) == (
+        expected.rate,
+        expected.errors,
+        expected.words,
+    )
+    assert result.ci_low <= result.wer <= result.ci_high
+    assert result.utterances == 6
+    assert result.hours == pytest.approx(9.6 / 3600, rel=1e-3)
+    assert result.rtfx > 0
+
+
+def test_unreadable_audio_is_listed_and_not_scored(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    result = score(checkpoints["dense"], read_manifest(manifest), name="test")
+    assert [item.id for item in result.rejected] == ["broken"]
+    assert "lost" not in {reference for _, reference, _ in result.hypotheses}
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values["rejected"] == 1
+    assert {"wer", "errors", "words", "ci_low", "ci_high", "hours", "rtfx"} <= values.keys()
+
+
+def test_transcripts_do_not_depend_on_the_batches(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    alone = score(checkpoints["switch"], read_manifest(manifest), name="a", batch_seconds=0.1)
+    together = score(checkpoints["switch"], read_manifest(manifest), name="b", batch_seconds=1000.0)
+    assert sorted(alone.hypotheses) == sorted(together.hypotheses)
+    assert alone.wer == together.wer
+
+
+def test_groups_add_up_to_the_whole(checkpoints: dict[str, Checkpoint], manifest: Path) -> None:
+    cuts = read_manifest(manifest)
+    whole = score(checkpoints["omni"], cuts, name="all")
+    groups = score_groups(checkpoints["omni"], cuts, group_by="condition")
+    assert list(groups) == ["clean", "noise"]
+    assert [groups[name].utterances for name in groups] == [4, 2]
+    assert sum(group.errors for group in groups.values()) == whole.errors
+    assert sum(group.words for group in groups.values()) == whole.words
+    assert sum(group.hours for group in groups.values()) == pytest.approx(whole.hours)
+    assert [len(groups[name].rejected) for name in groups] == [0, 1]
+
+
+def test_group_of_which_nothing_can_be_read_has_no_rate(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    cuts = [cut for cut in read_manifest(manifest) if cut.id in ("0", "broken")]
+    groups = score_groups(checkpoints["omni"], CutSet.from_cuts(cuts), group_by="condition")
+    assert math.isnan(groups["noise"].wer)
+    assert groups["noise"].to_dict()["wer"] is None
+
+
+def test_field_nobody_has_is_named(checkpoints: dict[str, Checkpoint], manifest: Path) -> None:
+    with pytest.raises(BadInput, match="no utterance of the manifest has the field 'corpus'"):
+        score_groups(checkpoints["omni"], read_manifest(manifest), group_by="corpus")
+
+
+def test_set_without_readable_audio_is_bad_input(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    cuts = CutSet.from_cuts(cut for cut in read_manifest(manifest) if cut.id == "broken")
+    with pytest.raises(BadInput, match=r"^gone: no utterance could be used; broken: .*audio"):
+        score(checkpoints["omni"], cuts, name="gone")
+
+
+def test_set_without_transcripts_is_bad_input(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    rows = [json.loads(line) | {"text": None} for line in manifest.read_text().splitlines()]
+    mute = manifest.with_name("mute.jsonl")
+    mute.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(BadInput, match="needs transcripts"):
+        score(checkpoints["omni"], read_manifest(mute), name="mute")
+
+
+def test_live_model_goes_back_to_training(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    """Validation may borrow the model of a training run: its mode and gradients are as before."""
+    checkpoint = checkpoints["omni"]
+    seen: list[int] = []
+    checkpoint.model.train()
+    try:
+        result = score_batches(
+            checkpoint,
+            evaluation_loader(checkpoint, read_manifest(manifest)),
+            name="dev",
+            on_output=lambda batch, output: seen.append(len(output.routings)),
+        )
+        assert checkpoint.model.training
+    finally:
+        checkpoint.model.eval()
+    assert result.utterances == 6
+    assert set(seen) == {3}
+    assert all(parameter.grad is None for parameter in checkpoint.model.parameters())
+
+
+def test_progress_counts_every_utterance(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    calls: list[tuple[int, float]] = []
+    score(
+        checkpoints["dense"],
+        read_manifest(manifest),
+        name="test",
+        batch_seconds=2.0,
+        progress=lambda utterances, seconds: calls.append((utterances, seconds)),
+    )
+    assert len(calls) > 1
+    assert sum(utterances for utterances, _ in calls) == 7
+    assert sum(seconds for _, seconds in calls) == pytest.approx(9.6, rel=1e-3)
+
+
+def test_bfloat16_scores_too(checkpoints: dict[str, Checkpoint], manifest: Path) -> None:
+    result = score(checkpoints["omni"], read_manifest(manifest), name="test", precision="bf16")
+    assert result.utterances == 6

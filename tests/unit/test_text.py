@@ -1,0 +1,130 @@
+"""Training targets, word pieces and what sentencepiece's refusals turn into."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from omnirouter.config import BLANK, BadInput
+from omnirouter.text import UNKNOWN, Tokenizer, clean_text, train_tokenizer, whisper_normalise
+
+TEXT = [
+    "turn on the kitchen light",
+    "set a timer for five minutes",
+    "don't forget the kitchen timer",
+    "turn off the light in five minutes",
+]
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("Turn ON the light!", "turn on the light"),
+        ("Don’t — stop.", "don't stop"),
+        ("rock-and-roll\n at\t7", "rock and roll at 7"),
+        ("'hello' she said, the dogs' bowl", "hello she said the dogs bowl"),
+        ("cafe\u0301 na\u00efve", "caf\u00e9 na\u00efve"),
+        ("snake_case & ▁piece", "snake case piece"),
+        ("नमस्ते", "नमस्ते"),
+        ("... --", ""),
+        ("", ""),
+    ],
+)
+def test_clean_text_keeps_words_and_inner_apostrophes_only(raw: str, clean: str) -> None:
+    assert clean_text(raw) == clean
+
+
+def test_whisper_normalise_is_the_english_one() -> None:
+    assert whisper_normalise("Mr. Smith won't pay twenty dollars, um") == (
+        "mister smith will not pay $20"
+    )
+
+
+def test_blank_and_unknown_have_the_first_two_ids() -> None:
+    tokenizer = train_tokenizer(TEXT, 32)
+    assert tokenizer.vocab_size == 32
+    assert tokenizer.pieces([BLANK, UNKNOWN]) == ["<blank>", "<unk>"]
+    assert BLANK not in tokenizer.encode("turn on <blank> the light")
+    assert UNKNOWN in tokenizer.encode("zoo")
+    assert tokenizer.decode([BLANK, *tokenizer.encode("turn on"), BLANK]) == "turn on"
+
+
+def test_a_tokenizer_survives_the_disk_and_other_processes(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(TEXT, 32)
+    tokenizer.save(tmp_path / "tokenizer.model")
+    for copy in (
+        Tokenizer.load(tmp_path / "tokenizer.model"),
+        pickle.loads(pickle.dumps(tokenizer)),
+    ):
+        assert copy == tokenizer
+        assert hash(copy) == hash(tokenizer)
+        assert copy.encode("turn on the light") == tokenizer.encode("turn on the light")
+
+
+def test_training_is_deterministic() -> None:
+    assert train_tokenizer(iter(TEXT), 32) == train_tokenizer(TEXT, 32)
+
+
+def test_training_says_nothing() -> None:
+    program = (
+        "from omnirouter.text import train_tokenizer; "
+        f"train_tokenizer({TEXT!r}, 32)\n"
+        f"try: train_tokenizer({TEXT!r}, 9999)\n"
+        "except ValueError: pass"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_too_large_a_vocabulary_names_the_largest() -> None:
+    with pytest.raises(BadInput, match="too small for 9999") as error:
+        train_tokenizer(TEXT, 9999)
+    largest = int(re.findall(r"at most (\d+)", str(error.value))[0])
+    assert train_tokenizer(TEXT, largest).vocab_size == largest
+    with pytest.raises(BadInput, match=f"at most {largest}"):
+        train_tokenizer(TEXT, largest + 1)
+
+
+@pytest.mark.parametrize("vocab_size", [10, 1, 0, -5])
+def test_too_small_a_vocabulary_names_the_smallest(vocab_size: int) -> None:
+    with pytest.raises(BadInput, match="characters") as error:
+        train_tokenizer(TEXT, vocab_size)
+    smallest = int(re.findall(r"at least (\d+)", str(error.value))[0])
+    assert smallest == len(set("".join(TEXT))) + 2
+    assert train_tokenizer(TEXT, smallest).vocab_size == smallest
+
+
+@pytest.mark.parametrize("text", [[], ["", "  \n"]])
+def test_no_text_is_bad_input(text: list[str]) -> None:
+    with pytest.raises(BadInput, match="no text"):
+        train_tokenizer(text, 32)
+
+
+def test_long_sentences_are_not_dropped() -> None:
+    tokenizer = train_tokenizer([*TEXT, "xylophone " * 1000], 32)
+    assert UNKNOWN not in tokenizer.encode("xylophone")
+
+
+def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"missing\.model: cannot read"):
+        Tokenizer.load(tmp_path / "missing.model")
+    for name, content in (("empty", b""), ("text", b"not a model" * 20)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=f"{name}: tokenizer: not a sentencepiece model"):
+            Tokenizer.load(tmp_path / name)
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(TEXT),
+        model_prefix=str(tmp_path / "foreign"),
+        vocab_size=32,
+        minloglevel=3,
+    )
+    with pytest.raises(BadInput, match="must be the blank"):
+        Tokenizer.load(tmp_path / "foreign.model")
