@@ -24,6 +24,7 @@ from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 
 INT16_SCALE = 2.0**15  # Kaldi's sample scale: keeps the log's floor below any real signal
 LOWEST_HZ = 20.0  # Kaldi's first mel edge
+SMALLEST_STD = 1e-2  # of log-mels; what varies less is rounding, as in digital silence
 CAPE_SHIFT_S = 15.0  # largest global shift of the positions
 CAPE_SCALE = 1.1  # largest factor between two positions' distance and the true one
 
@@ -53,25 +54,26 @@ def read_audio(
             numbers.
     """
     file = Path(path)
-    if not file.is_file():
-        raise AudioError(f"{file}: " + ("is a folder" if file.is_dir() else "no such file"))
-    if file.stat().st_size == 0:
-        raise AudioError(f"{file}: the file is empty")
     try:
+        if not file.is_file():
+            raise AudioError(f"{file}: " + ("is a folder" if file.is_dir() else "no such file"))
+        if file.stat().st_size == 0:
+            raise AudioError(f"{file}: the file is empty")
         with soundfile.SoundFile(file) as sound:
             rate = sound.samplerate
             if offset:
                 sound.seek(min(round(offset * rate), sound.frames))
             count = -1 if duration is None else round(duration * rate)
             samples = sound.read(count, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: raw samples
         raise AudioError(f"{file}: not readable as audio ({_one_line(error)})") from error
     mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
-    if mono.size == 0:
-        raise AudioError(f"{file}: no samples")
     if not np.isfinite(mono).all():
         raise AudioError(f"{file}: holds samples that are not numbers (NaN or infinite)")
-    return resample(mono, rate, sample_rate)
+    mono = resample(mono, rate, sample_rate)
+    if mono.size == 0:
+        raise AudioError(f"{file}: no samples")
+    return mono
 
 
 def _one_line(error: Exception) -> str:
@@ -81,7 +83,7 @@ def _one_line(error: Exception) -> str:
 
 def resample(samples: NDArray[np.float32], rate: float, target: float) -> NDArray[np.float32]:
     """Resample [samples] from `rate` to `target` Hz with soxr."""
-    if rate == target:
+    if rate == target or not samples.size:
         return samples
     return np.asarray(soxr.resample(samples, rate, target), dtype=np.float32)
 
@@ -174,7 +176,7 @@ def normalise(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Te
     mean_BM = torch.segment_reduce(mels_KM, "mean", lengths=lengths, initial=0.0)
     centred = mels_KM - mean_BM.repeat_interleave(lengths, dim=0, output_size=rows)
     var_BM = torch.segment_reduce(centred.square(), "mean", lengths=lengths, initial=0.0)
-    std_BM = var_BM.sqrt().clamp_min(1e-5)
+    std_BM = var_BM.sqrt().clamp_min(SMALLEST_STD)
     return centred / std_BM.repeat_interleave(lengths, dim=0, output_size=rows)
 
 

@@ -85,8 +85,8 @@ def test_too_short_gives_0_and_no_gradient() -> None:
     lengths = [2, 4]
     logits_TV = torch.randn(6, V, requires_grad=True)
     loss_B = ctc_loss(logits_TV.log_softmax(dim=-1), torch.tensor(lengths), [[1, 1], [1, 2]])
-    assert float(loss_B[0]) == 0.0
-    assert float(loss_B[1]) > 0
+    assert (loss_B > 0).tolist() == [False, True]
+    assert loss_B.isfinite().all()
     loss_B.sum().backward()
     assert logits_TV.grad is not None
     assert not logits_TV.grad[:2].any()

@@ -26,7 +26,7 @@ RATE = 16_000
 
 
 class Scripted(nn.Module):
-    """Says the same in every utterance: `script` maps frames to ids; the probability is always 0.8."""
+    """Says the same in every utterance: `script` maps frames to ids, each of probability 0.8."""
 
     def __init__(self, script: dict[int, int], vocab_size: int) -> None:
         super().__init__()

@@ -75,7 +75,9 @@ def _check_keys(content: dict[str, Any], path: Path) -> None:
     default = asdict(RunConfig())
     known = {key for key, _ in _leaves(default)}
     groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
-    for key, _ in _leaves(content):
+    for key, value in _leaves(content):
+        if key in groups and value == {}:
+            continue
         if key in groups:
             example = next(name for name, _ in _leaves(default) if name.startswith(f"{key}."))
             raise BadInput(f"{path}: {key} needs keys below it, such as {example}")

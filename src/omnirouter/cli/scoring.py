@@ -110,6 +110,8 @@ def analyse(
     from omnirouter.data.prepare import read_manifests
     from omnirouter.evaluate.analyse import analyse as run_analysis
 
+    if limit < 0 or examples < 1:
+        raise BadInput(f"limit and examples: at least 0 and 1, not {limit} and {examples}")
     require_writable(out / "routing.json")
     utterances = read_manifests([cuts])
     model = load_checkpoint(checkpoint, compute.torch_device())
@@ -208,7 +210,7 @@ def _report(
         [
             name,
             f"{result.wer:.2%}",
-            f"{result.ci_low:.2%} - {result.ci_high:.2%}",
+            f"{100 * result.ci_low:.2f} - {result.ci_high:.2%}",
             f"{result.errors}/{result.words}",
             f"{result.hours:.2f}",
             f"{result.rtfx:.0f}",

@@ -11,12 +11,13 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 PLAIN_EVERY_S = 30.0
-PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+WIDEST = 500  # columns of a table
 
 Update = Callable[[float], None]
 
@@ -42,8 +43,11 @@ def table(columns: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]])
         for row in rows:
             shown.add_row(*map(Text, row))
         shown.add_section()
-    terminal = sys.stdout.isatty()
-    Console(highlight=False, width=None if terminal else PLAIN_WIDTH).print(shown)
+    console = Console(highlight=False)
+    # a line too long for the terminal is better than a figure cut short
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), shown).maximum
+    console.width = max(console.width, needed)
+    console.print(shown)
 
 
 @contextmanager

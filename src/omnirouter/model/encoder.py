@@ -18,6 +18,7 @@ from omnirouter.config import ModelConfig
 from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation
 from omnirouter.model.routing import Router, Routing, RoutingContext
 
+LEAST_SLOPE = 6  # as a negative power of two
 LONGEST_WAVE = 10_000.0  # of the sinusoids, in frames over 2 pi
 
 
@@ -68,13 +69,16 @@ class CTCEncoder(nn.Module):
         """
         if int(lengths_B.sum()) != len(frames_TS):
             raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
-        packing = Packing(lengths_B, frames_TS.device)
+        slopes_H = None
+        if self.config.positions == "rope-local":
+            slopes_H = distance_slopes(self.config.heads)
+        packing = Packing(lengths_B, frames_TS.device, slopes_H)
         if positions_T is None:
             positions_T = frame_positions(lengths_B)
         positions_T = positions_T.to(frames_TS.device, non_blocking=True)
         x_TD = self.input(frames_TS).float()
         rotation = None
-        if self.config.positions == "rope":
+        if self.config.positions != "sinusoidal":
             angles = position_angles(positions_T, self.config.dim // self.config.heads)[:, None]
             rotation = Rotation(angles.cos(), angles.sin())
         else:
@@ -106,3 +110,11 @@ def position_angles(positions_T: Tensor, width: int) -> Tensor:
     count = width // 2
     steps = torch.arange(count, device=positions_T.device)
     return positions_T[:, None] * torch.exp(-math.log(LONGEST_WAVE) / count * steps)
+
+
+def distance_slopes(heads: int) -> Tensor:
+    """What each head's attention loses per frame of distance (ALiBi, Press et al. 2022), [H].
+
+    A geometric row that ends at 1/64: heads that see a few frames up to heads that see seconds.
+    """
+    return 2.0 ** (-LEAST_SLOPE * torch.arange(1, heads + 1) / heads)

@@ -23,11 +23,20 @@ LARGEST_PADDING = (
 
 
 class Packing:
-    """How the utterances of a batch lie in the packed frames; made once, shared by all layers."""
+    """How the utterances of a batch lie in the packed frames; made once, shared by all layers.
 
-    def __init__(self, lengths_B: Tensor, device: torch.device) -> None:
+    Args:
+        lengths_B: frames of each utterance (CPU).
+        device: of the frames.
+        slopes_H: what attention loses per frame of distance, for every head; None for nothing.
+    """
+
+    def __init__(
+        self, lengths_B: Tensor, device: torch.device, slopes_H: Tensor | None = None
+    ) -> None:
         self.lengths_B = lengths_B
         self.device = device
+        self.slopes_H = slopes_H
 
     @cached_property
     def longest(self) -> int:
@@ -57,47 +66,54 @@ class Packing:
                     continue
             members.append([utterance])
         return [
-            Group([begins[u] for u in group], [lengths[u] for u in group], self.device)
+            Group([begins[u] for u in group], [lengths[u] for u in group], self)
             for group in members
         ]
 
 
 class Group:
-    """Utterances padded to [b, P] for attention on a CPU; indices into the packed frames and back.
+    """Utterances padded to [b, P] for attention; indices into the packed frames and back.
 
     Attributes:
         shape: (b, P).
         rows: packed row of each padded position, flat; padding repeats the utterance's last frame.
-        mask: additive, [b, 1, 1, P], hides padding; None if there is none.
+        bias: added to the scores, [b or 1, H or 1, P or 1, P]: hides padding, prefers what is near;
+            None if there is neither.
         real: padded positions that are frames, flat; None for all.
         targets: packed rows of those frames.
     """
 
-    def __init__(self, begins: list[int], lengths: list[int], device: torch.device) -> None:
+    def __init__(self, begins: list[int], lengths: list[int], packing: Packing) -> None:
+        device = packing.device
         column_P = torch.arange(max(lengths))
         begin_b, length_b = torch.tensor(begins)[:, None], torch.tensor(lengths)[:, None]
         real_bP = column_P < length_b
         rows_bP = begin_b + torch.minimum(column_P, length_b - 1)
         self.shape = real_bP.shape
         self.rows = rows_bP.flatten().to(device)
-        self.mask: Tensor | None = None
+        self.bias: Tensor | None = None
         self.real: Tensor | None = None
         self.targets = self.rows
         if not bool(real_bP.all()):
-            self.mask = torch.zeros(self.shape).masked_fill(~real_bP, -torch.inf)
-            self.mask = self.mask[:, None, None].to(device)
+            hidden_bP = torch.zeros(self.shape).masked_fill(~real_bP, -torch.inf)
+            self.bias = hidden_bP[:, None, None].to(device)
             self.real = real_bP.flatten().nonzero()[:, 0].to(device)
             self.targets = rows_bP[real_bP].to(device)
+        if packing.slopes_H is not None:
+            distance_PP = (column_P[:, None] - column_P).abs().to(device)
+            local_HPP = -packing.slopes_H.to(device)[:, None, None] * distance_PP
+            self.bias = local_HPP[None] if self.bias is None else self.bias + local_HPP
 
 
 def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packing) -> Tensor:
     """Softmax attention of every utterance over itself, [T, H, E].
 
-    On CUDA torch's variable-length kernel (half precision) does it; elsewhere utterances of similar
-    length are multiplied together, which on a CPU is about twice as fast as its fused kernel at
-    these widths.
+    On CUDA torch's variable-length kernel (half precision, no bias) does it; elsewhere utterances
+    of similar length are multiplied together, which on a CPU is about twice as fast as its fused
+    kernel at these widths.
     """
-    if q_THE.is_cuda and q_THE.dtype in (torch.float16, torch.bfloat16):
+    half = q_THE.dtype in (torch.float16, torch.bfloat16)
+    if q_THE.is_cuda and half and packing.slopes_H is None:
         from torch.nn.attention.varlen import varlen_attn
 
         longest, boundaries = packing.longest, packing.boundaries
@@ -112,8 +128,8 @@ def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packi
             for z in (q_THE, k_THE, v_THE)
         )
         scores_bHPP = q @ k.transpose(2, 3)
-        if group.mask is not None:
-            scores_bHPP = scores_bHPP + group.mask.to(scores_bHPP.dtype)
+        if group.bias is not None:
+            scores_bHPP = scores_bHPP + group.bias.to(scores_bHPP.dtype)
         y = (scores_bHPP.softmax(dim=-1) @ v).transpose(1, 2).flatten(0, 1)
         parts.append(y if group.real is None else y.index_select(0, group.real))
         targets.append(group.targets)
@@ -131,7 +147,7 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.dropped = round(p * 256)  # of the 256 values of a byte
+        self.dropped = min(round(p * 256), 255)  # of the 256 values of a byte
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero elements of x in training; x itself otherwise."""
@@ -169,7 +185,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_TD: Tensor, packing: Packing, rotation: Rotation | None) -> Tensor:
         """Attend within utterances; `rotation` turns queries and keys (RoPE)."""
-        q, k, v = self.qkv(x_TD).view(x_TD.shape[0], 3, self.heads, -1).unbind(1)
+        q, k, v = self.qkv(x_TD).view(-1, 3, self.heads, x_TD.shape[1] // self.heads).unbind(1)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         with torch.autocast(x_TD.device.type, enabled=False):
@@ -245,7 +261,11 @@ class Experts(nn.Module):
 
     def reference(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """What `forward` means: one masked expert after the other (no dropout)."""
-        frame_A = torch.arange(len(x_TD)) if routing.frame_A is None else routing.frame_A
+        frame_A = (
+            torch.arange(len(x_TD), device=x_TD.device)
+            if routing.frame_A is None
+            else routing.frame_A
+        )
         y_TD = torch.zeros_like(x_TD)
         for n in range(len(self.up_NFD)):
             own = routing.expert_A == n

@@ -28,6 +28,8 @@ def ctc_loss(log_probs_TV: Tensor, lengths_B: Tensor, targets: Sequence[Sequence
         lengths_B: frames of each utterance (CPU).
         targets: B lists of piece ids without blanks.
     """
+    if not int(lengths_B.sum()):
+        return log_probs_TV.new_zeros(len(lengths_B))
     padded_TBV = pad_sequence(list(log_probs_TV.float().split(lengths_B.tolist())))
     sizes_B = torch.tensor([len(t) for t in targets], dtype=torch.int64)
     flat = torch.tensor([piece for t in targets for piece in t], dtype=torch.int64)
@@ -46,7 +48,7 @@ def load_balance_loss(
     probability of j: `paper` counts only the frames dispatched to j (Eq. 4 as printed), `switch`
     all of them (Fedus et al. 2021).
     """
-    if not routings:
+    if not routings or not len(routings[0].probs_TN):
         return torch.zeros(())
     return torch.stack([_layer_loss(routing, form) for routing in routings]).sum()
 

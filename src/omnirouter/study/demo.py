@@ -192,7 +192,10 @@ def _train(config: RunConfig, console: Console) -> TrainResult:
     console.print(
         f"{name}: {count.active / 1e6:.2f} M of {count.total / 1e6:.2f} M parameters active"
     )
-    return train(config, resume=started, watch=Watch(config.steps, title=name))
+    result = train(config, resume=started, watch=Watch(config.steps, title=name))
+    if result.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return result
 
 
 def _model_report(

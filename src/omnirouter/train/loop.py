@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from omnirouter.evaluate.routing import routing_stats
 from omnirouter.evaluate.score import SetResult, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss, load_balance_loss
 from omnirouter.text import clean_text
-from omnirouter.train.optim import build_optimizer, learning_rate
+from omnirouter.train.optim import build_optimizers, learning_rate
 from omnirouter.train.run import Progress, RunFolder
 from omnirouter.train.setup import build_model, build_tokenizer, dev_loader, train_loader
 from omnirouter.train.watch import Watch
@@ -83,6 +83,16 @@ def train(config: RunConfig, *, resume: bool = False, watch: Watch | None = None
         trainer.close()
 
 
+class _Last(NamedTuple):
+    """What the last step leaves for the log."""
+
+    output: EncoderOutput
+    batch: Batch
+    rate: float
+    norm: float
+    layers_dropped: bool
+
+
 class Trainer:
     """One run: model, optimiser, data and progress."""
 
@@ -101,9 +111,10 @@ class Trainer:
         self.config = replace(config, model=network.config)
         self.optim = config.optim
         self.model: Any
-        self.model, self.optimizer = self.fabric.setup(
-            network, build_optimizer(network, config.optim)
+        self.model, *optimizers = self.fabric.setup(
+            network, *build_optimizers(network, config.optim)
         )
+        self.optimizers: list[Any] = optimizers
         self.network: CTCEncoder = self.model.module
         self.train_data = train_loader(self.config, self.tokenizer)
         self.dev_data = dev_loader(self.config, self.tokenizer)
@@ -160,12 +171,14 @@ class Trainer:
         config, progress = self.config, self.progress
         self.model.train()
         rate = learning_rate(progress.step, self.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate / self.optim.peak_lr
         utterances = sum(len(batch) for batch in batches)
+        skip = self.dropped_layers()
         ctc, balance = 0.0, 0.0
         for batch in batches:
-            output = self.forward(batch)
+            output = self.forward(batch, skip)
             nll_B = ctc_loss(output.log_probs, output.lengths, batch.tokens)
             uneven = load_balance_loss(output.routings, config.load_balance)
             loss = nll_B.sum() / utterances
@@ -175,33 +188,33 @@ class Trainer:
             ctc += float(nll_B.detach().sum()) / utterances
             balance += float(uneven.detach()) / len(batches)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip))
-        self.last = (output, rate, norm)
+        self.last = _Last(output, batch, rate, norm, bool(skip))
         progress.step += 1
         progress.audio_s += sum(batch.seconds for batch in batches)
         if math.isfinite(ctc + balance + norm):
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             progress.skipped_in_row = 0
             self.sums = [self.sums[0] + ctc, self.sums[1] + balance, self.sums[2] + 1]
         else:
             self.skip()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
 
-    def forward(self, batch: Batch) -> EncoderOutput:
+    def forward(self, batch: Batch, skip: set[int]) -> EncoderOutput:
         """Features, augmentation and model for one micro-batch."""
         config, features = self.config, self.config.model.features
+        masked = self.progress.step >= config.augment.masks_from_step
         frames_TS, lengths_B = extract(
             batch.waveforms,
             features,
             device=self.fabric.device,
-            augment=config.augment,
+            augment=config.augment if masked else None,
             seeds=batch.seeds,
         )
         positions = (
             cape_positions(lengths_B, batch.seeds, features) if config.augment.cape else None
         )
-        output: EncoderOutput = self.model(
-            frames_TS, lengths_B, positions_T=positions, skip=self.dropped_layers()
-        )
+        output: EncoderOutput = self.model(frames_TS, lengths_B, positions_T=positions, skip=skip)
         return output
 
     def dropped_layers(self) -> set[int]:
@@ -237,15 +250,16 @@ class Trainer:
     @torch.no_grad()
     def log_step(self) -> None:
         """One row of metrics: mean losses since the last, routing of the last batch."""
-        output, rate, norm = self.last
+        last = self.last
+        output = self.forward(last.batch, set()) if last.layers_dropped else last.output
         count = max(self.sums[2], 1)
         row: dict[str, Any] = {
             "step": self.progress.step,
             "kind": "train",
             "ctc": self.sums[0] / count,
             "load_balance": self.sums[1] / count,
-            "lr": rate,
-            "grad_norm": norm,
+            "lr": last.rate,
+            "grad_norm": last.norm,
             "blank_share": blank_share(output),
             "skipped": self.progress.skipped,
             "rejected": len(self.rejected),
@@ -376,7 +390,7 @@ class Trainer:
         """All that a resumed run needs to go on identically."""
         return {
             "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "progress": asdict(self.progress),
             "sums": self.sums,
             "rejected": list(self.rejected.rejected.values()),
@@ -387,7 +401,8 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state written by `state`."""
         self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.progress = Progress(**state["progress"])
         self.sums = state["sums"]
         self.rejected.add(state["rejected"])
@@ -409,6 +424,8 @@ class Trainer:
 
 def blank_share(output: EncoderOutput) -> float:
     """Share of frames whose best id is the blank."""
+    if not len(output.log_probs):
+        return 0.0
     return float((output.log_probs.argmax(dim=-1) == BLANK).float().mean())
 
 

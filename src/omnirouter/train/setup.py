@@ -22,8 +22,13 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
     transcripts of `data.train` and the sentences of `tokenizer.texts`, with `model.vocab_size`
     pieces.
+
+    Raises:
+        BadInput: no training data is given, or the tokenizer cannot be read or trained.
     """
     own = folder / TOKENIZER
+    if not config.data.train:
+        raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
     if resume:
         return Tokenizer.load(own)
     if config.tokenizer.path:
@@ -78,14 +83,8 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
 
 
 def train_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader:
-    """Batches of `data.train`, shuffled and augmented.
-
-    Raises:
-        BadInput: `data.train` is empty.
-    """
+    """Batches of `data.train`, shuffled and augmented."""
     data = config.data
-    if not data.train:
-        raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
     return Loader(
         read_training(data.train, data.weights),
         features=config.model.features,

@@ -1,0 +1,410 @@
+"""The command line: what commands print and write, which value of a key wins, and exit statuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import omnirouter
+from omnirouter import cli
+from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from omnirouter.cli import COMMANDS, main
+from omnirouter.config import PRESETS, DataConfig, OptimConfig, RunConfig, count_parameters
+from omnirouter.serve.transcriber import Transcriber
+from omnirouter.train import TrainResult
+
+FIGURES = {"wer", "errors", "words", "ci_low", "ci_high", "hours", "rtfx"}
+PRESET_KEYS = [
+    "name",
+    "routing",
+    "dim",
+    "num_layers",
+    "num_experts",
+    "parameters",
+    "active_parameters",
+    "parameters_without_head",
+]
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> str:
+    save_checkpoint(
+        folder,
+        model_state=checkpoint.model.state_dict(),
+        config=checkpoint.config,
+        tokenizer=checkpoint.tokenizer,
+    )
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoints: dict[str, Checkpoint], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(checkpoints["omni"], tmp_path_factory.mktemp("model") / "best")
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Stands in for training; holds the configuration it was called with."""
+    calls: dict[str, Any] = {}
+
+    def stand_in(run: RunConfig, *, resume: bool) -> TrainResult:
+        calls.update(run=run, resume=resume)
+        return TrainResult(
+            best=Path(run.out) / "best",
+            wer=calls.get("wer", 0.25),
+            steps=7,
+            audio_hours=0.5,
+            seconds=60.0,
+            stopped=calls.get("stopped", "steps"),
+        )
+
+    monkeypatch.setattr("omnirouter.train.train", stand_in)
+    return calls
+
+
+def write_recipe(path: Path, **values: Any) -> str:
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+# --- the program as a whole ---
+
+
+def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for command in COMMANDS:
+        (line,) = [line for line in lines if line.startswith(f"  {command} ")]
+        assert len(line.split(maxsplit=1)[1]) > 20
+    assert max(map(len, lines)) <= 100
+
+
+def test_no_command_is_a_bad_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: omnirouter" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"omnirouter {omnirouter.__version__}\n"
+
+
+def test_help_presets_and_mistakes_need_no_torch(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", stepz=1)
+    program = f"""
+import sys
+from omnirouter.cli import main
+statuses = [main(arguments) for arguments in (
+    ["--help"], ["train", "--help"], ["evaluate", "--help"], ["presets"], ["presets", "--json"],
+    ["train", {recipe!r}], ["transcribe"],
+)]
+print(statuses, "torch" in sys.modules, "lhotse" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 2, 2] False False", result.stderr
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m omnirouter presets --json | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyboardInterrupt(), "omnirouter presets: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "a/b: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    line: str,
+) -> None:
+    def fail(*, json: bool = False) -> int:
+        """Fail.
+
+        Args:
+            json: nothing.
+        """
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "presets", fail)
+    assert main(["presets"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.endswith(line + "\n")
+    assert captured.err.count("\n") == 1
+
+
+def test_the_allocator_is_left_alone_without_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.tune_allocator() == (os.name == "posix" and "GNU" in _libc())
+    monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
+    assert not cli.tune_allocator()
+
+
+def _libc() -> str:
+    try:
+        return "GNU" if "glibc" in (os.confstr("CS_GNU_LIBC_VERSION") or "") else ""
+    except (ValueError, AttributeError):
+        return ""
+
+
+# --- presets ---
+
+
+def test_presets_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(PRESETS)
+    for row in rows:
+        assert list(row) == PRESET_KEYS
+        count = count_parameters(PRESETS[row["name"]])
+        assert row["parameters"] == count.total
+        assert row["active_parameters"] == count.active
+        assert row["parameters_without_head"] == count.without_head
+
+
+def test_presets_as_table_keep_paper_and_own_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    paper, own = capsys.readouterr().out.split("not in the paper")
+    assert "omni-290m" in paper and "289.9 M" in paper
+    assert "omni-small" in own and "omni-613m" in own
+
+
+# --- train: from weak to strong, defaults, preset, recipe, command line ---
+
+
+def test_recipe_wins_over_preset_and_flags_over_both(
+    tmp_path: Path, trained: dict[str, Any]
+) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.yaml",
+        preset="omni-small",
+        out="runs/a",
+        model={"dim": 64, "vocab_size": 100},
+        data={"train": ["a.jsonl", "b.jsonl"]},
+        optim={"peak_lr": 2e-3, "clip": 1.0},
+    )
+    flags = ["--optim.peak_lr", "1e-4", "--model.vocab_size=90", "--data.dev", "[d.jsonl]"]
+    expected = RunConfig(
+        out="runs/a",
+        preset="omni-small",
+        model=replace(PRESETS["omni-small"], dim=64, vocab_size=90),
+        data=DataConfig(train=("a.jsonl", "b.jsonl"), dev=("d.jsonl",)),
+        optim=OptimConfig(peak_lr=1e-4, clip=1.0),
+    )
+    for arguments in ([recipe, *flags], [*flags, recipe]):
+        assert main(["train", *arguments]) == 0
+        assert trained["run"] == expected
+        assert trained["resume"] is False
+
+
+def test_preset_of_the_command_line_wins_over_that_of_the_recipe(
+    tmp_path: Path, trained: dict[str, Any]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", preset="omni-small", model={"dropout": 0.3})
+    assert main(["train", recipe, "--preset", "switch-tiny"]) == 0
+    assert trained["run"].model == replace(PRESETS["switch-tiny"], dropout=0.3)
+
+
+def test_every_preset_can_be_trained(tmp_path: Path, trained: dict[str, Any]) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", steps=3)
+    for name in ("dense-tiny", "omni-613m"):
+        assert main(["train", recipe, "--preset", name]) == 0
+        assert trained["run"] == RunConfig(steps=3, preset=name, model=PRESETS[name])
+
+
+def test_the_config_of_a_run_is_a_recipe(tmp_path: Path, trained: dict[str, Any]) -> None:
+    run = RunConfig(
+        out="runs/b",
+        preset="switch-small",
+        model=replace(PRESETS["switch-small"], router_of_layer=(0,) * 10),
+        data=DataConfig(train=("a.jsonl",), weights=(2,)),
+    )
+    # tuples as the run folder writes them
+    plain = json.loads(json.dumps(asdict(run)))
+    assert main(["train", write_recipe(tmp_path / "config.yaml", **plain)]) == 0
+    assert trained["run"] == run
+
+
+def test_a_run_folder_can_be_resumed(
+    tmp_path: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_recipe(tmp_path / "config.yaml", out="where/it/was", steps=5)
+    assert main(["train", str(tmp_path), "--resume", "--steps", "9"]) == 0
+    assert trained["resume"] is True
+    assert (trained["run"].out, trained["run"].steps) == (str(tmp_path), 9)
+    assert main(["train", str(tmp_path)]) == 2
+    assert "add --resume" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_what_to_do_next(
+    tmp_path: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", out="runs/c")
+    assert main(["train", recipe]) == 0
+    out = capsys.readouterr().out
+    assert "WER 25.0%" in out and "omnirouter evaluate runs/c/best" in out
+    trained["wer"] = float("nan")
+    assert main(["train", recipe]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    tmp_path: Path, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained["stopped"] = "interrupted"
+    assert main(["train", write_recipe(tmp_path / "r.yaml", out="runs/c")]) == 1
+    assert "omnirouter train runs/c --resume" in capsys.readouterr().err
+
+
+def test_demo_takes_folder_steps_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(
+        "omnirouter.study.demo.run_demo", lambda out, **options: calls.append((out, options))
+    )
+    assert main(["demo"]) == 0
+    assert main(["demo", "--out", "d", "--steps", "5", "--seed", "3"]) == 0
+    assert calls == [
+        (Path("runs/demo"), {"steps": None, "seed": 0}),
+        (Path("d"), {"steps": 5, "seed": 3}),
+    ]
+
+
+# --- evaluate, analyse, average ---
+
+
+def test_evaluate_as_json_and_to_files(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures, rows = tmp_path / "new" / "wer.json", tmp_path / "hypotheses.jsonl"
+    options = ["--json", "--output", str(figures), "--hypotheses", str(rows)]
+    assert main(["evaluate", model, str(manifest), *options]) == 0
+    captured = capsys.readouterr()
+    printed = json.loads(captured.out)
+    assert list(printed) == ["test"]
+    assert printed["test"].keys() >= FIGURES
+    assert printed["test"]["rejected"] == 1
+    assert json.loads(figures.read_text()) == printed
+    assert "broken: unreadable audio" in captured.err
+    listed = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(listed) == 7
+    assert [row["id"] for row in listed if "rejected" in row] == ["broken"]
+    assert {"set", "id", "reference", "hypothesis"} == listed[0].keys()
+
+
+def test_evaluate_as_table(model: str, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", model, str(manifest), "--group-by", "condition"]) == 0
+    out = capsys.readouterr().out
+    assert "test/clean" in out and "test/noise" in out and "95% interval" in out
+
+
+def test_manifests_of_one_name_stay_apart(
+    model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = manifest.parent / "other"
+    folder.mkdir()
+    row = {"audio_filepath": "../0.wav", "text": "turn the kitchen light off"}
+    (folder / "test.jsonl").write_text(json.dumps(row) + "\n")
+    paths = [str(manifest), str(folder / "test.jsonl")]
+    assert main(["evaluate", model, *paths, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == [p.removesuffix(".jsonl") for p in paths]
+
+
+def test_a_set_without_usable_audio_does_not_cost_the_others(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = tmp_path / "lost.jsonl"
+    lost.write_text(json.dumps({"audio_filepath": "nowhere.wav", "text": "a"}) + "\n")
+    assert main(["evaluate", model, str(lost), str(manifest), "--json"]) == 1
+    captured = capsys.readouterr()
+    assert list(json.loads(captured.out)) == ["test"]
+    assert "lost: no utterance could be used; nowhere" in captured.err
+    assert main(["evaluate", model, str(lost), "--json"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_analyse_writes_numbers_and_figures(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["analyse", model, str(manifest), "--out", str(tmp_path), "--examples", "1"]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["cramers_v"] == json.loads((tmp_path / "routing.json").read_text())["cramers_v"]
+    assert (tmp_path / "usage.png").is_file()
+
+
+def test_average(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["average", model, model, "--out", str(tmp_path / "mean")]) == 0
+    assert load_checkpoint(tmp_path / "mean").meta["averaged"] == [model, model]
+    assert main(["average", model, "--out", model]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+# --- transcribe ---
+
+
+def test_one_file_gives_its_text_and_nothing_else(
+    model: str,
+    checkpoints: dict[str, Checkpoint],
+    manifest: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    audio = str(manifest.parent / "4.wav")
+    text = Transcriber(checkpoints["omni"]).transcribe(audio).text
+    assert main(["transcribe", audio, "--model", model]) == 0
+    assert capsys.readouterr() == (text + "\n", "")
+
+
+def test_a_bad_file_does_not_cost_the_others(
+    model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = (str(manifest.parent / name) for name in ("4.wav", "broken.wav"))
+    assert main(["transcribe", bad, good, "--model", model]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{good}: ") and captured.out.count("\n") == 1
+    assert captured.err.startswith(f"omnirouter transcribe: {bad}: not readable as audio")
+    assert main(["transcribe", bad, "nowhere.wav", "--model", model]) == 2
+
+
+def test_json_is_one_object_per_line(
+    model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
+    assert main(["transcribe", *audio, "--model", model, "--format", "json"]) == 0
+    values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [value["audio"] for value in values] == audio
+    for value in values:
+        assert list(value) == ["audio", "text", "duration", "segments"]
+
+
+def test_files_are_written_where_asked(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "folder"
+    audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
+    options = ["--model", model, "--format", "txt,json", "--output-dir", str(out)]
+    assert main(["transcribe", *audio, *options]) == 0
+    assert capsys.readouterr().out == ""
+    assert sorted(path.name for path in out.iterdir()) == ["3.json", "3.txt", "4.json", "4.txt"]
+    value = json.loads((out / "3.json").read_text())
+    assert (out / "3.txt").read_text() == value["text"] + "\n"
+
+
+def test_transcripts_do_not_overwrite_each_other(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", model, "--output-dir", str(tmp_path / "out")]
+    assert main(["transcribe", "a/x.wav", "b/x.flac", *options]) == 2
+    assert "a/x.wav and b/x.flac" in capsys.readouterr().err
