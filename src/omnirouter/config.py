@@ -38,7 +38,9 @@ class FeatureConfig:
         stack: mel frames joined to one frame of width S = stack * num_mels.
         preemphasis: coefficient of the first-order high-pass filter.
         normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
-            of the training set, kept in `mean` and `std` (one value per mel bin).
+            of the training set, kept in `mean` and `std`.
+        mean: for `global`, one value per mel bin.
+        std: for `global`, one value per mel bin.
     """
 
     sample_rate: int = 16_000

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -28,7 +29,9 @@ from omnirouter.config import (
     OmnirouterError,
     OptimConfig,
     RunConfig,
+    TokenizerConfig,
 )
+from omnirouter.text import train_tokenizer
 from omnirouter.train import train
 from omnirouter.train.loop import Trainer
 from omnirouter.train.run import rows_of
@@ -124,14 +127,55 @@ def test_training_twice_gives_the_same_losses(tmp_path: Path) -> None:
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+def test_masks_begin_when_they_are_asked_for(tmp_path: Path) -> None:
+    """Until `masks_from_step` a run is the one without masks; from then on it is not."""
+    manifest = write_corpus(tmp_path / "data")
+    masked = AugmentConfig(time_ratio=0.5, cape=False, masks_from_step=5)
+    train(config_for(manifest, tmp_path / "never", augment=NO_AUGMENT, steps=8))
+    train(config_for(manifest, tmp_path / "later", augment=masked, steps=8))
+    never, later = losses(tmp_path / "never"), losses(tmp_path / "later")
+    differing = [step for step in never if never[step] != later[step]]
+    assert differing == [6, 7, 8]  # rows count the steps done: the first masked one is row 6
+
+
+@pytest.mark.parametrize("routing", ["switch", "omni"])
+def test_routing_is_logged_for_every_layer(tmp_path: Path, routing: str) -> None:
+    """Layer drop leaves layers out of steps but not out of the log."""
+    manifest = write_corpus(tmp_path / "data")
+    config = config_for(manifest, tmp_path / "run", routing, steps=8)
+    config = replace(config, model=replace(config.model, num_layers=4, layer_drop=0.5))
+    train(config)
+    rows = [row for row in rows_of(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert len(rows) == 8
+    for row in rows:
+        assert [len(shares) for shares in row["expert_usage"]] == [2] * 4
+        assert all(sum(shares) == pytest.approx(1) for shares in row["expert_usage"])
+        assert len(row["router_entropy"]) == 4
+        assert len(row["cramers_v"]) == 3
+
+
+def test_without_a_development_set_the_last_model_is_the_best(tmp_path: Path) -> None:
+    """A run too short for its first validation leaves a model all the same."""
+    manifest = write_corpus(tmp_path / "data")
+    config = config_for(manifest, tmp_path / "run", steps=3)
+    config = replace(config, data=replace(config.data, dev=()))
+    result = train(config)
+    assert np.isnan(result.wer)
+    assert load_checkpoint(result.best).meta["step"] == 3
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_and_resume_gives_identical_losses(tmp_path: Path, workers: int) -> None:
-    """kill -9 in mid-training, then resume: losses and weights equal those of the undisturbed run."""
+    """kill -9 in mid-training, then resume: losses and weights are those of an undisturbed run."""
     manifest = write_corpus(tmp_path / "data", repeats=4)
     augment = AugmentConfig(speeds=(0.9, 1.0, 1.1), noise_snr_db=(5, 20), noise_probability=0.5)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     config = config_for(manifest, whole, augment=augment, steps=30)
-    config = replace(config, data=replace(config.data, workers=workers))
+    config = replace(
+        config,
+        data=replace(config.data, workers=workers),
+        optim=replace(config.optim, muon_lr=0.02),  # its momentum has to survive too
+    )
     train(config)
 
     script = (
@@ -139,8 +183,6 @@ def test_kill_and_resume_gives_identical_losses(tmp_path: Path, workers: int) ->
         "torch.set_num_threads(int(sys.argv[2]));"
         "train(pickle.load(open(sys.argv[1], 'rb')))"
     )
-    import pickle
-
     pickled = tmp_path / "config.pkl"
     pickled.write_bytes(pickle.dumps(replace(config, out=str(cut))))
     command = [sys.executable, "-c", script, str(pickled), str(torch.get_num_threads())]
@@ -178,9 +220,6 @@ def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
     for key, value in start.model.state_dict().items():
         assert torch.equal(kept.network.state_dict()[key], value)
 
-    from omnirouter.config import TokenizerConfig
-    from omnirouter.text import train_tokenizer
-
     other = tmp_path / "other.model"
     train_tokenizer([*TEXTS, "a quick brown fox"], 30).save(other)
     config = config_for(manifest, tmp_path / "swapped", init=str(first.best))
@@ -196,8 +235,11 @@ def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
 def test_interrupt_saves_and_resumes(tmp_path: Path) -> None:
     """Ctrl-C finishes the step, saves, and the resumed run goes on as if nothing had happened."""
     manifest = write_corpus(tmp_path / "data", repeats=2)
-    train(config_for(manifest, tmp_path / "whole"))
-    trainer = Trainer(config_for(manifest, tmp_path / "cut"), resume=False, watch=Watch(12))
+    config = config_for(manifest, tmp_path / "whole", log_every=3)  # the interrupt is between rows
+    config = replace(config, model=replace(config.model, layer_drop=0.5))
+    train(config)
+    config = replace(config, out=str(tmp_path / "cut"))
+    trainer = Trainer(config, resume=False, watch=Watch(12))
     original = trainer.step
 
     def step(batches: list) -> None:  # type: ignore[type-arg]
@@ -209,9 +251,39 @@ def test_interrupt_saves_and_resumes(tmp_path: Path) -> None:
     trainer.step = step  # type: ignore[method-assign]
     assert trainer.run().stopped == "interrupted"
     trainer.close()
-    result = train(config_for(manifest, tmp_path / "cut"), resume=True)
+    result = train(config, resume=True)
     assert result.stopped == "steps"
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def test_a_development_set_that_cannot_be_read_ends_the_run(tmp_path: Path) -> None:
+    """Without one readable utterance no checkpoint could be chosen: the run says so."""
+    manifest = write_corpus(tmp_path / "data")
+    dev = tmp_path / "dev.jsonl"
+    dev.write_text('{"audio_filepath": "gone.wav", "text": "call", "duration": 1.0}\n')
+    config = config_for(manifest, tmp_path / "run", steps=2)
+    config = replace(config, data=replace(config.data, dev=(str(dev),)))
+    with pytest.raises(BadInput, match=r"data\.dev: no utterance could be used; .*no such file"):
+        train(config)
+
+
+def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: Path) -> None:
+    """Rates and decay are the configuration's, also on resume; weights must fit."""
+    config = config_for(write_corpus(tmp_path / "data"), tmp_path / "run", steps=4)
+    train(config)
+    lower = replace(config, optim=replace(config.optim, peak_lr=1e-5, weight_decay=0.5))
+    trainer = Trainer(lower, resume=True, watch=Watch(4))
+    assert trainer.progress.step == 4
+    (optimizer,) = trainer.optimizers
+    assert [group["peak"] for group in optimizer.param_groups] == [1e-5, 1e-5]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert all("exp_avg" in optimizer.state[p] for p in trainer.network.parameters())
+    for other in (
+        replace(config, model=replace(config.model, dim=64)),
+        replace(config, optim=replace(config.optim, muon_lr=0.02)),
+    ):
+        with pytest.raises(BadInput, match="another model or optimiser"):
+            train(other, resume=True)
 
 
 def test_a_run_stops_on_a_plateau(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, EncoderOutput
 
 LENGTHS = (4, 1, 3)
+Kind = Literal["dense", "switch", "omni"]
+Positions = Literal["sinusoidal", "rope", "rope-local"]
 
 
 def fill(model: CTCEncoder) -> None:
@@ -26,9 +28,7 @@ def fill(model: CTCEncoder) -> None:
                 parameter.copy_((1 if "norm" in name else 0) + 0.5 * wave)
 
 
-def run(
-    routing: Literal["dense", "switch", "omni"], positions: Literal["sinusoidal", "rope"]
-) -> EncoderOutput:
+def run(routing: Kind, positions: Positions) -> EncoderOutput:
     config = ModelConfig(
         routing=routing,
         num_experts=1 if routing == "dense" else 3,
@@ -81,13 +81,19 @@ GOLDEN: dict[tuple[str, str], tuple[list[list[float]], list[list[int]]]] = {
         ],
         [[0, 0, 2, 0, 1, 2, 0, 2], [0, 0, 2, 0, 1, 0, 0, 0]],
     ),
+    ("omni", "rope-local"): (
+        [
+            [-1.12486, -1.95518, -1.75713, -1.48355, -2.00700],
+            [-2.22176, -1.43694, -1.10101, -2.89122, -1.32469],
+            [-1.54712, -1.20680, -3.64401, -1.43359, -1.49884],
+        ],
+        [[0, 0, 2, 0, 1, 2, 0, 2], [0, 0, 2, 0, 1, 0, 0, 0]],
+    ),
 }
 
 
 @pytest.mark.parametrize(("routing", "positions"), GOLDEN)
-def test_log_probs(
-    routing: Literal["dense", "switch", "omni"], positions: Literal["sinusoidal", "rope"]
-) -> None:
+def test_log_probs(routing: Kind, positions: Positions) -> None:
     """Log-probabilities to 1e-4 and every expert chosen are those of the first release."""
     expected, experts = GOLDEN[routing, positions]
     output = run(routing, positions)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.layers import EncoderBlock, Packing
+from omnirouter.model.encoder import distance_slopes
+from omnirouter.model.layers import EncoderBlock, Packing, packed_attention
 from omnirouter.model.routing import RoutingContext
 
 CONFIG = ModelConfig(routing="dense", num_experts=1, dim=32, ffn_dim=48, num_layers=1, num_heads=4)
@@ -98,3 +100,27 @@ def test_parameter_gradients_equal_torchs() -> None:
         (block.ffn_norm.bias, layer.norm2.bias),
     ):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("lengths", [[1], [6, 6], [2, 31, 30, 9]], ids=str)
+def test_local_attention_equals_torchs(lengths: list[int], heads: int) -> None:
+    """Attention with a penalty on distance is torch's with -slope * distance in its mask."""
+    torch.manual_seed(5)
+    slopes_H = distance_slopes(heads)
+    qkv = torch.randn(3, sum(lengths), heads, 8, requires_grad=True)
+    weight_THE = torch.randn(sum(lengths), heads, 8)
+    y_THE = packed_attention(*qkv, Packing(torch.tensor(lengths), qkv.device, slopes_H))
+    (gradient,) = torch.autograd.grad((y_THE * weight_THE).sum(), qkv)
+
+    parts = []
+    for own in qkv.split(lengths, dim=1):
+        frame_P = torch.arange(own.shape[1])
+        penalty_HPP = -slopes_H[:, None, None] * (frame_P[:, None] - frame_P).abs()
+        q, k, v = own.transpose(1, 2)
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=penalty_HPP).transpose(0, 1))
+    expected_THE = torch.cat(parts)
+    (expected_gradient,) = torch.autograd.grad((expected_THE * weight_THE).sum(), qkv)
+
+    torch.testing.assert_close(y_THE, expected_THE, rtol=0, atol=1e-5)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=5e-5)

@@ -14,6 +14,7 @@ from torch import Tensor
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, EncoderOutput, Routing, load_balance_loss
 
+Positions = Literal["sinusoidal", "rope", "rope-local"]
 TIE = 1e-5  # closer than this, rounding may choose the expert
 SIZES = ModelConfig(
     routing="omni",
@@ -27,7 +28,7 @@ SIZES = ModelConfig(
 )
 seeds = st.integers(0, 2**31 - 1)
 lengths = st.lists(st.integers(1, 13), min_size=1, max_size=6)
-positions = st.sampled_from(["sinusoidal", "rope"])
+positions = st.sampled_from(["sinusoidal", "rope", "rope-local"])
 moe = st.sampled_from(["switch", "omni"])
 
 
@@ -60,7 +61,7 @@ def tied(routings: list[Routing]) -> Tensor:
 
 @given(seed=seeds, sizes=lengths, experts=st.integers(1, 5), kind=positions)
 def test_omni_is_switch_with_equal_routers(
-    seed: int, sizes: list[int], experts: int, kind: Literal["sinusoidal", "rope"]
+    seed: int, sizes: list[int], experts: int, kind: Positions
 ) -> None:
     """One shared router is equal routers in all layers: the same outputs bit by bit."""
     omni = build(seed, num_experts=experts, positions=kind)
@@ -82,7 +83,7 @@ def test_one_expert_is_a_dense_model(
     seed: int,
     sizes: list[int],
     routing: Literal["switch", "omni"],
-    kind: Literal["sinusoidal", "rope"],
+    kind: Positions,
 ) -> None:
     """With a single expert the gate is 1 and the model is the dense one."""
     sparse = build(seed, num_experts=1, routing=routing, positions=kind)
@@ -140,7 +141,7 @@ def test_an_utterance_does_not_see_its_batch(
     seed: int,
     sizes: list[int],
     routing: Literal["dense", "switch", "omni"],
-    kind: Literal["sinusoidal", "rope"],
+    kind: Positions,
 ) -> None:
     """Alone or among others an utterance gets the same output (but where experts tie)."""
     experts = 1 if routing == "dense" else 3

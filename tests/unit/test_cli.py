@@ -226,10 +226,11 @@ def test_every_preset_can_be_trained(tmp_path: Path, trained: dict[str, Any]) ->
 
 
 def test_the_config_of_a_run_is_a_recipe(tmp_path: Path, trained: dict[str, Any]) -> None:
+    preset = PRESETS["switch-small"]
     run = RunConfig(
         out="runs/b",
         preset="switch-small",
-        model=replace(PRESETS["switch-small"], router_of_layer=(0,) * 10),
+        model=replace(preset, router_of_layer=(0,) * preset.num_layers),
         data=DataConfig(train=("a.jsonl",), weights=(2,)),
     )
     # tuples as the run folder writes them

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, Router
-from omnirouter.model.encoder import frame_positions, position_angles
-from omnirouter.model.layers import Dropout
+from omnirouter.model.encoder import distance_slopes, frame_positions, position_angles
+from omnirouter.model.layers import Dropout, Packing, packed_attention
 
 TINY = ModelConfig(
     routing="switch",
@@ -28,6 +28,8 @@ TINY = ModelConfig(
 )
 Kind = Literal["dense", "switch", "omni"]
 KINDS: list[Kind] = ["dense", "switch", "omni"]
+Positions = Literal["sinusoidal", "rope", "rope-local"]
+POSITIONS: list[Positions] = ["sinusoidal", "rope", "rope-local"]
 
 
 def build(**changes: object) -> CTCEncoder:
@@ -103,11 +105,9 @@ def test_skipped_layers_are_not_there(routing: Kind, skip: Sequence[int]) -> Non
 
 
 @pytest.mark.parametrize("routing", KINDS)
-@pytest.mark.parametrize("positions", ["sinusoidal", "rope"])
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("lengths", [(), (0,), (0, 0)], ids=str)
-def test_empty_batch(
-    routing: Kind, positions: Literal["sinusoidal", "rope"], lengths: Sequence[int]
-) -> None:
+def test_empty_batch(routing: Kind, positions: Positions, lengths: Sequence[int]) -> None:
     """Audio shorter than one window gives no frames, and that is no error."""
     output = build(routing=routing, positions=positions)(*frames(*lengths))
     assert output.log_probs.shape == (0, TINY.vocab_size)
@@ -162,8 +162,8 @@ def test_router_starts_small_and_without_bias() -> None:
 
 
 @pytest.mark.parametrize("routing", KINDS)
-@pytest.mark.parametrize("positions", ["sinusoidal", "rope"])
-def test_bf16_autocast(routing: Kind, positions: Literal["sinusoidal", "rope"]) -> None:
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_bf16_autocast(routing: Kind, positions: Positions) -> None:
     """Under autocast a training step runs, stays close to float32, and routes in float32."""
     model = build(routing=routing, positions=positions)
     batch = frames(9, 4, 8)
@@ -193,8 +193,8 @@ def test_position_angles() -> None:
     torch.testing.assert_close(angles, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "rope"])
-def test_positions_default_to_counting(positions: Literal["sinusoidal", "rope"]) -> None:
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_positions_default_to_counting(positions: Positions) -> None:
     """Without positions frames are numbered from 0."""
     model, (values, lengths_B) = build(positions=positions), frames(5, 3)
     counted = model(values, lengths_B, positions_T=frame_positions(lengths_B))
@@ -213,23 +213,51 @@ def test_sinusoidal_positions_are_added_once() -> None:
     torch.testing.assert_close(seen[0], expected, rtol=0, atol=1e-4)
 
 
-def test_rope_is_relative() -> None:
-    """With RoPE a shift of all positions changes nothing, with sinusoids it does."""
-    values, lengths_B = frames(7, 5)
-    moved = frame_positions(lengths_B) + 20
-    swapped = torch.cat([frame_positions(lengths_B)[:7].flip(0), torch.arange(5.0)])
-    rope, sinusoidal = build(positions="rope"), build()
-    plain = rope(values, lengths_B).log_probs
-    torch.testing.assert_close(
-        rope(values, lengths_B, positions_T=moved).log_probs, plain, rtol=0, atol=1e-4
-    )
+@pytest.mark.parametrize("positions", ["rope", "rope-local"])
+def test_rope_is_relative(positions: Positions) -> None:
+    """With RoPE a shift of all positions changes nothing; a reversal does."""
+    model, (values, lengths_B) = build(positions=positions), frames(7, 5)
+    plain = model(values, lengths_B).log_probs
+    moved = model(values, lengths_B, positions_T=frame_positions(lengths_B) + 20).log_probs
+    torch.testing.assert_close(moved, plain, rtol=0, atol=1e-4)
     # a reversal keeps all distances but not their sign
-    assert (rope(values, lengths_B, positions_T=swapped).log_probs - plain).abs().max() > 1e-4
-    difference = sinusoidal(values, lengths_B, positions_T=moved).log_probs
-    assert (difference - sinusoidal(values, lengths_B).log_probs).abs().max() > 1e-2
+    swapped = torch.cat([frame_positions(lengths_B)[:7].flip(0), torch.arange(5.0)])
+    assert (model(values, lengths_B, positions_T=swapped).log_probs - plain).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9])
+def test_sinusoidal_positions_are_absolute() -> None:
+    """A shift of all positions changes the output."""
+    model, (values, lengths_B) = build(), frames(7, 5)
+    moved = model(values, lengths_B, positions_T=frame_positions(lengths_B) + 20).log_probs
+    assert (moved - model(values, lengths_B).log_probs).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 12])
+def test_distance_slopes(heads: int) -> None:
+    """A geometric row that ends at 1/64 for any number of heads, the steepest first."""
+    slopes = distance_slopes(heads)
+    assert slopes.shape == (heads,)
+    assert float(slopes[-1]) == pytest.approx(1 / 64)
+    assert float(slopes[0]) == pytest.approx((1 / 64) ** (1 / heads))
+    torch.testing.assert_close(slopes[1:], slopes[:-1] * slopes[0])
+
+
+def test_local_attention_falls_with_distance() -> None:
+    """With nothing to choose by, a frame's weight is exp(-slope * distance) in every head."""
+    size, slopes_H = 9, distance_slopes(2)
+    packing = Packing(torch.tensor([size]), torch.device("cpu"), slopes_H)
+    nothing_THE = torch.zeros(size, 2, size)
+    each_THE = torch.eye(size)[:, None].expand(size, 2, size)  # so that the weights are the output
+    weights_THT = packed_attention(nothing_THE, nothing_THE, each_THE, packing)
+    frame = torch.arange(size)
+    distance_TT = (frame[:, None] - frame).abs()
+    for head, slope in enumerate(slopes_H):
+        expected = torch.exp(-slope * distance_TT)
+        expected = expected / expected.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(weights_THT[:, head], expected)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.5, 0.9, 0.999])
 def test_dropout_rate_and_expectation(p: float) -> None:
     """A share p becomes 0 (to 1/256), the rest is scaled so that the mean stays."""
     torch.manual_seed(0)

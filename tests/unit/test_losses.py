@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from omnirouter.model import Routing, load_balance_loss
+from omnirouter.model import Routing, ctc_loss, load_balance_loss
 
 FORMS: list[Literal["paper", "switch"]] = ["paper", "switch"]
 
@@ -42,3 +42,19 @@ def test_gradient_takes_from_the_overloaded(form: Literal["paper", "switch"]) ->
     torch.testing.assert_close(probs_TN.grad, expected)
     assert logits_TN.grad is not None
     assert (logits_TN.grad[:3, 0] > 0).all()  # descent lowers the crowded expert's logit
+
+
+@pytest.mark.parametrize("utterances", [0, 1, 3])
+def test_ctc_of_no_frames_is_0(utterances: int) -> None:
+    """Utterances without a frame have nothing to align: 0 each."""
+    log_probs_TV = torch.zeros(0, 5, requires_grad=True)
+    lengths_B = torch.zeros(utterances, dtype=torch.int64)
+    nll_B = ctc_loss(log_probs_TV, lengths_B, [[1, 2]] * utterances)
+    assert nll_B.tolist() == [0.0] * utterances
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_load_balance_of_no_frames_is_0(form: Literal["paper", "switch"]) -> None:
+    """No frame, no load: 0 and not NaN, whatever the number of layers."""
+    empty = Routing(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+    assert float(load_balance_loss([empty, empty], form)) == 0.0

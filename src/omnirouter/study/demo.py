@@ -44,8 +44,8 @@ from omnirouter.train.watch import Watch
 
 NAMES = {"dense": "Dense", "switch": "Switch", "omni": "Omni"}
 CORPUS = SyntheticConfig(hours=3.0)
-STEPS = 1_000  # of each model
-BATCH_S = 60.0  # audio in one step
+STEPS = 1_400  # of each model
+BATCH_S = 40.0  # audio in one step
 TIMED_STEPS = 3  # for the projection
 CORPUS_S = 90.0  # what corpus and scoring add to the projection, on two cores
 CONDITIONS = (
@@ -120,7 +120,7 @@ def demo_config(
     out: Path, routing: str, manifests: dict[str, Path], steps: int, seed: int
 ) -> RunConfig:
     """The run of one model; all three differ in `routing` alone."""
-    warmup = max(1, steps // 10)
+    warmup = max(1, steps // 14)
     return RunConfig(
         out=str(out / routing),
         model=PRESETS[f"{routing}-tiny"],
@@ -131,17 +131,20 @@ def demo_config(
             device_seconds=BATCH_S,
         ),
         augment=AugmentConfig(
-            frequency_masks=2, frequency_width=15, time_masks=2, time_width=20, cape=False
+            frequency_width=10, time_masks=2, time_width=10, masks_from_step=steps // 2, cape=False
         ),
         optim=OptimConfig(
-            peak_lr=4e-3,
+            peak_lr=3e-3,
+            muon_lr=0.02,
             warmup_steps=warmup,
-            cosine_steps=steps - warmup,
-            floor=0.02,
+            cosine_steps=max(1, steps - warmup),
+            floor=0.01,
             clip=1.0,
+            betas=(0.9, 0.98),
         ),
         seed=seed,
         steps=steps,
+        load_balance="switch",  # learns much sooner here than the form the paper prints
         validate_every=max(1, steps // 4),
         checkpoint_every=max(1, steps // 10),
         log_every=max(1, steps // 100),

@@ -28,10 +28,10 @@ from omnirouter.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from omnirouter.config import BLANK, OmnirouterError, RunConfig
+from omnirouter.config import BLANK, BadInput, OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch, RejectLog
 from omnirouter.evaluate.routing import routing_stats
-from omnirouter.evaluate.score import SetResult, score_batches
+from omnirouter.evaluate.score import SetResult, require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss, load_balance_loss
 from omnirouter.text import clean_text
 from omnirouter.train.optim import build_optimizers, learning_rate
@@ -237,14 +237,14 @@ class Trainer:
     def after_step(self) -> None:
         """Log, validate and save, each when its turn has come."""
         config, step = self.config, self.progress.step
-        last = step == config.steps or self.interrupted
+        last = step == config.steps
         speed = self.progress.audio_s / max(self.progress.elapsed_s, 1e-9)
         self.watch.advance(step, speed)
         if step % config.log_every == 0 or last:
             self.log_step()
-        if step % config.validate_every == 0 or (step == config.steps and self.dev_data):
+        if step % config.validate_every == 0 or last:
             self.validate()
-        if step % config.checkpoint_every == 0 or last:
+        if step % config.checkpoint_every == 0 or last or self.interrupted:
             self.folder.save_state(self.state(), step)
 
     @torch.no_grad()
@@ -324,6 +324,7 @@ class Trainer:
             precision=self.config.precision,
             on_output=measure,
         )
+        require_readable("data.dev", result.utterances, result.rejected)
         return result, sums[0] / max(sums[1], 1), sums[2] / max(sums[3], 1)
 
     def save_weights(self, path: Path, wer: float) -> None:
@@ -399,10 +400,26 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up a state written by `state`."""
-        self.network.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        """Take up a state written by `state`.
+
+        Raises:
+            BadInput: it belongs to another model or optimiser than the configuration's.
+        """
+        try:
+            self.network.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                # rates and decay are the configuration's: a resumed run may lower them
+                own = [
+                    {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
+                ]
+                optimizer.load_state_dict(saved)
+                for group, settings in zip(optimizer.param_groups, own, strict=True):
+                    group.update(settings)
+        except (RuntimeError, ValueError) as error:
+            raise BadInput(
+                f"{self.folder.path}: holds a run of another model or optimiser; go on with its "
+                f"own configuration: omnirouter train {self.folder.path} --resume"
+            ) from error
         self.progress = Progress(**state["progress"])
         self.sums = state["sums"]
         self.rejected.add(state["rejected"])

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# What a GPU machine is for: the gpu tests, then the small-english models, results in $OUT.
+#   benchmarks/gpu.sh tests            the tests marked gpu
+#   benchmarks/gpu.sh train RECIPE...  trains (or goes on with) each recipe, writes back best/ and metrics
+# Needs the package importable (PYTHONPATH=src), its dependencies, and the audio the recipes name.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}src" PYTHONUNBUFFERED=1
+OUT="${OUT:-runs/gpu}"
+mkdir -p "$OUT"
+
+case "${1:-tests}" in
+  tests)
+    python3 -m pytest -q -m gpu -p no:cacheprovider tests 2>&1 | tee "$OUT/gpu-tests.log"
+    ;;
+  train)
+    shift
+    for recipe in "$@"; do
+      name=$(basename "$recipe" .yaml)
+      resume=()
+      [[ -e runs/gpu/$name/config.yaml ]] && resume=(--resume)
+      python3 -m omnirouter train "$recipe" --out "runs/gpu/$name" --device cuda "${resume[@]}" \
+        2>&1 | tee "$OUT/$name.log"
+      cp "runs/gpu/$name/metrics.jsonl" "$OUT/$name.metrics.jsonl"
+      # files of at most 15 MB, so that they travel: cat NAME.tar.* | tar x
+      tar c -C "runs/gpu/$name" best | split -b 15M - "$OUT/$name.tar."
+    done
+    ;;
+  *)
+    echo "usage: benchmarks/gpu.sh tests | train RECIPE..." >&2
+    exit 2
+    ;;
+esac

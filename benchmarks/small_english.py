@@ -1,0 +1,128 @@
+"""Word error rates of the small-english models on every set of the real speech, with its anchor.
+
+Question: what do Dense, Switch and Omni of equal active size reach on five hours of real speech?
+
+    python benchmarks/small_english.py --speech ../shared/speech --runs runs/small-english
+
+Writes benchmarks/results/small-english.json and prints the table of docs/results.md. The anchor is
+a plain dense CTC Transformer of 4.56 M parameters, trained for 30 minutes on two cores on the same
+audio (256 pieces, SpecAugment, AdamW, greedy); its figures come with the speech.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from omnirouter.checkpoint import load_checkpoint
+from omnirouter.config import count_parameters
+from omnirouter.data.prepare import read_manifest
+from omnirouter.evaluate.score import SetResult, score, score_groups
+from omnirouter.train.run import rows_of
+
+ROUTINGS = ("dense", "switch", "omni")
+TESTS = ("test_l2_adult", "test_common_voice", "test_digits", "test_words", "test_keywords")
+ANCHOR = {
+    "dev": 0.870,
+    "dev/kathleen-arctic": 0.744,
+    "dev/librispeech": 0.821,
+    "dev/librispeech-dev-clean": 0.882,
+    "dev/speechocean762": 0.863,
+    "test_l2_adult": 0.809,
+    "test_common_voice": 0.926,
+    "test_digits": 1.024,
+    "test_words": 1.100,
+    "test_keywords": 1.218,
+}
+
+
+def evaluate(run: Path, speech: Path) -> dict[str, Any]:
+    """All sets, and each corpus of dev, for the best checkpoint of a run."""
+    checkpoint = load_checkpoint(run / "best")
+    dev = read_manifest(speech / "dev.jsonl")
+    results: dict[str, SetResult] = {"dev": score(checkpoint, dev, name="dev")}
+    groups = score_groups(checkpoint, dev, group_by="corpus")
+    results |= {f"dev/{name}": result for name, result in groups.items()}
+    for name in TESTS:
+        results[name] = score(checkpoint, read_manifest(speech / f"{name}.jsonl"), name=name)
+    count = count_parameters(checkpoint.config)
+    rows = rows_of(run / "metrics.jsonl")
+    last = [row for row in rows if row["kind"] == "train"][-1]
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return {
+        "command": f"omnirouter train recipes/small-english/{run.name}.yaml",
+        "seed": config["seed"],
+        "parameters": count.total,
+        "active_parameters": count.active,
+        "steps": last["step"],
+        "best_step": checkpoint.meta["step"],
+        "audio_hours": last["audio_seconds"] / 3600,
+        "train_seconds": last["elapsed_s"],
+        "sets": {name: result.to_dict() for name, result in results.items()},
+    }
+
+
+def table(models: dict[str, Any]) -> str:
+    """Markdown: a row per set, a column per model, the anchor last."""
+    lines = [
+        "| set | " + " | ".join(name.capitalize() for name in models) + " | plain baseline |",
+        "| --- |" + " --- |" * (len(models) + 1),
+    ]
+    for name, anchor in ANCHOR.items():
+        cells = []
+        for model in models.values():
+            row = model["sets"][name]
+            low, high = 100 * row["ci_low"], 100 * row["ci_high"]
+            cells.append(f"{100 * row['wer']:.1f} ({low:.1f}-{high:.1f})")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {100 * anchor:.1f} |")
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    packages = ("torch", "lhotse", "numpy", "sentencepiece", "jiwer", "whisper-normalizer")
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "commit": commit.stdout.strip(),
+        "command": "python " + " ".join(sys.argv),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    """Evaluate what is there, write the result file, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/small-english"))
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "small-english.json"
+    )
+    arguments = parser.parse_args()
+    models = {
+        routing: evaluate(arguments.runs / routing, arguments.speech)
+        for routing in ROUTINGS
+        if (arguments.runs / routing / "best").exists()
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    values = {**machine(), "anchor": ANCHOR, "models": models}
+    arguments.out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    print(table(models))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What README and docs show works: recipes parse, Python parses, commands and options exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import omnirouter
+from omnirouter.cli import COMMANDS
+from omnirouter.cli.parser import build_parser, parse
+from omnirouter.config import RunConfig
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ANY_KEY = {"--key", "--help"}  # `--key` stands for any in a synopsis
+
+
+def blocks(*languages: str) -> list[object]:
+    """Fenced blocks of these languages, each as a test's parameter."""
+    return [
+        pytest.param(text, id=f"{page.stem}-{number}")
+        for page in PAGES
+        for number, (language, text) in enumerate(FENCE.findall(page.read_text("utf-8")))
+        if language in languages
+    ]
+
+
+def commands(text: str) -> list[str]:
+    """Calls of `omnirouter` in a shell block, without comments, one to a line."""
+    lines = re.sub(r"\\\n", " ", text).splitlines()
+    calls = [re.sub(r"\s#.*", "", line) for line in lines]
+    found = [re.match(r"(?:\S*/)?omnirouter (.+)", call.strip()) for call in calls]
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_recipes_parse(text: str, tmp_path: Path) -> None:
+    """A YAML block is a recipe that `omnirouter train` takes."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    values = parse("train", COMMANDS["train"], [str(path)])
+    assert values is not None
+    assert isinstance(values["run"], RunConfig)
+    assert values["run"].optim.warmup_steps < values["run"].steps
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_parses(text: str) -> None:
+    """A Python block is Python, and what it imports from the package is there."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module == "omnirouter":
+            for alias in node.names:
+                assert hasattr(omnirouter, alias.name)
+
+
+@pytest.mark.parametrize("text", blocks("sh"))
+def test_commands_and_options_exist(text: str) -> None:
+    """A shell block calls commands there are, with options they have."""
+    for call in commands(text):
+        if call.startswith("-"):
+            continue
+        name, *_ = call.split()
+        assert name in COMMANDS
+        known = set(build_parser(name, COMMANDS[name])._option_string_actions) | ANY_KEY
+        assert set(re.findall(r"--[a-z][\w.-]*", call)) <= known
+
+
+def test_every_command_is_described() -> None:
+    """docs/cli.md has a section for each command, and each of its own options in it."""
+    text = (REPOSITORY / "docs" / "cli.md").read_text("utf-8")
+    sections = dict(re.findall(r"^## `omnirouter (\w+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert list(sections) == list(COMMANDS)
+    for name, section in sections.items():
+        if name == "train":  # its options are the keys of a recipe
+            continue
+        options = build_parser(name, COMMANDS[name])._option_string_actions
+        own = {option for option in options if option.startswith("--")} - ANY_KEY
+        shared = {"--device", "--precision"}  # described once, on top
+        assert {option for option in own - shared if option not in section} == set(), name

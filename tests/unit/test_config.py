@@ -1,0 +1,102 @@
+"""What a configuration refuses, in one line that names the key, and what it derives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from omnirouter.config import PAPER_MODELS, PRESETS, BadInput, ModelConfig, OptimConfig
+
+SMALL: dict[str, Any] = {"dim": 64, "num_heads": 2, "ffn_dim": 128, "num_layers": 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dim": 0}, r"dim: .* at least 1, not 0"),
+        ({"ffn_dim": -8}, r"ffn_dim: .* not -8"),
+        ({"num_layers": 0}, r"num_layers: .* not 0"),
+        ({"num_experts": 0}, r"num_experts: .* not 0"),
+        ({"vocab_size": 1}, r"vocab_size: .* make 2, not 1"),
+        ({"num_heads": 3}, r"num_heads: 3 heads do not divide dim 64"),
+        ({"num_heads": 64}, r"num_heads: .* an even number"),
+        ({"routing": "dense", "num_experts": 2}, r"num_experts: a dense model has 1, not 2"),
+        ({"dim": 12}, r"dim: .* a multiple of 8 .* not 12"),
+        ({"routing": "switch", "ffn_dim": 100}, r"ffn_dim: .* a multiple of 8 .* not 100"),
+        ({"dropout": 1.0}, r"dropout: a probability in \[0, 1\), not 1.0"),
+        ({"layer_drop": -0.1}, r"layer_drop: .* not -0.1"),
+        ({"router_of_layer": (0, 0, 1)}, r"router_of_layer: needs 4 router numbers"),
+        ({"router_of_layer": (0, 0, 2, 2)}, r"router_of_layer: .* without gaps"),
+        ({"router_of_layer": (1, 1, 2, 2)}, r"router_of_layer: .* counted from 0"),
+    ],
+    ids=str,
+)
+def test_models_that_cannot_be(changes: dict[str, Any], named: str) -> None:
+    """Bad sizes are refused when the configuration is made, long before a model is."""
+    with pytest.raises(BadInput, match=f"^{named}"):
+        ModelConfig(**SMALL | changes)
+
+
+def test_a_dense_model_may_have_any_width() -> None:
+    """Only grouped matrix products need rows of 16 bytes."""
+    config = ModelConfig(routing="dense", num_experts=1, dim=12, ffn_dim=30, num_heads=2)
+    assert (config.dim, config.ffn_dim) == (12, 30)
+
+
+@pytest.mark.parametrize("key", ["warmup_steps", "cosine_steps", "halve_every"])
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_schedule_needs_steps(key: str, steps: int) -> None:
+    """Each part of the schedule lasts a step at least."""
+    with pytest.raises(BadInput, match=rf"^optim\.{key}: at least 1 step, not {steps}$"):
+        OptimConfig(**{key: steps})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "routers"),
+    [
+        ({"routing": "dense", "num_experts": 1}, (), 0),
+        ({"routing": "switch"}, (0, 1, 2, 3), 4),
+        ({"routing": "omni"}, (0, 0, 0, 0), 1),
+        ({"routing": "omni", "router_of_layer": (0, 0, 1, 1)}, (0, 0, 1, 1), 2),
+        ({"routing": "switch", "router_of_layer": (0, 1, 0, 1)}, (0, 1, 0, 1), 2),
+    ],
+    ids=["dense", "switch", "omni", "halves", "alternating"],
+)
+def test_router_of_each_layer(
+    changes: dict[str, Any], expected: tuple[int, ...], routers: int
+) -> None:
+    """None, one per layer, one for all (Eq. 6), or what `router_of_layer` says."""
+    config = ModelConfig(**SMALL | changes)
+    assert config.router_map == expected
+    assert config.num_routers == routers
+
+
+def test_heads_are_64_wide_unless_given() -> None:
+    """`num_heads` is derived from the width, and is at least 1."""
+    assert ModelConfig(dim=512).heads == 8
+    assert ModelConfig(dim=32).heads == 1
+    assert ModelConfig(dim=512, num_heads=4).heads == 4
+
+
+def test_presets_are_named_after_what_they_are() -> None:
+    """ROUTING-SIZE; what shares a size differs in routing and, for dense, in experts alone."""
+    for name, config in PRESETS.items():
+        routing, size = name.split("-")
+        assert config.routing == routing
+        assert (config.num_experts == 1) == (routing == "dense")
+        if (twin := PRESETS.get(f"omni-{size}")) is not None:
+            own = ("routing", "num_experts")
+            values, expected = config.to_dict(), twin.to_dict()
+            assert {k: v for k, v in values.items() if k not in own} == {
+                k: v for k, v in expected.items() if k not in own
+            }
+    assert set(PAPER_MODELS) < set(PRESETS)
+
+
+def test_a_model_is_plain_values() -> None:
+    """`to_dict` is what config.json holds."""
+    plain = json.loads(json.dumps(PRESETS["omni-small"].to_dict()))
+    assert plain["positions"] == "rope-local"
+    assert plain["features"]["num_mels"] == 80
