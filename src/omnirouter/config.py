@@ -395,7 +395,7 @@ PRESETS: dict[str, ModelConfig] = {
         ffn_dim=512,
         num_layers=6,
         num_heads=4,
-        vocab_size=64,
+        vocab_size=128,
         positions="rope-local",
     ),
     **_small(
@@ -407,7 +407,6 @@ PRESETS: dict[str, ModelConfig] = {
         num_heads=4,
         vocab_size=256,
         positions="rope-local",
-        dropout=0.1,
     ),
 }
 PAPER_MODELS = tuple(PRESETS)[:13]

@@ -267,6 +267,18 @@ def test_a_development_set_that_cannot_be_read_ends_the_run(tmp_path: Path) -> N
         train(config)
 
 
+def test_a_development_set_without_words_ends_the_run(tmp_path: Path) -> None:
+    """Without one word there is no WER to choose a checkpoint by: the run says so."""
+    manifest = write_corpus(tmp_path / "data")
+    dev = tmp_path / "data" / "dev.jsonl"
+    rows = [json.loads(line) | {"text": ""} for line in manifest.read_text().splitlines()]
+    dev.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(manifest, tmp_path / "run", steps=2)
+    config = replace(config, data=replace(config.data, dev=(str(dev),)))
+    with pytest.raises(BadInput, match=r"data\.dev: no words in the transcripts"):
+        train(config)
+
+
 def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: Path) -> None:
     """Rates and decay are the configuration's, also on resume; weights must fit."""
     config = config_for(write_corpus(tmp_path / "data"), tmp_path / "run", steps=4)
@@ -364,3 +376,14 @@ def test_averaging_and_unusable_audio(tmp_path: Path) -> None:
     listed = [json.loads(x) for x in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
     assert len(listed) == 2
     assert all(row["reason"] for row in listed)
+
+
+def test_averaging_what_there_is(tmp_path: Path) -> None:
+    """A run with fewer validations than are to be averaged averages those it has."""
+    manifest = write_corpus(tmp_path / "data")
+    train(config_for(manifest, tmp_path / "run", steps=6, validate_every=3, average=3))
+    averaged = load_checkpoint(tmp_path / "run" / "averaged")
+    assert [Path(name).name for name in averaged.meta["averaged"]] == [
+        "weights-000000003",
+        "weights-000000006",
+    ]

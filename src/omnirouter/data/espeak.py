@@ -34,10 +34,7 @@ RATE, VOLUME, PITCH, PITCH_RANGE = 1, 2, 3, 4
 HEADROOM = 40  # percent of espeak's normal volume; at 100 several voices clip
 LONGEST_DATA_PATH = 120  # bytes; espeak-ng keeps paths in a buffer of 160 characters
 
-ACCENTS = (
-    *("en", "en-us", "en-us-nyc", "en-029", "en-gb-scotland", "en-gb-x-rp"),
-    *("en-gb-x-gbclan", "en-gb-x-gbcwmd"),
-)
+ACCENTS = ("en", "en-us", "en-029", "en-gb-scotland", "en-gb-x-rp")
 # Variants are the speakers: each belongs to one split. Left out: those that whisper or buzz, and
 # two (Reed, caleb) that espeak-ng does not say twice in the same way.
 _TRAIN = """m1 m2 m3 m4 m6 m7 f1 f2 f4 f5 Alex Andy Annie Alicia Denis Gene Lee Michael Mike Mario
@@ -48,7 +45,7 @@ VARIANTS = {
     "dev": ("m8", "croak", "steph", "Hugo", "benjamin", "aunty"),
     "test": ("m5", "f3", "Andrea", "robert", "victor", "marcelo", "edward2", "kaukovalta"),
 }
-RATES = (130, 220)  # words per minute
+RATES = (140, 200)  # words per minute
 PITCHES = (20, 80)
 PITCH_RANGES = (30, 80)
 

@@ -26,6 +26,7 @@ from omnirouter.config import (
     AugmentConfig,
     BadInput,
     DataConfig,
+    ModelConfig,
     OptimConfig,
     RunConfig,
     count_parameters,
@@ -38,16 +39,21 @@ from omnirouter.evaluate.score import SetResult, score
 from omnirouter.evaluate.tables import Condition, WerTable, to_rich
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.study.report import ModelReport, write_report
-from omnirouter.train import TrainResult, train
+from omnirouter.study.side_by_side import train_side_by_side
+from omnirouter.train import TrainResult
+from omnirouter.train.optim import build_optimizers
 from omnirouter.train.run import rows_of
-from omnirouter.train.watch import Watch
 
 NAMES = {"dense": "Dense", "switch": "Switch", "omni": "Omni"}
 CORPUS = SyntheticConfig(hours=3.0)
 STEPS = 1_400  # of each model
 BATCH_S = 40.0  # audio in one step
-TIMED_STEPS = 3  # for the projection
-CORPUS_S = 90.0  # what corpus and scoring add to the projection, on two cores
+TIMED_STEPS = 5  # for the projection
+REST_S = 75.0  # what corpus and scoring add to it, on two cores
+LONG_S, BRIEF_S = 15 * 60.0, 10 * 60.0  # from where on fewer steps are offered, and for how long
+OPTIM = OptimConfig(
+    peak_lr=3e-3, muon_lr=0.02, warmup_steps=100, floor=0.01, clip=1.0, betas=(0.9, 0.98)
+)
 CONDITIONS = (
     Condition(name="test_clean", label="clean"),
     Condition(name="test_fast", label="fast speech"),
@@ -96,7 +102,14 @@ def run_demo(
     _project(steps, console)
     manifests = make_corpus(out / "corpus", replace(CORPUS, hours=hours, seed=seed))
     runs = {routing: demo_config(out, routing, manifests, steps, seed) for routing in NAMES}
-    results = {routing: _train(config, console) for routing, config in runs.items()}
+    for config in runs.values():
+        count = count_parameters(config.model)
+        console.print(
+            f"{NAMES[config.model.routing]}: {count.active / 1e6:.2f} M of "
+            f"{count.total / 1e6:.2f} M parameters active"
+        )
+    trained = train_side_by_side({NAMES[key]: config for key, config in runs.items()})
+    results = {routing: trained[name] for routing, name in NAMES.items()}
     console.print("Scoring on clean and shifted speech of unseen voices ...")
     models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
     table = WerTable(conditions=CONDITIONS, results={m.name: m.results for m in models})
@@ -120,7 +133,7 @@ def demo_config(
     out: Path, routing: str, manifests: dict[str, Path], steps: int, seed: int
 ) -> RunConfig:
     """The run of one model; all three differ in `routing` alone."""
-    warmup = max(1, steps // 14)
+    warmup = max(1, min(OPTIM.warmup_steps, steps // 10))
     return RunConfig(
         out=str(out / routing),
         model=PRESETS[f"{routing}-tiny"],
@@ -133,15 +146,7 @@ def demo_config(
         augment=AugmentConfig(
             frequency_width=10, time_masks=2, time_width=10, masks_from_step=steps // 2, cape=False
         ),
-        optim=OptimConfig(
-            peak_lr=3e-3,
-            muon_lr=0.02,
-            warmup_steps=warmup,
-            cosine_steps=max(1, steps - warmup),
-            floor=0.01,
-            clip=1.0,
-            betas=(0.9, 0.98),
-        ),
+        optim=replace(OPTIM, warmup_steps=warmup, cosine_steps=max(1, steps - warmup)),
         seed=seed,
         steps=steps,
         load_balance="switch",  # learns much sooner here than the form the paper prints
@@ -154,51 +159,42 @@ def demo_config(
 
 def _project(steps: int, console: Console) -> None:
     """Say how long this machine will take, from a few steps on noise; offer `--steps`."""
-    seconds = len(NAMES) * steps * _step_seconds() + CORPUS_S
-    minutes = f"about {max(1, round(seconds / 60))} min"
+    times = {routing: steps * _step_seconds(PRESETS[f"{routing}-tiny"]) for routing in NAMES}
+    shared = sum(times.values()) / min(len(NAMES), os.cpu_count() or 1)
+    seconds = max(shared, *times.values()) + REST_S
     console.print(
-        f"Dense, Switch and Omni, {steps} steps each: {minutes} on this machine "
-        f"({torch.get_num_threads()} threads)."
+        f"Dense, Switch and Omni side by side, {steps} steps each: about "
+        f"{max(1, round(seconds / 60))} min on this machine.",
+        soft_wrap=True,
     )
-    if seconds > 15 * 60:
-        shorter = max(1, int(steps * 10 * 60 / seconds / 10) * 10)
-        console.print(f"For about 10 min, stop now and run with --steps {shorter}.")
+    if seconds > LONG_S:
+        shorter = max(10, int(steps * (BRIEF_S - REST_S) / (seconds - REST_S) / 10) * 10)
+        console.print(f"For about {BRIEF_S / 60:.0f} min, stop now and run with --steps {shorter}.")
 
 
-def _step_seconds() -> float:
-    """Median time of a training step of the sparse demo model."""
-    config = PRESETS["omni-tiny"]
+def _step_seconds(config: ModelConfig) -> float:
+    """Median time of a training step on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model = CTCEncoder(config)
+    optimizers = build_optimizers(model, OPTIM)
     rng = np.random.default_rng(0)
-    features = config.features
-    waves = [
-        rng.standard_normal(3 * features.sample_rate, dtype=np.float32)
-        for _ in range(int(BATCH_S / 3))
-    ]
+    rate, seconds = config.features.sample_rate, 3
+    waves = [rng.standard_normal(seconds * rate) for _ in range(int(BATCH_S / seconds))]
     times = []
     for _ in range(TIMED_STEPS + 1):
         began = time.perf_counter()
-        frames, lengths = extract(waves, features)
+        frames, lengths = extract([wave.astype(np.float32) for wave in waves], config.features)
         with torch.autocast("cpu", torch.bfloat16):
             output = model(frames, lengths)
         loss = ctc_loss(output.log_probs, output.lengths, [[5, 6, 7] * 5] * len(waves)).mean()
         (loss + load_balance_loss(output.routings)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
         times.append(time.perf_counter() - began)
-    return sorted(times[1:])[len(times[1:]) // 2]
-
-
-def _train(config: RunConfig, console: Console) -> TrainResult:
-    """Train, go on with, or find finished, one model."""
-    name = NAMES[config.model.routing]
-    started = (Path(config.out) / "config.yaml").exists()
-    count = count_parameters(config.model)
-    console.print(
-        f"{name}: {count.active / 1e6:.2f} M of {count.total / 1e6:.2f} M parameters active"
-    )
-    result = train(config, resume=started, watch=Watch(config.steps, title=name))
-    if result.stopped == "interrupted":
-        raise KeyboardInterrupt
-    return result
+    torch.set_num_threads(threads)
+    return sorted(times[1:])[TIMED_STEPS // 2]
 
 
 def _model_report(
@@ -234,8 +230,7 @@ def _facts(config: RunConfig, hours: float, seconds: float) -> dict[str, str]:
         "Corpus": f"{hours:g} h of training speech made with espeak-ng, seed {config.seed}; test "
         "voices are unseen in training",
         "Training": f"{config.steps} steps of {BATCH_S:g} s of audio, {config.precision}",
-        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads",
+        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, a process for each model",
         "Software": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
         "Time": f"{seconds / 60:.1f} min in this session",
     }

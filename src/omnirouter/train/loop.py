@@ -1,4 +1,4 @@
-"""The training loop (Sec. V-C): CTC plus load balance, AdamW, greedy WER, exact resume.
+"""The training loop (Sec. V-C): CTC plus load balance, AdamW, exact resume.
 
 What a step does is in `Trainer.step`; everything a resumed run needs is in `Trainer.state`.
 Randomness of the data hangs on (seed, epoch, cut), that of layer drop on (seed, step), dropout's
@@ -8,11 +8,9 @@ generator is saved.
 from __future__ import annotations
 
 import math
-import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,24 +20,16 @@ import torch
 from lightning_fabric import Fabric
 
 from omnirouter.audio import cape_positions, extract
-from omnirouter.checkpoint import (
-    Checkpoint,
-    average_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-)
-from omnirouter.config import BLANK, BadInput, OmnirouterError, RunConfig
+from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch, RejectLog
 from omnirouter.evaluate.routing import routing_stats
-from omnirouter.evaluate.score import SetResult, require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss, load_balance_loss
-from omnirouter.text import clean_text
-from omnirouter.train.optim import build_optimizers, learning_rate
+from omnirouter.train.interrupt import Interrupt
+from omnirouter.train.optim import build_optimizers, load_states, set_rates
 from omnirouter.train.run import Progress, RunFolder
-from omnirouter.train.setup import build_model, build_tokenizer, dev_loader, train_loader
+from omnirouter.train.setup import build_model, build_tokenizer, train_loader
+from omnirouter.train.validation import Validator, blank_share
 from omnirouter.train.watch import Watch
-
-BLANK_PLATEAU = 0.98  # share of blank frames above which a model says next to nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +90,8 @@ class Trainer:
         self.folder = RunFolder(config, resume=resume)
         self.watch = watch
         torch.manual_seed(config.seed)
-        accelerator = "gpu" if config.device == "cuda" else config.device
         self.fabric = Fabric(
-            accelerator=accelerator,
+            accelerator="gpu" if config.device == "cuda" else config.device,
             devices=1,
             precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         )
@@ -117,14 +106,13 @@ class Trainer:
         self.optimizers: list[Any] = optimizers
         self.network: CTCEncoder = self.model.module
         self.train_data = train_loader(self.config, self.tokenizer)
-        self.dev_data = dev_loader(self.config, self.tokenizer)
+        self.validator = Validator(self.config, self.tokenizer, self.folder, watch)
         data = config.data
         self.micro_batches = max(1, math.ceil(data.batch_hours * 3600 / data.device_seconds - 1e-9))
         self.progress = Progress()
         self.rejected = RejectLog()
         self.sums: list[float] = [0.0, 0.0, 0.0]  # CTC, load balance, steps since the last log row
-        self.interrupted = False
-        self.plateau_named = False
+        self.interrupt = Interrupt(watch.note)
         if not resume:
             self.folder.start(config)
         elif (state := self.folder.newest_state()) is not None:
@@ -133,27 +121,17 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train to the last step, a plateau or an interrupt."""
-        batches = self.train_data.iterate(self.progress.epoch, self.progress.index, endless=True)
-        previous = signal.signal(signal.SIGINT, self._interrupt) if _main_thread() else None
-        began, before = time.monotonic(), self.progress.elapsed_s
-        stopped = "steps"
-        try:
-            with self.watch:
-                while self.progress.step < self.config.steps:
-                    self.step(self.take(batches))
-                    self.progress.elapsed_s = before + time.monotonic() - began
-                    self.after_step()
-                    if self.interrupted:
-                        stopped = "interrupted"
-                        break
-                    if self.config.patience and self.progress.worse >= self.config.patience:
-                        stopped = "plateau"
-                        break
-                return self.finish(stopped)
-        finally:
-            batches.close()  # type: ignore[attr-defined]
-            if previous is not None:
-                signal.signal(signal.SIGINT, previous)
+        progress = self.progress
+        batches = self.train_data.iterate(progress.epoch, progress.index, endless=True)
+        began = time.monotonic() - progress.elapsed_s
+        with self.interrupt, closing(batches), self.watch:  # type: ignore[type-var]
+            while progress.step < self.config.steps:
+                self.step(self.take(batches))
+                progress.elapsed_s = time.monotonic() - began
+                self.after_step()
+                if reason := self.early_end():
+                    return self.finish(reason)
+            return self.finish("steps")
 
     def take(self, batches: Iterator[Batch]) -> list[Batch]:
         """The micro-batches of one step; batches without a usable utterance are passed over."""
@@ -170,15 +148,12 @@ class Trainer:
         """One optimiser step: CTC per utterance of the step, load balance per micro-batch."""
         config, progress = self.config, self.progress
         self.model.train()
-        rate = learning_rate(progress.step, self.optim)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate / self.optim.peak_lr
+        rate = set_rates(self.optimizers, progress.step, self.optim)
+        dropped = self.dropped_layers()
         utterances = sum(len(batch) for batch in batches)
-        skip = self.dropped_layers()
         ctc, balance = 0.0, 0.0
         for batch in batches:
-            output = self.forward(batch, skip)
+            output = self.forward(batch, dropped)
             nll_B = ctc_loss(output.log_probs, output.lengths, batch.tokens)
             uneven = load_balance_loss(output.routings, config.load_balance)
             loss = nll_B.sum() / utterances
@@ -188,7 +163,7 @@ class Trainer:
             ctc += float(nll_B.detach().sum()) / utterances
             balance += float(uneven.detach()) / len(batches)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip))
-        self.last = _Last(output, batch, rate, norm, bool(skip))
+        self.last = _Last(output, batch, rate, norm, bool(dropped))
         progress.step += 1
         progress.audio_s += sum(batch.seconds for batch in batches)
         if math.isfinite(ctc + balance + norm):
@@ -197,24 +172,23 @@ class Trainer:
             progress.skipped_in_row = 0
             self.sums = [self.sums[0] + ctc, self.sums[1] + balance, self.sums[2] + 1]
         else:
-            self.skip()
+            self.skip_step()
         self.model.zero_grad()
 
-    def forward(self, batch: Batch, skip: set[int]) -> EncoderOutput:
+    def forward(self, batch: Batch, dropped: set[int]) -> EncoderOutput:
         """Features, augmentation and model for one micro-batch."""
-        config, features = self.config, self.config.model.features
-        masked = self.progress.step >= config.augment.masks_from_step
+        augment, features = self.config.augment, self.config.model.features
         frames_TS, lengths_B = extract(
             batch.waveforms,
             features,
             device=self.fabric.device,
-            augment=config.augment if masked else None,
+            augment=augment if self.progress.step >= augment.masks_from_step else None,
             seeds=batch.seeds,
         )
-        positions = (
-            cape_positions(lengths_B, batch.seeds, features) if config.augment.cape else None
+        positions_T = cape_positions(lengths_B, batch.seeds, features) if augment.cape else None
+        output: EncoderOutput = self.model(
+            frames_TS, lengths_B, positions_T=positions_T, skip=dropped
         )
-        output: EncoderOutput = self.model(frames_TS, lengths_B, positions_T=positions, skip=skip)
         return output
 
     def dropped_layers(self) -> set[int]:
@@ -223,7 +197,7 @@ class Trainer:
         draws = rng.random(self.config.model.num_layers)
         return {i for i, draw in enumerate(draws) if draw < self.config.model.layer_drop}
 
-    def skip(self) -> None:
+    def skip_step(self) -> None:
         """Leave out a step without a finite loss and gradient; give up after too many."""
         self.progress.skipped += 1
         self.progress.skipped_in_row += 1
@@ -238,14 +212,20 @@ class Trainer:
         """Log, validate and save, each when its turn has come."""
         config, step = self.config, self.progress.step
         last = step == config.steps
-        speed = self.progress.audio_s / max(self.progress.elapsed_s, 1e-9)
-        self.watch.advance(step, speed)
+        self.watch.advance(step, self.progress.audio_s / max(self.progress.elapsed_s, 1e-9))
         if step % config.log_every == 0 or last:
             self.log_step()
         if step % config.validate_every == 0 or last:
-            self.validate()
-        if step % config.checkpoint_every == 0 or last or self.interrupted:
+            self.validator.validate(self.network, self.progress)
+        if step % config.checkpoint_every == 0 or last or self.early_end():
             self.folder.save_state(self.state(), step)
+
+    def early_end(self) -> str | None:
+        """Why the run ends before its last step, if it does."""
+        if self.interrupt.heard:
+            return "interrupted"
+        patience = self.config.patience
+        return "plateau" if patience and self.progress.worse >= patience else None
 
     @torch.no_grad()
     def log_step(self) -> None:
@@ -272,88 +252,10 @@ class Trainer:
         self.folder.log(row)
         self.watch.losses(row)
 
-    def validate(self) -> None:
-        """Greedy WER on the development set; keeps the best checkpoint."""
-        if self.dev_data is None:
-            self.save_weights(self.folder.best, math.nan)
-            return
-        result, loss, blank = self.score_dev(self.network)
-        row = {"step": self.progress.step, "kind": "validation", "wer": result.wer, "loss": loss}
-        self.folder.log(row | {"blank_share": blank, "rejected": len(result.rejected)})
-        self.watch.validation(self.progress.step, result.wer, loss)
-        if blank > BLANK_PLATEAU and not self.plateau_named:
-            self.plateau_named = True
-            self.watch.note(
-                f"{blank:.0%} of frames are blank: the CTC blank plateau, common early on. "
-                "If it lasts: a higher optim.peak_lr, a smaller vocab_size, shorter "
-                "utterances, less dropout and masking, or more steps"
-            )
-        if result.wer < self.progress.best_wer:
-            self.progress.best_wer, self.progress.worse = result.wer, 0
-            self.save_weights(self.folder.best, result.wer)
-        else:
-            self.progress.worse += 1
-        if self.config.average:
-            path = self.folder.path / f"weights-{self.progress.step:09d}"
-            self.save_weights(path, result.wer)
-            self.progress.averaged.append(path.name)
-            self.drop_weights(self.config.average)
-
-    def score_dev(self, network: CTCEncoder) -> tuple[SetResult, float, float]:
-        """WER, mean CTC loss and share of blank frames on the development set."""
-        assert self.dev_data is not None
-        sums = np.zeros(4)  # loss, utterances, blank frames, frames
-
-        def measure(batch: Batch, output: EncoderOutput) -> None:
-            tokens = [self.tokenizer.encode(t) for t in map(clean_text, batch.texts)]
-            nll_B = ctc_loss(output.log_probs, output.lengths, tokens)
-            frames = len(output.log_probs)
-            sums[:] += [float(nll_B.sum()), len(nll_B), blank_share(output) * frames, frames]
-
-        checkpoint = Checkpoint(
-            model=network,
-            tokenizer=self.tokenizer,
-            config=network.config,
-            meta={},
-            path=self.folder.path,
-        )
-        result = score_batches(
-            checkpoint,
-            self.dev_data.iterate(),
-            name="dev",
-            precision=self.config.precision,
-            on_output=measure,
-        )
-        require_readable("data.dev", result.utterances, result.rejected)
-        return result, sums[0] / max(sums[1], 1), sums[2] / max(sums[3], 1)
-
-    def save_weights(self, path: Path, wer: float) -> None:
-        """Write a checkpoint folder."""
-        meta = {
-            "step": self.progress.step,
-            "audio_hours": self.progress.audio_s / 3600,
-            "dev_wer": None if math.isnan(wer) else wer,
-            "run": asdict(self.config),
-        }
-        save_checkpoint(
-            path,
-            model_state=self.network.state_dict(),
-            config=self.network.config,
-            tokenizer=self.tokenizer,
-            meta=meta,
-        )
-
-    def drop_weights(self, keep: int) -> None:
-        """Delete all but the last `keep` validation checkpoints."""
-        names = self.progress.averaged
-        self.progress.averaged = names[-keep:] if keep else []
-        for name in names[: len(names) - keep]:
-            shutil.rmtree(self.folder.path / name, ignore_errors=True)
-
     def finish(self, stopped: str) -> TrainResult:
         """Average if asked, write what was rejected, sum up."""
         if stopped != "interrupted":
-            self.average()
+            self.validator.average(self.network, self.progress)
         if self.rejected:
             self.rejected.write(self.folder.path / "rejected.jsonl")
             self.watch.note(
@@ -368,24 +270,6 @@ class Trainer:
             seconds=self.progress.elapsed_s,
             stopped=stopped,
         )
-
-    def average(self) -> None:
-        """Average the last validation checkpoints; the result becomes best/ if it is better."""
-        names = self.progress.averaged
-        if len(names) < 2 or self.dev_data is None:
-            return
-        out = self.folder.path / "averaged"
-        average_checkpoints([self.folder.path / name for name in names], out)
-        checkpoint = load_checkpoint(out, device=str(self.fabric.device))
-        result, loss, _ = self.score_dev(checkpoint.model)
-        self.watch.note(f"average of {len(names)} checkpoints: dev WER {result.wer:.1%}")
-        self.folder.log(
-            {"step": self.progress.step, "kind": "average", "wer": result.wer, "loss": loss}
-        )
-        if result.wer < self.progress.best_wer:
-            self.progress.best_wer = result.wer
-            self.network.load_state_dict(checkpoint.model.state_dict())
-            self.save_weights(self.folder.best, result.wer)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs to go on identically."""
@@ -407,14 +291,7 @@ class Trainer:
         """
         try:
             self.network.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                # rates and decay are the configuration's: a resumed run may lower them
-                own = [
-                    {k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups
-                ]
-                optimizer.load_state_dict(saved)
-                for group, settings in zip(optimizer.param_groups, own, strict=True):
-                    group.update(settings)
+            load_states(self.optimizers, state["optimizers"])
         except (RuntimeError, ValueError) as error:
             raise BadInput(
                 f"{self.folder.path}: holds a run of another model or optimiser; go on with its "
@@ -428,24 +305,6 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.watch.note(f"resumed at step {self.progress.step}")
 
-    def _interrupt(self, signum: int, frame: object) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-        self.watch.note("interrupted: finishing this step and saving (once more to stop at once)")
-
     def close(self) -> None:
         """Release files."""
         self.folder.close()
-
-
-def blank_share(output: EncoderOutput) -> float:
-    """Share of frames whose best id is the blank."""
-    if not len(output.log_probs):
-        return 0.0
-    return float((output.log_probs.argmax(dim=-1) == BLANK).float().mean())
-
-
-def _main_thread() -> bool:
-    """Only there may a signal handler be set."""
-    return threading.current_thread() is threading.main_thread()

@@ -6,7 +6,8 @@ Muon, for the matrices of the blocks, is ours (not in paper): small models need 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,28 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: to matrices, single or stacked, but not to (stacked) biases."""
     return parameter.requires_grad and parameter.ndim >= 2 and "bias" not in name
+
+
+def set_rates(optimizers: Sequence[Optimizer], step: int, config: OptimConfig) -> float:
+    """Give every parameter group its rate for `step`; the one of `peak_lr` is returned."""
+    rate = learning_rate(step, config)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * rate / config.peak_lr
+    return rate
+
+
+def load_states(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:
+    """Take up saved `state_dict`s, but for rates and decay: a resumed run may lower them.
+
+    Raises:
+        ValueError: they belong to other optimisers or parameters.
+    """
+    for optimizer, state in zip(optimizers, states, strict=True):
+        own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, settings in zip(optimizer.param_groups, own, strict=True):
+            group.update(settings)
 
 
 class Muon(Optimizer):

@@ -11,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -18,6 +19,19 @@ from rich.progress import (
 )
 
 PLAIN_EVERY_S = 30.0
+
+
+def columns() -> list[ProgressColumn]:
+    """What a bar shows: name, bar, steps, time, ETA, status."""
+    return [
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+    ]
 
 
 class Watch:
@@ -35,13 +49,7 @@ class Watch:
         self.console = console or Console(stderr=True, highlight=False)
         self.status = ""
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
+            *columns(),
             console=self.console,
             speed_estimate_period=120,
             disable=not self.console.is_terminal,
