@@ -34,7 +34,7 @@ RATE, VOLUME, PITCH, PITCH_RANGE = 1, 2, 3, 4
 HEADROOM = 40  # percent of espeak's normal volume; at 100 several voices clip
 LONGEST_DATA_PATH = 120  # bytes; espeak-ng keeps paths in a buffer of 160 characters
 
-ACCENTS = ("en", "en-us", "en-029", "en-gb-scotland", "en-gb-x-rp")
+ACCENTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp")
 # Variants are the speakers: each belongs to one split. Left out: those that whisper or buzz, and
 # two (Reed, caleb) that espeak-ng does not say twice in the same way.
 _TRAIN = """m1 m2 m3 m4 m6 m7 f1 f2 f4 f5 Alex Andy Annie Alicia Denis Gene Lee Michael Mike Mario

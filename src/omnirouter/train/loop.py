@@ -7,6 +7,7 @@ generator is saved.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ from omnirouter.train.run import Progress, RunFolder
 from omnirouter.train.setup import build_model, build_tokenizer, train_loader
 from omnirouter.train.validation import Validator, blank_share
 from omnirouter.train.watch import Watch
+
+
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces bf16 each time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,83 @@
+"""The demo at reduced size, and trainings side by side, from the first file to the last."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from omnirouter.checkpoint import load_checkpoint
+from omnirouter.config import BadInput, DataConfig, ModelConfig, OptimConfig, RunConfig
+from omnirouter.data.synthetic import SyntheticConfig, make_corpus
+from omnirouter.study import demo
+from omnirouter.study.side_by_side import train_side_by_side
+from omnirouter.train.run import rows_of
+
+pytest.importorskip("espeakng_loader")
+SMALL = SyntheticConfig(hours=0.05, dev_utterances=4, test_utterances=4)
+
+
+def test_the_demo_leaves_table_report_and_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four steps of each: all that the demo promises is there; a second call reuses it."""
+    monkeypatch.setattr(demo, "CORPUS", SMALL)
+    result = demo.run_demo(tmp_path, steps=4, hours=SMALL.hours)
+    shown = capsys.readouterr().out
+    for word in ("Dense", "Switch", "Omni", "telephone", "reverberation", "about", "min", "Next"):
+        assert word in shown
+    assert "min on this machine" in shown
+    page = result.report.read_text(encoding="utf-8")
+    assert "Cramér" in page and "://" not in page
+    assert set(result.checkpoints) == {"dense", "switch", "omni"}
+    models = [load_checkpoint(path) for path in result.checkpoints.values()]
+    assert [model.config.num_routers for model in models] == [0, 6, 1]
+    assert all(
+        math.isfinite(result.table.wer(model, condition))
+        for model in ("Dense", "Switch", "Omni")
+        for condition in demo.CONDITIONS
+    )
+    figures = json.loads((tmp_path / "results.json").read_text())
+    assert set(figures["Omni"]["sets"]) == {condition.name for condition in demo.CONDITIONS}
+
+    before = rows_of(tmp_path / "omni" / "metrics.jsonl")
+    demo.run_demo(tmp_path, steps=4, hours=SMALL.hours)
+    assert rows_of(tmp_path / "omni" / "metrics.jsonl") == before
+
+
+def test_all_three_models_see_the_same_data(tmp_path: Path) -> None:
+    """The demo's runs differ in routing and number of experts, and in nothing else."""
+    manifests = {name: tmp_path / f"{name}.jsonl" for name in ("train", "dev")}
+    runs = [demo.demo_config(tmp_path, r, manifests, 100, 0) for r in ("dense", "switch", "omni")]
+    alike = {
+        replace(run, out="", model=replace(run.model, routing="dense", num_experts=1))
+        for run in runs
+    }
+    assert len(alike) == 1
+
+
+def test_one_bad_run_stops_the_others_with_its_message(tmp_path: Path) -> None:
+    """Side by side, an error in one process is the error of the whole."""
+    manifests = make_corpus(tmp_path / "corpus", SMALL, progress=False)
+    good = RunConfig(
+        out=str(tmp_path / "good"),
+        model=ModelConfig(
+            routing="omni",
+            num_experts=2,
+            dim=16,
+            ffn_dim=32,
+            num_layers=1,
+            num_heads=2,
+            vocab_size=40,
+        ),
+        data=DataConfig(train=(str(manifests["train"]),), batch_hours=0.01, device_seconds=36.0),
+        optim=OptimConfig(warmup_steps=1, cosine_steps=10),
+        device="cpu",
+        steps=100_000,
+    )
+    bad = replace(good, out=str(tmp_path / "bad"), model=replace(good.model, vocab_size=9_999))
+    with pytest.raises(BadInput, match="vocab_size"):
+        train_side_by_side({"good": good, "bad": bad})
