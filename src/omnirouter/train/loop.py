@@ -32,7 +32,6 @@ from omnirouter.train.setup import build_model, build_tokenizer, train_loader
 from omnirouter.train.validation import Validator, blank_share
 from omnirouter.train.watch import Watch
 
-
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces bf16 each time
 
 
