@@ -41,7 +41,10 @@ def test_the_demo_leaves_table_report_and_checkpoints(
         for condition in demo.CONDITIONS
     )
     figures = json.loads((tmp_path / "results.json").read_text())
-    assert set(figures["Omni"]["sets"]) == {condition.name for condition in demo.CONDITIONS}
+    assert "PyTorch" in figures["facts"]["Software"]
+    assert set(figures["models"]["Omni"]["sets"]) == {
+        condition.name for condition in demo.CONDITIONS
+    }
 
     before = rows_of(tmp_path / "omni" / "metrics.jsonl")
     demo.run_demo(tmp_path, steps=4, hours=SMALL.hours)

@@ -113,15 +113,16 @@ def run_demo(
     console.print("Scoring on clean and shifted speech of unseen voices ...")
     models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
     table = WerTable(conditions=CONDITIONS, results={m.name: m.results for m in models})
+    facts = _facts(runs["omni"], hours, time.monotonic() - began)
     report = out / "report.html"
     write_report(
         report,
         title="Dense, Switch and Omni on a made-up corpus",
         models=models,
         conditions=CONDITIONS,
-        facts=_facts(runs["omni"], hours, time.monotonic() - began),
+        facts=facts,
     )
-    _write_json(out / "results.json", models)
+    _write_json(out / "results.json", models, facts)
     console.print()
     console.print(to_rich(table))
     best = {routing: result.best for routing, result in results.items()}
@@ -234,8 +235,8 @@ def _facts(config: RunConfig, hours: float, seconds: float) -> dict[str, str]:
     }
 
 
-def _write_json(path: Path, models: list[ModelReport]) -> None:
-    values: dict[str, Any] = {
+def _write_json(path: Path, models: list[ModelReport], facts: dict[str, str]) -> None:
+    figures: dict[str, Any] = {
         model.name: {
             "train_seconds": model.train_seconds,
             "cramers_v": model.routing.cramers_v if model.routing else None,
@@ -243,7 +244,7 @@ def _write_json(path: Path, models: list[ModelReport]) -> None:
         }
         for model in models
     }
-    text = json.dumps(values, indent=2) + "\n"
+    text = json.dumps({"facts": facts, "models": figures}, indent=2) + "\n"
     write_atomically(path, lambda p: _write(p, text))
 
 
