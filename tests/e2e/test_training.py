@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def config_for(manifest: Path, out: Path, routing: str = "omni", **changes: obje
         checkpoint_every=4,
     )
     return replace(config, **changes)  # type: ignore[arg-type]
+
+
+def nobody_left(argument: str, patience_s: float = 10.0) -> bool:
+    """Whether no process with this argument is left after a moment (seen on Linux only)."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        lines = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                lines.append(path.read_bytes())
+        if not any(argument.encode() in line for line in lines):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -194,6 +209,7 @@ def test_kill_and_resume_gives_identical_losses(tmp_path: Path, workers: int) ->
             break
         time.sleep(0.005)
     assert process.wait() == -signal.SIGKILL
+    assert nobody_left(str(pickled)), "a killed run leaves loader processes behind"
 
     killed_at = max(losses(cut))
     assert 8 <= killed_at < 30

@@ -7,8 +7,11 @@ lhotse's dynamic bucketing picks the cuts of a batch from their durations alone,
 
 from __future__ import annotations
 
+import ctypes
 import math
 import queue
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from functools import cached_property
@@ -33,6 +36,8 @@ __all__ = ["Batch", "Loader", "LoaderConfig", "RejectLog", "Rejected"]
 BUFFER_CUTS = 20_000  # cuts held for shuffling; lhotse's default
 BATCHES_PER_BUCKET = 8  # an epoch ends with one partial batch per bucket: keep those rare
 PREFETCH = 3  # batches made ahead of the consumer
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Loader:
@@ -163,8 +168,15 @@ def _in_workers(maker: BatchMaker, items: Iterator[Item], workers: int) -> Itera
         num_workers=workers,
         prefetch_factor=PREFETCH,
         collate_fn=_unchanged,
+        worker_init_fn=_die_with_parent,
         generator=torch.Generator(),  # the default one belongs to the training run
     )
+
+
+def _die_with_parent(worker: int) -> None:
+    """Ask Linux to end this process with its parent: a killed run must not leave loaders behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _unchanged(batch: Any) -> Any:
