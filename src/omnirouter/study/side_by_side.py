@@ -1,7 +1,6 @@
 """Several trainings at once, a process each: on a CPU small models gain little from threads.
 
-Two models on a thread each get through nearly twice the audio of one model on two threads, because
-the matrices of a small model are too small to share. Each run lives in its own folder, and goes on
+In informal trials a second thread brought a small model little, because the matrices of a small model are too small to share. Each run lives in its own folder, and goes on
 where it stopped if it has begun.
 """
 
