@@ -1,7 +1,7 @@
 """Several trainings at once, a process each: on a CPU small models gain little from threads.
 
-In informal trials a second thread brought a small model little, because the matrices of a small model are too small to share. Each run lives in its own folder, and goes on
-where it stopped if it has begun.
+In informal trials a second thread brought a small model little: its matrices are too small to
+share. Each run lives in its own folder, and goes on where it stopped if it has begun.
 """
 
 from __future__ import annotations
