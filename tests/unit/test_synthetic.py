@@ -18,6 +18,7 @@ from omnirouter.data import espeak, synthetic
 from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.espeak import ACCENTS, VARIANTS, Speech, rms, speak, synthesise
 from omnirouter.data.grammar import sentence, vocabulary
+from omnirouter.data.processes import in_parallel, shown
 from omnirouter.data.synthetic import SPLITS, SyntheticConfig, make_corpus, plan, render
 
 SMALL = SyntheticConfig(hours=0.005, dev_utterances=2, test_utterances=2)
@@ -223,7 +224,7 @@ def test_an_impossible_folder_is_one_line(tmp_path: Path) -> None:
 
 def test_a_killed_worker_ends_the_work_with_advice() -> None:
     with pytest.raises(OmnirouterError, match="fewer workers"):
-        list(synthetic._in_parallel(os._exit, [1, 1], 2))  # type: ignore[arg-type, list-item]
+        list(in_parallel(os._exit, [1, 1], 2))
 
 
 @pytest.mark.parametrize("values", [{"hours": 0}, {"dev_utterances": 0}, {"test_utterances": -1}])
@@ -234,7 +235,7 @@ def test_bad_sizes_are_named(values: dict[str, int]) -> None:
 
 def test_progress_without_a_terminal_is_ten_plain_lines(capfd: pytest.CaptureFixture[str]) -> None:
     results: Iterable[float] = range(40)
-    assert list(synthetic._shown(results, 40, True)) == list(range(40))
+    assert list(shown(results, 40, True)) == list(range(40))
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 10
     assert lines[-1] == "making speech: 40 of 40 utterances"

@@ -80,3 +80,12 @@ CONDITIONS: dict[str, Callable[[Wave, Generator], Wave]] = {
     "noise": _noise,
     "fast": _unchanged,  # the rate says it
 }
+
+
+def record(speech: Wave, condition: Callable[[Wave, Generator], Wave], rng: Generator) -> Wave:
+    """Speech of RMS 1 as a recording: short silence around it, the condition, hiss, a level."""
+    before, after = rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 4, size=2)
+    samples = condition(np.pad(speech, (before, after)), rng)
+    samples += decibels(-rng.uniform(40, 60)) * rng.standard_normal(len(samples), np.float32)
+    samples *= decibels(rng.uniform(-30, -20)) / rms(samples)
+    return samples / max(1.0, float(np.abs(samples).max()) / 0.95)

@@ -139,10 +139,19 @@ def synthesise(speech: Speech) -> tuple[Wave, int]:
     return np.concatenate(chunks).astype(np.float32) / np.float32(32768), sample_rate
 
 
-def speak(speech: Speech) -> Wave:
-    """Speak at 16 kHz, silent ends cut off, with RMS 1; shape [samples]. Errors as `synthesise`."""
+def speak(speech: Speech, warp: float = 1.0) -> Wave:
+    """Speak at 16 kHz, silent ends cut off, with RMS 1; shape [samples]. Errors as `synthesise`.
+
+    Args:
+        speech: what is said and how.
+        warp: played so much faster, which raises pitch and formants alike.
+    """
     original, rate = synthesise(speech)
-    samples: Wave = soxr.resample(original, rate, SAMPLE_RATE)
+    return normalise(soxr.resample(original, rate * warp, SAMPLE_RATE))
+
+
+def normalise(samples: Wave) -> Wave:
+    """Cut silent ends off and scale to RMS 1; shape [samples]."""
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
     samples = samples[loud[0] : loud[-1] + 1]
     return samples / rms(samples)

@@ -10,26 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import multiprocessing
-import os
 import re
-import signal
-import sys
-import threading
 import wave
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.conditions import CONDITIONS, decibels
+from omnirouter.data.conditions import CONDITIONS, record
 from omnirouter.data.espeak import (
     SAMPLE_RATE,
     VARIANTS,
@@ -37,10 +28,10 @@ from omnirouter.data.espeak import (
     Wave,
     draw_speech,
     require_espeak,
-    rms,
     speak,
 )
 from omnirouter.data.grammar import sentence
+from omnirouter.data.processes import in_parallel, shown
 
 VERSION = 3  # of the corpus: raise it with every change of what is made
 FORMAT = "omnirouter synthetic corpus"
@@ -133,15 +124,15 @@ def make_corpus(
         require_espeak()
         _clear(out, manifests)
         utterances = plan(config)
-        seconds = _in_parallel(partial(_make, out), utterances, workers or _cores())
+        seconds = in_parallel(partial(_make, out), utterances, workers)
         rows: dict[str, list[str]] = {split: [] for split in SPLITS}
         for utterance, duration in zip(
-            utterances, _shown(seconds, len(utterances), progress), strict=True
+            utterances, shown(seconds, len(utterances), progress), strict=True
         ):
             rows[utterance.split].append(json.dumps(_row(utterance, duration)) + "\n")
         for split, path in manifests.items():
-            _write(path, "".join(rows[split]))
-        _write(out / STAMP, json.dumps(stamp, indent=2) + "\n")
+            write_whole(path, "".join(rows[split]))
+        write_whole(out / STAMP, json.dumps(stamp, indent=2) + "\n")
     except OSError as error:
         raise OmnirouterError(
             f"cannot write the corpus to {out}: {error.strerror or error}"
@@ -155,7 +146,7 @@ def plan(config: SyntheticConfig) -> list[Utterance]:
 
     def speeches(voices: str, count: int) -> Iterator[Speech]:
         for index in range(count):
-            rng = np.random.default_rng(_seed(config.seed, voices, index))
+            rng = np.random.default_rng(drawn_seed(config.seed, voices, index))
             text = sentence(rng)
             while text in held_out:
                 text = sentence(rng)
@@ -172,9 +163,9 @@ def plan(config: SyntheticConfig) -> list[Utterance]:
     for split, said in splits.items():
         for index, speech in enumerate(said):
             if split == "test_fast":
-                rng = np.random.default_rng(_seed(config.seed, "rate", index))
+                rng = np.random.default_rng(drawn_seed(config.seed, "rate", index))
                 speech = replace(speech, rate=int(rng.integers(*FAST_RATES, endpoint=True)))
-            seed = _seed(config.seed, f"{split}/recording", index)
+            seed = drawn_seed(config.seed, f"{split}/recording", index)
             utterances.append(Utterance(split=split, index=index, speech=speech, seed=seed))
     return utterances
 
@@ -182,16 +173,11 @@ def plan(config: SyntheticConfig) -> list[Utterance]:
 def render(utterance: Utterance) -> Wave:
     """Speak an utterance and pass it through its condition; samples at 16 kHz, shape [samples]."""
     rng = np.random.default_rng(utterance.seed)
-    speech = speak(utterance.speech)
-    before, after = rng.integers(SAMPLE_RATE // 20, SAMPLE_RATE // 4, size=2)
-    samples = np.pad(speech, (before, after))
-    samples = CONDITIONS[utterance.condition](samples, rng)
-    samples += decibels(-rng.uniform(40, 60)) * rng.standard_normal(len(samples), np.float32)
-    samples *= decibels(rng.uniform(-30, -20)) / rms(samples)
-    return samples / max(1.0, float(np.abs(samples).max()) / 0.95)
+    return record(speak(utterance.speech), CONDITIONS[utterance.condition], rng)
 
 
-def _seed(seed: int, split: str, index: int) -> int:
+def drawn_seed(seed: int, split: str, index: int) -> int:
+    """A number for one draw, the same on every machine."""
     digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest)
 
@@ -201,13 +187,7 @@ def _seed(seed: int, split: str, index: int) -> int:
 
 def _make(out: Path, utterance: Utterance) -> float:
     """Write the audio of an utterance; return its duration in seconds."""
-    samples = render(utterance)
-    with wave.open(str(out / utterance.path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
-    return len(samples) / SAMPLE_RATE
+    return write_wave(out / utterance.path, render(utterance))
 
 
 def _row(utterance: Utterance, duration: float) -> dict[str, str | float]:
@@ -222,7 +202,17 @@ def _row(utterance: Utterance, duration: float) -> dict[str, str | float]:
     }
 
 
-def _write(path: Path, text: str) -> None:
+def write_wave(path: Path, samples: Wave) -> float:
+    """Write samples in [-1, 1] at 16 kHz as 16-bit WAV; return their duration in seconds."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
+    return len(samples) / SAMPLE_RATE
+
+
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")
@@ -259,50 +249,3 @@ def _clear(out: Path, manifests: Mapping[str, Path]) -> None:
         for path in folder.iterdir():
             if re.fullmatch(rf"{split}-\d{{5,}}\.wav", path.name):
                 path.unlink()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _in_parallel(
-    make: Callable[[Utterance], float], utterances: Sequence[Utterance], workers: int
-) -> Iterator[float]:
-    """Yield `make(utterance)` in order; spawned processes, as espeak-ng must not be forked."""
-    if workers == 1:
-        yield from map(make, utterances)
-        return
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    try:
-        yield from executor.map(make, utterances, chunksize=16)
-    except BrokenProcessPool as error:
-        raise OmnirouterError(
-            "a process that made speech was killed (out of memory?); call again with fewer workers"
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the main process, and end when that has ended, however it did."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # only workers run this
-    parent.join()
-    os._exit(1)
-
-
-def _shown(results: Iterable[float], total: int, progress: bool) -> Iterator[float]:
-    """Pass results on; show progress on stderr: a bar, or ten plain lines without a terminal."""
-    console = Console(stderr=True)
-    if progress and console.is_terminal:
-        yield from track(results, "Making speech", total=total, console=console)
-        return
-    for done, result in enumerate(results, 1):
-        yield result
-        if progress and (done * 10) // total > ((done - 1) * 10) // total:
-            print(f"making speech: {done} of {total} utterances", file=sys.stderr, flush=True)

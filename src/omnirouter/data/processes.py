@@ -1,0 +1,87 @@
+"""Work on many items in several processes: in order, with progress, and gone when the parent is.
+
+Processes are spawned: espeak-ng must not be forked, and neither must a parent that runs threads.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from omnirouter.config import BadInput, OmnirouterError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_parallel(
+    make: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+) -> Iterator[Result]:
+    """Yield `make(item)` in the order of the items.
+
+    A script that calls this with several workers needs the usual `if __name__ == "__main__":`.
+
+    Args:
+        make: a function of a module (processes import it), or a partial of one.
+        items: what can be pickled.
+        workers: processes; the number of available cores if not given, 1 works in this process.
+
+    Raises:
+        BadInput: fewer than one worker.
+        OmnirouterError: a worker was killed.
+    """
+    workers = available_cores() if workers is None else workers
+    if workers < 1:
+        raise BadInput(f"workers must be at least 1, not {workers}")
+    if workers == 1:
+        yield from map(make, items)
+        return
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield from executor.map(make, items, chunksize=16)
+    except BrokenProcessPool as error:
+        raise OmnirouterError(
+            "a process that made speech was killed (out of memory?); call again with fewer workers"
+        ) from error
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the main process, and end when that has ended, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers run this
+    parent.join()
+    os._exit(1)
+
+
+def shown(results: Iterable[Result], total: int, progress: bool) -> Iterator[Result]:
+    """Pass results on; show progress on stderr: a bar, or ten plain lines without a terminal."""
+    console = Console(stderr=True)
+    if progress and console.is_terminal:
+        yield from track(results, "Making speech", total=total, console=console)
+        return
+    for done, result in enumerate(results, 1):
+        yield result
+        if progress and (done * 10) // total > ((done - 1) * 10) // total:
+            print(f"making speech: {done} of {total} utterances", file=sys.stderr, flush=True)

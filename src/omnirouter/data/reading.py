@@ -1,0 +1,243 @@
+"""A text read aloud by synthesisers: any sentences become training speech.
+
+For more sounds and words than the recordings at hand: parts of the sentences, drawn at random, are
+spoken by espeak-ng and, where its command is installed, by flite, whose voices are built from
+recordings of people. Each utterance has its own voice, rate, pitch, tone, and in half of the cases
+a condition (room, noise, telephone). Everything follows from the seed and the voices that are
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.random import Generator
+
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.conditions import CONDITIONS, record
+from omnirouter.data.espeak import (
+    SAMPLE_RATE,
+    VARIANTS,
+    Speech,
+    Wave,
+    normalise,
+    require_espeak,
+    speak,
+)
+from omnirouter.data.processes import in_parallel, shown
+from omnirouter.data.synthetic import drawn_seed, write_wave, write_whole
+from omnirouter.text import clean_text
+
+VERSION = 1  # raise it with every change of what is made
+STAMP = "reading.json"
+ACCENTS = (
+    *("en", "en-us", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp"),
+    *("en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029"),
+)
+SPEAKERS = tuple(variant for variants in VARIANTS.values() for variant in variants)
+FLITE_VOICES = ("slt", "rms", "awb", "kal16")
+FLITE_SHARE = 0.4
+WORDS = (2, 18)  # of an utterance
+WORDS_PER_SECOND = 3.15  # measured: turns hours into a number of utterances
+TREATMENTS = ("clean", "reverberation", "noise", "telephone")
+TREATMENT_SHARES = (0.5, 0.2, 0.2, 0.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingConfig:
+    """How much to read.
+
+    Attributes:
+        hours: of speech, within about a tenth.
+        seed: all draws follow from it.
+    """
+
+    hours: float = 10.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hours < float("inf"):
+            raise BadInput(f"hours must be above 0, not {self.hours}")
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One utterance to make: its number and its words."""
+
+    index: int
+    text: str
+
+    @property
+    def path(self) -> str:
+        """Audio file, relative to the corpus: a thousand to a folder."""
+        return f"audio/{self.index // 1000:03d}/{self.index:06d}.wav"
+
+
+def read_aloud(
+    texts: Sequence[Path],
+    out: Path,
+    config: ReadingConfig,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> tuple[Path, float]:
+    """Make speech of text files with one sentence per line, or find it made.
+
+    Utterances that are there already are kept, so an interrupted call goes on where it stopped.
+
+    Args:
+        texts: UTF-8 text.
+        out: folder for `audio/` and `train.jsonl`, made if need be.
+        config: how much.
+        workers: processes; the number of available cores if not given.
+        progress: show progress on stderr.
+
+    Returns:
+        The manifest, and the hours of speech.
+
+    Raises:
+        BadInput: a text cannot be read or holds no words, espeak-ng is missing, or `out`
+            holds something else.
+        OmnirouterError: a file cannot be written, or a synthesiser fails.
+    """
+    sentences = [sentence for path in texts for sentence in _sentences(path)]
+    if not sentences:
+        raise BadInput(f"{', '.join(map(str, texts))}: no line holds words")
+    require_espeak()
+    voices = FLITE_VOICES if shutil.which("flite") else ()
+    passages = plan(sentences, config)
+    stamp = {
+        "format": "omnirouter reading",
+        "version": VERSION,
+        **asdict(config),
+        "sentences": len(sentences),
+        "flite": bool(voices),
+    }
+    manifest = out / "train.jsonl"
+    try:
+        _claim(out, stamp)
+        for folder in {Path(passage.path).parent for passage in passages}:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        seconds = in_parallel(partial(_make, out, config.seed, voices), passages, workers)
+        rows, total = [], 0.0
+        for passage, duration in zip(
+            passages, shown(seconds, len(passages), progress), strict=True
+        ):
+            rows.append(json.dumps(_row(passage, duration, config.seed, voices)) + "\n")
+            total += duration
+        write_whole(manifest, "".join(rows))
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    return manifest, total / 3600
+
+
+def plan(sentences: Sequence[str], config: ReadingConfig) -> list[Passage]:
+    """Decide what is said: runs of words out of sentences drawn at random."""
+    passages, words = [], 0
+    while words < config.hours * 3600 * WORDS_PER_SECOND:
+        rng = np.random.default_rng(drawn_seed(config.seed, "text", len(passages)))
+        sentence = sentences[rng.integers(len(sentences))].split()
+        count = min(int(rng.integers(*WORDS, endpoint=True)), len(sentence))
+        start = int(rng.integers(len(sentence) - count, endpoint=True))
+        passages.append(Passage(len(passages), " ".join(sentence[start : start + count])))
+        words += count
+    return passages
+
+
+def render(passage: Passage, seed: int, flite: Sequence[str]) -> Wave:
+    """Speak a passage and record it; samples at 16 kHz, shape [samples]."""
+    rng = np.random.default_rng(drawn_seed(seed, "speech", passage.index))
+    voice = _draw_voice(rng, flite)
+    warp = rng.uniform(0.88, 1.14)  # of pitch and formants alike: a smaller or larger speaker
+    if voice in flite:
+        samples = _flite(passage.text, voice, stretch=warp * rng.uniform(0.8, 1.15))
+        samples = soxr.resample(samples, SAMPLE_RATE * warp, SAMPLE_RATE)
+    else:
+        speech = Speech(
+            text=passage.text,
+            voice=voice,
+            rate=int(rng.integers(130, 220)),
+            pitch=int(rng.integers(15, 85)),
+            pitch_range=int(rng.integers(30, 90)),
+        )
+        samples = speak(speech, warp)
+    condition = CONDITIONS[str(rng.choice(TREATMENTS, p=TREATMENT_SHARES))]
+    return record(normalise(samples), condition, rng)
+
+
+def _draw_voice(rng: Generator, flite: Sequence[str]) -> str:
+    if flite and rng.random() < FLITE_SHARE:
+        return str(rng.choice(flite))
+    return f"{rng.choice(ACCENTS)}+{rng.choice(SPEAKERS)}"
+
+
+def _flite(text: str, voice: str, stretch: float) -> Wave:
+    """Speak with the `flite` command; samples at 16 kHz."""
+    with tempfile.TemporaryDirectory(prefix="flite-") as folder:
+        path = Path(folder, "speech.wav")
+        settings = ("-voice", voice, "--setf", f"duration_stretch={stretch:.3f}")
+        done = subprocess.run(
+            ["flite", *settings, "-t", text, "-o", str(path)], capture_output=True, check=False
+        )
+        if done.returncode or not path.exists():
+            reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+            raise OmnirouterError(f"flite does not say {text!r} in the voice {voice}: {reason}")
+        samples, rate = soundfile.read(str(path), dtype="float32")
+    return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), np.float32)
+
+
+def _sentences(path: Path) -> list[str]:
+    try:
+        return [
+            words for line in path.read_text("utf-8").splitlines() if (words := clean_text(line))
+        ]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _make(out: Path, seed: int, flite: Sequence[str], passage: Passage) -> float:
+    """Write the audio of a passage if it is not there; return its duration in seconds."""
+    path = out / passage.path
+    if path.exists():
+        return float(soundfile.info(str(path)).duration)
+    unfinished = path.with_suffix(".part")
+    seconds = write_wave(unfinished, render(passage, seed, flite))
+    unfinished.replace(path)
+    return seconds
+
+
+def _row(passage: Passage, duration: float, seed: int, flite: Sequence[str]) -> dict[str, Any]:
+    """One line of the manifest."""
+    rng = np.random.default_rng(drawn_seed(seed, "speech", passage.index))
+    return {
+        "id": f"reading-{passage.index:06d}",
+        "audio_filepath": passage.path,
+        "text": passage.text,
+        "duration": round(duration, 4),
+        "speaker": _draw_voice(rng, flite),
+        "corpus": "synthetic",
+    }
+
+
+def _claim(out: Path, stamp: dict[str, Any]) -> None:
+    """Write the stamp, or find the same one there."""
+    path = out / STAMP
+    if path.exists():
+        if path.read_text(errors="replace") != json.dumps(stamp) + "\n":
+            raise BadInput(f"{out}: holds speech of another text or setting; choose another folder")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: is not an empty folder; choose another")
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(stamp) + "\n")
