@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import ModelConfig
 from omnirouter.model.encoder import distance_slopes
-from omnirouter.model.layers import EncoderBlock, Packing, packed_attention
+from omnirouter.model.layers import EncoderBlock, LocalConvolution, Packing, packed_attention
 from omnirouter.model.routing import RoutingContext
 
 CONFIG = ModelConfig(routing="dense", num_experts=1, dim=32, ffn_dim=48, num_layers=1, num_heads=4)
@@ -124,3 +124,21 @@ def test_local_attention_equals_torchs(lengths: list[int], heads: int) -> None:
 
     torch.testing.assert_close(y_THE, expected_THE, rtol=0, atol=1e-5)
     torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("lengths", [[1], [7], [1, 2, 3, 40], [5, 0, 9], [3, 3, 3]], ids=str)
+@pytest.mark.parametrize("width", [1, 3, 7])
+def test_local_convolution_equals_torchs(lengths: list[int], width: int) -> None:
+    """Each utterance by itself: the input plus torch's depthwise convolution of it."""
+    torch.manual_seed(5)
+    layer = LocalConvolution(width, 16).double()
+    nn.init.normal_(layer.filter_KD)
+    x_TD = torch.randn(sum(lengths), 16, dtype=torch.float64)
+    packing = Packing(torch.tensor(lengths), x_TD.device, gap=width // 2)
+    kernel = layer.filter_KD.T[:, None]
+    alone = [
+        x + F.conv1d(x.T[None], kernel, padding=width // 2, groups=16)[0].T
+        for x in x_TD.split(lengths)
+        if len(x)
+    ]
+    torch.testing.assert_close(layer(x_TD, packing), torch.cat(alone))

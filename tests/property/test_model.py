@@ -39,6 +39,9 @@ def build(seed: int, **changes: object) -> CTCEncoder:
     with torch.no_grad():
         for router in model.routers:
             router.weight_ND.normal_()
+        for block in model.blocks:
+            if block.local is not None:
+                block.local.filter_KD.normal_(std=0.3)
     return model
 
 
@@ -136,16 +139,19 @@ def test_names_of_experts_do_not_matter(
     sizes=st.lists(st.integers(0, 17), min_size=2, max_size=7),
     routing=st.sampled_from(["dense", "switch", "omni"]),
     kind=positions,
+    width=st.sampled_from([0, 1, 5]),
 )
 def test_an_utterance_does_not_see_its_batch(
     seed: int,
     sizes: list[int],
     routing: Literal["dense", "switch", "omni"],
     kind: Positions,
+    width: int,
 ) -> None:
     """Alone or among others an utterance gets the same output (but where experts tie)."""
     experts = 1 if routing == "dense" else 3
-    model = build(seed, routing=routing, num_experts=experts, positions=kind)
+    settings = {"routing": routing, "positions": kind, "local_width": width}
+    model = build(seed, num_experts=experts, **settings)
     frames, lengths_B = batch(seed, sizes)
     assume(sum(sizes) > 0)
     together = run(model, frames, lengths_B).log_probs.split(sizes)

@@ -25,6 +25,8 @@ SMALL: dict[str, Any] = {"dim": 64, "num_heads": 2, "ffn_dim": 128, "num_layers"
         ({"routing": "dense", "num_experts": 2}, r"num_experts: a dense model has 1, not 2"),
         ({"dim": 12}, r"dim: .* a multiple of 8 .* not 12"),
         ({"routing": "switch", "ffn_dim": 100}, r"ffn_dim: .* a multiple of 8 .* not 100"),
+        ({"local_width": 4}, r"local_width: an odd number of frames, or 0 for none, not 4"),
+        ({"local_width": -1}, r"local_width: .* not -1"),
         ({"dropout": 1.0}, r"dropout: a probability in \[0, 1\), not 1.0"),
         ({"layer_drop": -0.1}, r"layer_drop: .* not -0.1"),
         ({"router_of_layer": (0, 0, 1)}, r"router_of_layer: needs 4 router numbers"),

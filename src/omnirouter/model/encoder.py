@@ -72,7 +72,7 @@ class CTCEncoder(nn.Module):
         slopes_H = None
         if self.config.positions == "rope-local":
             slopes_H = distance_slopes(self.config.heads)
-        packing = Packing(lengths_B, frames_TS.device, slopes_H)
+        packing = Packing(lengths_B, frames_TS.device, slopes_H, gap=self.config.local_width // 2)
         if positions_T is None:
             positions_T = frame_positions(lengths_B)
         positions_T = positions_T.to(frames_TS.device, non_blocking=True)

@@ -29,14 +29,20 @@ class Packing:
         lengths_B: frames of each utterance (CPU).
         device: of the frames.
         slopes_H: what attention loses per frame of distance, for every head; None for nothing.
+        gap: empty rows that keep utterances apart in a local convolution.
     """
 
     def __init__(
-        self, lengths_B: Tensor, device: torch.device, slopes_H: Tensor | None = None
+        self,
+        lengths_B: Tensor,
+        device: torch.device,
+        slopes_H: Tensor | None = None,
+        gap: int = 0,
     ) -> None:
         self.lengths_B = lengths_B
         self.device = device
         self.slopes_H = slopes_H
+        self.gap = gap
 
     @cached_property
     def longest(self) -> int:
@@ -48,6 +54,13 @@ class Packing:
         """First frame of each utterance and the end of the last, int32 on the device."""
         ends = F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32)
         return ends.to(self.device, non_blocking=True)
+
+    @cached_property
+    def gap_rows(self) -> Tensor:
+        """Row of each frame when every utterance is followed by `gap` empty rows, [T]."""
+        moved_B = torch.arange(len(self.lengths_B)) * self.gap
+        moved_T = moved_B.repeat_interleave(self.lengths_B)
+        return (torch.arange(len(moved_T)) + moved_T).to(self.device, non_blocking=True)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -174,6 +187,30 @@ def rotate(x_THE: Tensor, rotation: Rotation) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_THE.dtype)
 
 
+class LocalConvolution(nn.Module):
+    """Adds to every frame a depthwise convolution over its neighbours in the same utterance.
+
+    Begins as the identity. Such layers between attention and the residual stream are the "Canon
+    layers" of Allen-Zhu (2025), there causal and for language models.
+    """
+
+    def __init__(self, width: int, dim: int) -> None:
+        super().__init__()
+        self.filter_KD = nn.Parameter(torch.zeros(width, dim))
+
+    def forward(self, x_TD: Tensor, packing: Packing) -> Tensor:
+        """x_TD to y_TD."""
+        rows_T, gap = packing.gap_rows, packing.gap
+        if not len(rows_T):
+            return x_TD
+        size = len(x_TD) + gap * (len(packing.lengths_B) - 1)
+        apart = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
+        y = apart[gap : gap + size]
+        for offset, weight_D in enumerate(self.filter_KD):
+            y = torch.addcmul(y, apart[offset : offset + size], weight_D)
+        return y.index_select(0, rows_T)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention without biases."""
 
@@ -276,13 +313,15 @@ class Experts(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm block: x + attention, then x + feed-forward or experts.
+    """Pre-norm block: x + attention, then x + feed-forward or experts (local convolution first).
 
     Router and experts read the same tensor, the output of the second norm.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        width = config.local_width
+        self.local = LocalConvolution(width, config.dim) if width else None
         self.attention_norm = nn.LayerNorm(config.dim)
         self.attention = SelfAttention(config)
         self.ffn_norm = nn.LayerNorm(config.dim)
@@ -298,6 +337,8 @@ class EncoderBlock(nn.Module):
         context: RoutingContext,
     ) -> tuple[Tensor, Routing | None]:
         """One block; returns its output and, with a router, where the frames went."""
+        if self.local is not None:
+            x_TD = self.local(x_TD, packing)
         x_TD = x_TD + self.dropout(self.attention(self.attention_norm(x_TD), packing, rotation))
         h_TD = self.ffn_norm(x_TD)
         if router is None:
