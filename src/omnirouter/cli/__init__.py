@@ -1,8 +1,8 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`making`, `scoring`, `transcription`) whose signatures and docstrings become parsers
-(`parser`). Nothing here loads torch, so help and most errors come at once.
+functions (`data`, `making`, `scoring`, `transcription`) whose signatures and docstrings become
+parsers (`parser`). Nothing here loads torch, so help and most errors come at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
+from omnirouter.cli.data import prepare
 from omnirouter.cli.making import average, demo, presets, train
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.transcription import transcribe
@@ -23,6 +24,7 @@ from omnirouter.config import BadInput, OmnirouterError
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "presets": presets,
+    "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
     "analyse": analyse,

@@ -51,8 +51,8 @@ def table(columns: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]])
 
 
 @contextmanager
-def progress(title: str, total: float, unit: str) -> Iterator[Update]:
-    """Yield a function to call with how much of `total` is done.
+def progress(title: str, total: float | None, unit: str) -> Iterator[Update]:
+    """Yield a function to call with how much of `total` (None: nobody knows) is done.
 
     A bar on a terminal that vanishes at the end; elsewhere a line every half minute.
     """
@@ -76,6 +76,7 @@ def progress(title: str, total: float, unit: str) -> Iterator[Update]:
         nonlocal printed
         if time.monotonic() - printed >= PLAIN_EVERY_S:
             printed = time.monotonic()
-            note(f"{title}: {done:.0f} of {total:.0f} {unit}")
+            whole = "" if total is None else f" of {total:.0f}"
+            note(f"{title}: {done:.0f}{whole} {unit}")
 
     yield update

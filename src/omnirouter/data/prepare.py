@@ -54,7 +54,7 @@ def read_manifest(path: str | Path) -> CutSet:
     Raises:
         BadInput: no such file, no utterance in it, or a line that is not what it should be.
     """
-    return CutSet(_UniqueIds(_Manifest(Path(path))))
+    return CutSet(UniqueIds(Manifest(Path(path))))
 
 
 def read_manifests(patterns: Sequence[str]) -> CutSet:
@@ -66,7 +66,7 @@ def read_manifests(patterns: Sequence[str]) -> CutSet:
     Raises:
         BadInput: as in `read_manifest`, or a pattern that matches nothing.
     """
-    return CutSet(_UniqueIds(*(_Manifest(path) for p in patterns for path in find_manifests(p))))
+    return CutSet(UniqueIds(*(Manifest(path) for p in patterns for path in find_manifests(p))))
 
 
 def read_training(patterns: Sequence[str], weights: Sequence[int] = ()) -> CutSet:
@@ -88,13 +88,13 @@ def read_training(patterns: Sequence[str], weights: Sequence[int] = ()) -> CutSe
             f"data.weights: needs one whole number >= 1 for each of the {len(patterns)} data.train "
             f"entries, not {list(weights)}"
         )
-    copies: list[_Manifest] = []
+    copies: list[Manifest] = []
     for pattern, weight in zip(patterns, weights, strict=True):
         for path in find_manifests(pattern):
-            copies += [_Manifest(path)] * weight
+            copies += [Manifest(path)] * weight
     if len(copies) < 2:
-        return CutSet(_UniqueIds(*copies))
-    return CutSet(_UniqueIds(LazyIteratorMultiplexer(*copies, weights=[len(c) for c in copies])))
+        return CutSet(UniqueIds(*copies))
+    return CutSet(UniqueIds(LazyIteratorMultiplexer(*copies, weights=[len(c) for c in copies])))
 
 
 def find_manifests(pattern: str) -> list[Path]:
@@ -111,21 +111,28 @@ def find_manifests(pattern: str) -> list[Path]:
     return paths
 
 
-class _UniqueIds:
-    """Iterates over cuts of several sources and marks repeated ids."""
+class UniqueIds:
+    """Iterates over cuts of several sources and marks repeated ids.
+
+    Attributes:
+        repeated: cuts of the latest iteration that got a suffix.
+    """
 
     def __init__(self, *sources: Iterable[Cut]) -> None:
         self.sources = sources
+        self.repeated = 0
 
     def __iter__(self) -> Iterator[Cut]:
         seen = Counter[str]()
+        self.repeated = 0
         for cut in chain.from_iterable(self.sources):
             seen[cut.id] += 1
             copy = seen[cut.id]
+            self.repeated += copy > 1
             yield cut if copy == 1 else fastcopy(cut, id=f"{cut.id}#{copy}")
 
 
-class _Manifest:
+class Manifest:
     """One manifest file: checked when made, cuts when iterated, `len` in utterances."""
 
     def __init__(self, path: Path) -> None:

@@ -144,10 +144,11 @@ def read_aloud(
 
 def plan(sentences: Sequence[str], config: ReadingConfig) -> list[Passage]:
     """Decide what is said: runs of words out of sentences drawn at random."""
-    passages, words = [], 0
+    passages: list[Passage] = []
+    words = 0
     while words < config.hours * 3600 * WORDS_PER_SECOND:
         rng = np.random.default_rng(drawn_seed(config.seed, "text", len(passages)))
-        sentence = sentences[rng.integers(len(sentences))].split()
+        sentence = sentences[int(rng.integers(len(sentences)))].split()
         count = min(int(rng.integers(*WORDS, endpoint=True)), len(sentence))
         start = int(rng.integers(len(sentence) - count, endpoint=True))
         passages.append(Passage(len(passages), " ".join(sentence[start : start + count])))

@@ -1,0 +1,269 @@
+"""Writing the cuts of a split: every utterance is held against its audio, then kept or listed.
+
+What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
+checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
+split may be of any size. A file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import soundfile
+from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse.cut import Cut
+from lhotse.utils import fastcopy
+
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.prepare import Manifest, UniqueIds
+from omnirouter.text import clean_text
+
+SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
+SHORTEST_S = 0.01
+
+Progress = Callable[[float], None]
+
+
+@dataclass
+class SplitReport:
+    """What became of a split.
+
+    Attributes:
+        split: its name.
+        path: the cuts that were written.
+        utterances: number of those.
+        seconds: their audio.
+        rejected: utterances left out, by reason; `rejected_<split>.jsonl` lists them.
+        repeated_ids: utterances that got a suffix because their id was taken.
+    """
+
+    split: str
+    path: Path
+    utterances: int = 0
+    seconds: float = 0.0
+    rejected: Counter[str] = field(default_factory=Counter)
+    repeated_ids: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        return {
+            "split": self.split,
+            "cuts": str(self.path),
+            "utterances": self.utterances,
+            "hours": self.seconds / 3600,
+            "rejected": dict(self.rejected.most_common()),
+            "repeated_ids": self.repeated_ids,
+        }
+
+
+class Unusable(Exception):
+    """An utterance is to be left out; the text reads `kind` or `kind: details`."""
+
+
+class _Header(NamedTuple):
+    rate: int
+    channels: int
+    samples: int
+
+
+def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) -> list[SplitReport]:
+    """Turn manifests, JSONL or lhotse cuts, into checked cuts: a split for every file.
+
+    Args:
+        src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`).
+        out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
+        progress: called with the number of utterances done so far.
+
+    Raises:
+        BadInput: nothing to read, a broken manifest, two manifests of one name, or a split of
+            which no utterance can be used.
+    """
+    manifests = [Manifest(path) for path in _manifests_of(src)]  # all checked before any is written
+    reports, done = [], 0.0
+    for manifest in manifests:
+        before = done
+        split = split_name(manifest.path)
+        shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
+        reports.append(write_split(manifest, out, split, shown))
+        done += len(manifest)
+    return reports
+
+
+def _manifests_of(src: Path) -> list[Path]:
+    if not src.is_dir():
+        return [src]
+    found = sorted(p for p in src.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")))
+    paths = [path for path in found if not path.name.startswith((".", "rejected_"))]
+    if not paths:
+        raise BadInput(f"{src}: holds no manifest (*.jsonl, *.jsonl.gz)")
+    taken: dict[str, Path] = {}
+    for path in paths:
+        other = taken.setdefault(split_name(path), path)
+        if other != path:
+            raise BadInput(f"{src}: {other.name} and {path.name} would both be {split_name(path)}")
+    return paths
+
+
+def split_name(path: Path) -> str:
+    """The split a manifest stands for: `dev` for dev.jsonl and for cuts_dev.jsonl.gz."""
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+    return name.removeprefix("cuts_") or name
+
+
+def write_split(
+    cuts: Iterable[Cut], out: Path, split: str, progress: Progress | None = None
+) -> SplitReport:
+    """Check the cuts of a split and write `cuts_<split>.jsonl.gz`.
+
+    Utterances that cannot be used go to `rejected_<split>.jsonl` with `id` and `reason`.
+
+    Args:
+        cuts: one supervised utterance each; read once.
+        out: folder, made if need be.
+        split: name.
+        progress: called with the number of utterances done so far.
+
+    Raises:
+        BadInput: no utterance can be used.
+        OmnirouterError: the folder cannot be written to.
+    """
+    _header.cache_clear()  # files may have changed since another call
+    report = SplitReport(split, out / f"cuts_{split}.jsonl.gz")
+    listed = out / f"rejected_{split}.jsonl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        parts = {path: path.with_name(path.name + ".part") for path in (report.path, listed)}
+        try:
+            with (
+                gzip.open(parts[report.path], "wt", encoding="utf-8", compresslevel=6) as kept,
+                parts[listed].open("w", encoding="utf-8") as rejects,
+            ):
+                _sort_out(UniqueIds(cuts), report, kept, rejects, progress)
+            _publish(parts[listed], listed, bool(report.rejected))
+            _publish(parts[report.path], report.path, bool(report.utterances))
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if not report.utterances:
+        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
+        raise BadInput(f"{split}: no utterance can be used{why}")
+    return report
+
+
+def reasons(report: SplitReport) -> str:
+    """Rejections in words, the commonest reason first."""
+    return ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
+
+
+def _publish(part: Path, path: Path, wanted: bool) -> None:
+    """Give a complete file its name; an older one never stays beside newer results."""
+    if wanted:
+        part.replace(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sort_out(
+    cuts: UniqueIds, report: SplitReport, kept: TextIO, rejects: TextIO, progress: Progress | None
+) -> None:
+    for number, cut in enumerate(cuts, start=1):
+        try:
+            checked = check_cut(cut)
+        except Unusable as reason:
+            report.rejected[str(reason).split(":", 1)[0]] += 1
+            rejects.write(_line({"id": cut.id, "reason": str(reason)}))
+        else:
+            report.utterances += 1
+            report.seconds += checked.duration
+            kept.write(_line(checked.to_dict()))
+        if progress is not None:
+            progress(number)
+    report.repeated_ids = cuts.repeated
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def check_cut(cut: Cut) -> Cut:
+    """Hold an utterance against its audio file.
+
+    Returns:
+        The cut with an absolute path and the true rate, length and channels of its file.
+
+    Raises:
+        Unusable: no transcript, no audio, or times that the audio does not have.
+    """
+    if not clean_text(" ".join(s.text for s in cut.supervisions if s.text)):
+        raise Unusable("empty transcript")
+    path = _single_file(cut)
+    if path is None:
+        return cut  # archives and mixtures: their own formats vouch for them
+    header = _header(path)
+    length = header.samples / header.rate
+    duration = cut.duration or length - cut.start  # 0 is a duration nobody knew
+    if cut.start >= length:
+        raise Unusable(f"starts after its audio: at {cut.start:g} s of {length:g} s")
+    if cut.start + duration > length + SLACK_S:
+        end = cut.start + duration
+        raise Unusable(f"audio shorter than utterance: ends at {end:g} s, file at {length:g} s")
+    duration = min(duration, length - cut.start)
+    if duration < SHORTEST_S:
+        raise Unusable(f"shorter than {SHORTEST_S:g} s")
+    return _with_header(cut, path, header, duration)
+
+
+def _single_file(cut: Cut) -> Path | None:
+    """The audio file, if the cut is a stretch of one file and nothing more."""
+    if not isinstance(cut, MonoCut | MultiCut) or not cut.has_recording:
+        return None
+    sources = cut.recording.sources
+    if len(sources) != 1 or sources[0].type != "file" or cut.recording.transforms:
+        return None
+    return Path(sources[0].source).absolute()
+
+
+@lru_cache(maxsize=64)  # utterances of one file follow each other
+def _header(path: Path) -> _Header:
+    try:
+        if not path.is_file():
+            raise Unusable(f"missing audio: {path}")
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
+    if not info.frames:
+        raise Unusable(f"no samples: {path}")
+    return _Header(info.samplerate, info.channels, info.frames)
+
+
+def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
+    old = cut.recording
+    channels = list(range(header.channels))
+    recording = Recording(
+        id=old.id,
+        sources=[AudioSource(type="file", channels=channels, source=str(path))],
+        sampling_rate=header.rate,
+        num_samples=header.samples,
+        duration=header.samples / header.rate,
+        channel_ids=channels,
+    )
+    supervisions = [
+        fastcopy(s, duration=duration) if len(cut.supervisions) == 1 else s.trim(duration)
+        for s in cut.supervisions
+    ]
+    changed = {"recording": recording, "duration": duration, "supervisions": supervisions}
+    if old.num_channels == header.channels:
+        return fastcopy(cut, **changed)
+    # a JSONL manifest says nothing of channels: all of them, which are averaged on reading
+    if header.channels == 1:
+        return MonoCut(id=cut.id, start=cut.start, channel=0, **changed)
+    return MultiCut(id=cut.id, start=cut.start, channel=channels, **changed)
