@@ -126,3 +126,20 @@ def test_too_little_audio_for_the_codes(
     assert main(["train", str(recipe), "--model.router.codes", "5000"]) == 2
     assert "model.router.codes: " in capsys.readouterr().err
     assert not (tmp_path / "run/config.yaml").exists()
+
+
+def test_upcycled_model_trains(
+    tmp_path: Path, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Dense run, upcycle, train on: the second run begins about where the first ended."""
+    recipe = str(write_recipe(tmp_path, manifest, "omni", 2))
+    dense = ["--model.routing", "dense", "--model.num_experts", "1", "--model.router.top_k", "1"]
+    assert main(["train", recipe, *dense, "--out", str(tmp_path / "dense")]) == 0
+    start = str(tmp_path / "start")
+    assert main(["upcycle", str(tmp_path / "dense/best"), start]) == 0
+    assert main(["train", recipe, "--init", start, "--out", str(tmp_path / "sparse")]) == 0
+    capsys.readouterr()
+    runs = [rows_of(tmp_path / name / "metrics.jsonl") for name in ("dense", "sparse")]
+    losses = [[row["ctc"] for row in rows if row["kind"] == "train"] for rows in runs]
+    assert losses[1][0] == pytest.approx(losses[0][-1], rel=0.3)
+    assert (tmp_path / "sparse/best/config.json").is_file()

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
-from omnirouter.cli.making import average, demo, presets, train
+from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.transcription import transcribe
 from omnirouter.config import BadInput, OmnirouterError
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "analyse": analyse,
     "transcribe": transcribe,
     "average": average,
+    "upcycle": upcycle,
 }
 
 
