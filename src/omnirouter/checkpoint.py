@@ -303,13 +303,17 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _rebuild(kind: type[Any], data: Any, where: str) -> Any:
-    """A (nested) config dataclass from JSON values; every key must be there and no other."""
+    """A (nested) config dataclass from JSON values; every key must be there and no other.
+
+    Keys added after the first release (`added` in the field's metadata) may be missing.
+    """
     if not isinstance(data, dict):
         raise BadInput(f"{where} is not an object")
     names = {field.name for field in fields(kind)}
     if unknown := sorted(data.keys() - names):
         raise BadInput(f"{where}.{unknown[0]} is not a known key")
-    if missing := sorted(names - data.keys()):
+    required = {field.name for field in fields(kind) if not field.metadata.get("added")}
+    if missing := sorted(required - data.keys()):
         raise BadInput(f"{where}.{missing[0]} is missing")
     hints = get_type_hints(kind)
     return kind(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})

@@ -1,9 +1,9 @@
 """Configuration: what a model, its input and a training run are, as frozen dataclasses.
 
-Imports nothing of ours and no torch, so that every other room may read it. Constants of the paper
-(arXiv 2507.05724) stand here once, with their section; a value the paper does not give is marked
-`not in paper`. Sizes: D `dim`, F `ffn_dim`, H `num_heads`, N `num_experts`, L `num_layers`, V
-`vocab_size`, S `input_dim`.
+Imports only its own part `router_config` and no torch, so that every other room may read it.
+Constants of the paper (arXiv 2507.05724) stand here once, with their section; a value the paper
+does not give is marked `not in paper`. Sizes: D `dim`, F `ffn_dim`, H `num_heads`, N `num_experts`,
+L `num_layers`, V `vocab_size`, S `input_dim`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-Routing = Literal["dense", "switch", "omni"]
+from omnirouter.router_config import ONE_ROUTER, RouterConfig, RouterLossConfig, Routing
+
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
 
 
@@ -66,10 +67,11 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A CTC Transformer with pre-norm blocks (Sec. IV), dense or with top-1 experts.
+    """A CTC Transformer with pre-norm blocks (Sec. IV), dense or with experts.
 
     Attributes:
-        routing: `dense` has no router, `switch` one per layer, `omni` one for all layers (Eq. 6).
+        routing: `dense` has no router, `switch` one per layer, `omni` one for all layers (Eq. 6);
+            the others are of related work, see `model/routing_variants.py`.
         num_experts: experts N in every block's feed-forward layer; 1 for `dense`.
         dim: model width D.
         ffn_dim: feed-forward width F.
@@ -86,6 +88,7 @@ class ModelConfig:
         layer_drop: probability, in training, that a block is skipped.
         router_of_layer: which router each layer gets; `l % num_routers` if not given.
         features: what the model was trained to read.
+        router: what is unlike the paper's routers.
     """
 
     routing: Routing = "omni"
@@ -101,6 +104,8 @@ class ModelConfig:
     layer_drop: float = 0.0  # not in paper
     router_of_layer: tuple[int, ...] | None = None
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    # not in paper; checkpoints written before this key existed have the paper's routers
+    router: RouterConfig = field(default_factory=RouterConfig, metadata={"added": True})
 
     def __post_init__(self) -> None:
         for problem in (self._sizes(), self._experts(), self._probabilities()):
@@ -138,6 +143,8 @@ class ModelConfig:
                     f"{name}: with experts a multiple of 8 (grouped matrix products need rows of "
                     f"16 bytes), not {getattr(self, name)}"
                 )
+        if problem := self.router.problem(self.routing, self.num_experts, self.num_layers):
+            return problem
         if self.router_of_layer is not None:
             routers = set(self.router_of_layer)
             if len(self.router_of_layer) != self.num_layers or routers != set(range(len(routers))):
@@ -165,13 +172,40 @@ class ModelConfig:
             return ()
         if self.router_of_layer is not None:
             return self.router_of_layer
-        routers = self.num_layers if self.routing == "switch" else 1
+        if self.router.layers_per_router:
+            return tuple(layer // self.router.layers_per_router for layer in range(self.num_layers))
+        routers = 1 if self.routing in ONE_ROUTER else self.num_layers
         return tuple(layer % routers for layer in range(self.num_layers))
 
     @property
     def num_routers(self) -> int:
         """Router matrices: 0 dense, L switch, 1 omni."""
         return len(set(self.router_map))
+
+    @property
+    def embedder(self) -> ModelConfig | None:
+        """The small dense model whose last layer SpeechMoE's routers read; None for other kinds."""
+        if self.routing not in ("speechmoe", "speechmoe2"):
+            return None
+        return ModelConfig(
+            routing="dense",
+            num_experts=1,
+            dim=self.router.embedding_dim,
+            ffn_dim=4 * self.router.embedding_dim,
+            num_layers=self.router.embedding_layers,
+            vocab_size=self.vocab_size,
+            positions=self.positions,
+            dropout=self.dropout,
+            features=self.features,
+        )
+
+    @property
+    def router_width(self) -> int:
+        """Values a router reads of a frame: D, and what SpeechMoE appends to it."""
+        if self.embedder is None:
+            return self.dim
+        groups = self.router.groups if self.routing == "speechmoe2" else {}
+        return self.dim + self.embedder.dim + len(groups) * self.router.group_dim
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
@@ -198,12 +232,23 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     norm = 2 * d
     feed_forward = d * f + f + f * d + d
     block = config.local_width * d + attention + 2 * norm + n * feed_forward
-    router = d * n
+    router = 0 if config.routing == "hash" else config.router_width * n
     inner = config.features.width * d + d + config.num_layers * block + norm
     head = d * config.vocab_size + config.vocab_size
-    total = inner + config.num_routers * router + head
-    idle = config.num_layers * (n - 1) * feed_forward
+    total = inner + config.num_routers * router + _embedding_parameters(config) + head
+    idle = config.num_layers * (n - config.router.top_k) * feed_forward
     return ParameterCount(total=total, active=total - idle, without_head=total - head)
+
+
+def _embedding_parameters(config: ModelConfig) -> int:
+    """Of SpeechMoE's embedding network; its own CTC head counts, every frame passes through it."""
+    if config.embedder is None:
+        return 0
+    values = sum(map(len, config.router.groups.values())) if config.routing == "speechmoe2" else 0
+    # for each value an embedding, and a row and a bias of the classifier
+    return count_parameters(config.embedder).total + values * (
+        config.router.group_dim + config.embedder.dim + 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +378,9 @@ class RunConfig:
         device: `auto`, `cpu` or `cuda`.
         load_balance: `paper` for Eqs. 3-5 as printed, `switch` for the mean probability over all
             tokens.
-        load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C).
+        load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C); without
+            effect on routers that are balanced by construction (hash, base, expert-choice).
+        router_losses: further losses on routers.
         validate_every: steps between two validations (greedy WER on `data.dev`).
         checkpoint_every: steps between two checkpoints of the training state.
         log_every: steps between two lines of metrics.jsonl.
@@ -356,12 +403,17 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     load_balance: Literal["paper", "switch"] = "paper"
     load_balance_weight: float = 10.0
+    router_losses: RouterLossConfig = field(default_factory=RouterLossConfig)
     validate_every: int = 5_000
     checkpoint_every: int = 1_000
     log_every: int = 100
     patience: int = 10
     average: int = 0
     max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        if problem := self.router_losses.problem():
+            raise BadInput(problem)
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:

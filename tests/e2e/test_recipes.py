@@ -10,7 +10,8 @@ import pytest
 
 from omnirouter.cli.making import train
 from omnirouter.cli.parser import parse
-from omnirouter.config import PRESETS, RunConfig
+from omnirouter.config import PAPER_MODELS, PRESETS, RunConfig
+from omnirouter.evaluate.published import TABLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(REPOSITORY.glob("recipes/**/*.yaml"))
@@ -56,3 +57,50 @@ def test_what_is_compared_is_trained_alike() -> None:
         alike.append(replace(run, model=replace(run.model, routing="dense", num_experts=1)))
     assert routings == ["dense", "omni", "switch"]
     assert len(set(alike)) == 1
+
+
+def header(path: Path) -> str:
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines())
+    return " ".join(" ".join(line.lstrip("#") for line in lines).split())
+
+
+def test_every_row_of_the_paper_has_a_recipe() -> None:
+    """13 models on SpeechCrawl, three on Libriheavy, Switch also calmer, and Sec. VI-F's four."""
+    folders = {
+        name: {path.stem for path in REPOSITORY.glob(f"recipes/{name}/*.yaml")}
+        for name in ("speechcrawl", "libriheavy", "spikes")
+    }
+    calm = {f"{name}-calm" for name in PAPER_MODELS if name.startswith("switch")}
+    assert folders["speechcrawl"] == {*PAPER_MODELS, *calm}
+    assert folders["libriheavy"] == {*TABLES[4].systems, "switch-559m-calm"}
+    corpora = ("librispeech-relabelled", "fisher")
+    assert folders["spikes"] == {
+        f"{kind}-{name}" for kind in ("switch", "omni") for name in corpora
+    }
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_headers_give_the_papers_rates(number: int) -> None:
+    """Each rate that the paper prints for a row stands in its recipe's header."""
+    table = TABLES[number]
+    folder = "libriheavy" if number == 4 else "speechcrawl"
+    for system, rates in table.systems.items():
+        text = header(REPOSITORY / "recipes" / folder / f"{system}.yaml")
+        for own, rate in zip(table.sets, rates, strict=True):
+            assert f"{own.label} {rate}" in text, (system, own.label)
+
+
+def test_the_papers_recipes_change_nothing_the_paper_gives() -> None:
+    """Schedule, clipping, batch and augmentation of Sec. V-C are the defaults."""
+    default = RunConfig()
+    for path in REPOSITORY.glob("recipes/speechcrawl/*.yaml"):
+        values = parse("train", train, [str(path)])
+        assert values is not None
+        run = values["run"]
+        if not path.stem.endswith("-calm"):
+            assert run.optim == default.optim
+            assert run.load_balance_weight == 10.0
+        assert run.load_balance == "paper"
+        assert run.augment == default.augment
+        assert replace(run.data, train=(), dev=()) == default.data
+        assert run.model == PRESETS[run.preset]

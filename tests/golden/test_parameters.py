@@ -7,6 +7,9 @@ import torch
 
 from omnirouter.config import PAPER_MODELS, PRESETS, ModelConfig, count_parameters
 from omnirouter.model import CTCEncoder
+from omnirouter.router_config import RouterConfig, Routing
+
+VARIANTS: tuple[Routing, ...] = ("omni-once", "hash", "base", "expert-choice", "speechmoe")
 
 # total, one frame's share, without the CTC head; millions
 MILLIONS = {
@@ -52,8 +55,17 @@ def test_papers_sizes(name: str) -> None:
     [
         *PRESETS.values(),
         ModelConfig(num_experts=3, num_layers=4, router_of_layer=(0, 0, 1, 1), dim=64),
+        ModelConfig(num_layers=5, dim=64, router=RouterConfig(layers_per_router=2)),
+        ModelConfig(num_layers=2, dim=64, router=RouterConfig(top_k=2, balance_bias=True)),
+        *(ModelConfig(routing=routing, num_layers=3, dim=64) for routing in VARIANTS),
+        ModelConfig(
+            routing="speechmoe2",
+            num_layers=3,
+            dim=64,
+            router=RouterConfig(domains=("read", "call"), accents=("a", "b", "c"), group_dim=8),
+        ),
     ],
-    ids=[*PRESETS, "groups"],
+    ids=[*PRESETS, "groups", "every 2 layers", "top 2", *VARIANTS, "speechmoe2"],
 )
 def test_counts_are_those_of_the_model(config: ModelConfig) -> None:
     """`count_parameters` agrees with the built model to the last parameter."""
@@ -61,11 +73,14 @@ def test_counts_are_those_of_the_model(config: ModelConfig) -> None:
         model = CTCEncoder(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     head = sum(size for name, size in sizes.items() if name.startswith("head."))
-    experts = sum(size for name, size in sizes.items() if ".ffn." in name)
+    experts = sum(
+        size for name, size in sizes.items() if name.startswith("blocks.") and ".ffn." in name
+    )
     count = count_parameters(config)
     assert count.total == sum(sizes.values())
     assert count.without_head == count.total - head
-    assert count.active == count.total - experts * (config.num_experts - 1) // config.num_experts
+    idle = config.num_experts - config.router.top_k
+    assert count.active == count.total - experts * idle // config.num_experts
 
 
 @pytest.mark.parametrize("name", PAPER_MODELS)

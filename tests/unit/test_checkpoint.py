@@ -27,6 +27,7 @@ from omnirouter.checkpoint import (
 )
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
+from omnirouter.router_config import RouterConfig
 from omnirouter.text import Tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(
@@ -328,6 +329,15 @@ def test_missing_and_damaged_files_are_named(
         load_checkpoint(tmp_path / "a")
 
 
+def test_a_checkpoint_of_the_first_release_is_read(
+    tmp_path: Path, save: Callable[..., None]
+) -> None:
+    """Configurations written before `router` existed have the paper's routers."""
+    save(tmp_path / "a")
+    change_config(tmp_path / "a", lambda d: d["model"].pop("router"))
+    assert load_checkpoint(tmp_path / "a").config.router == RouterConfig()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -338,7 +348,7 @@ def test_missing_and_damaged_files_are_named(
         (lambda d: d["model"].pop("dim"), "model.dim is missing"),
         (lambda d: d["model"]["features"].pop("shift_s"), "model.features.shift_s is missing"),
         (lambda d: d["model"].update(dim="16"), "model.dim cannot be '16'"),
-        (lambda d: d["model"].update(routing="hash"), "model.routing cannot be 'hash'"),
+        (lambda d: d["model"].update(routing="hashing"), "model.routing cannot be 'hashing'"),
         (lambda d: d["model"].update(router_of_layer=2), "model.router_of_layer cannot be 2"),
         (lambda d: d["model"].update(num_heads=3), "num_heads: 3 heads do not divide"),
         (lambda d: d["model"].update(vocab_size=21), "vocab_size 21, the tokenizer 20"),

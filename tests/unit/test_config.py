@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from omnirouter.config import PAPER_MODELS, PRESETS, BadInput, ModelConfig, OptimConfig
+from omnirouter.config import (
+    PAPER_MODELS,
+    PRESETS,
+    BadInput,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
+from omnirouter.router_config import RouterConfig, RouterLossConfig
 
 SMALL: dict[str, Any] = {"dim": 64, "num_heads": 2, "ffn_dim": 128, "num_layers": 4}
 
@@ -32,6 +40,17 @@ SMALL: dict[str, Any] = {"dim": 64, "num_heads": 2, "ffn_dim": 128, "num_layers"
         ({"router_of_layer": (0, 0, 1)}, r"router_of_layer: needs 4 router numbers"),
         ({"router_of_layer": (0, 0, 2, 2)}, r"router_of_layer: .* without gaps"),
         ({"router_of_layer": (1, 1, 2, 2)}, r"router_of_layer: .* counted from 0"),
+        ({"router": RouterConfig(top_k=5)}, r"router\.top_k: between 1 and num_experts 4, not 5"),
+        ({"router": RouterConfig(top_k=0)}, r"router\.top_k: .* not 0"),
+        ({"routing": "hash", "router": RouterConfig(top_k=2)}, r"router\.top_k: .* set top_k: 1"),
+        ({"router": RouterConfig(layers_per_router=5)}, r"router\.layers_per_router: .* not 5"),
+        (
+            {"routing": "base", "router": RouterConfig(balance_bias=True)},
+            r"router\.balance_bias: routing: base has no use for it",
+        ),
+        ({"router": RouterConfig(codes=0)}, r"router\.codes: must be at least 1, not 0"),
+        ({"router": RouterConfig(embedding_dim=65)}, r"router\.embedding_dim: an even number"),
+        ({"routing": "speechmoe2"}, r"router\.domains: speechmoe2 needs"),
     ],
     ids=str,
 )
@@ -63,8 +82,17 @@ def test_a_schedule_needs_steps(key: str, steps: int) -> None:
         ({"routing": "omni"}, (0, 0, 0, 0), 1),
         ({"routing": "omni", "router_of_layer": (0, 0, 1, 1)}, (0, 0, 1, 1), 2),
         ({"routing": "switch", "router_of_layer": (0, 1, 0, 1)}, (0, 1, 0, 1), 2),
+        ({"router": RouterConfig(layers_per_router=3)}, (0, 0, 0, 1), 2),
+        ({"routing": "omni-once"}, (0, 0, 0, 0), 1),
+        ({"routing": "hash"}, (0, 0, 0, 0), 1),
+        ({"routing": "base"}, (0, 1, 2, 3), 4),
+        ({"routing": "expert-choice"}, (0, 1, 2, 3), 4),
+        ({"routing": "speechmoe"}, (0, 1, 2, 3), 4),
     ],
-    ids=["dense", "switch", "omni", "halves", "alternating"],
+    ids=[
+        *("dense", "switch", "omni", "halves", "alternating", "every 3"),
+        *("once", "hash", "base", "expert-choice", "speechmoe"),
+    ],
 )
 def test_router_of_each_layer(
     changes: dict[str, Any], expected: tuple[int, ...], routers: int
@@ -102,3 +130,11 @@ def test_a_model_is_plain_values() -> None:
     plain = json.loads(json.dumps(PRESETS["omni-small"].to_dict()))
     assert plain["positions"] == "rope-local"
     assert plain["features"]["num_mels"] == 80
+
+
+@pytest.mark.parametrize("key", ["z", "sparsity", "importance", "embedding", "groups", "bias_rate"])
+@pytest.mark.parametrize("value", [-0.1, float("nan")])
+def test_loss_weights_are_not_negative(key: str, value: float) -> None:
+    """A weight that would reward what it is to hold down is refused, by name."""
+    with pytest.raises(BadInput, match=rf"^router_losses\.{key}: 0 or more, not "):
+        RunConfig(router_losses=RouterLossConfig(**{key: value}))

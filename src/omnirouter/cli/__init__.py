@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
+from omnirouter.cli.comparing import tables
 from omnirouter.cli.data import prepare
-from omnirouter.cli.making import average, demo, presets, train
+from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.transcription import transcribe
 from omnirouter.config import BadInput, OmnirouterError
@@ -28,8 +29,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "analyse": analyse,
+    "tables": tables,
     "transcribe": transcribe,
     "average": average,
+    "upcycle": upcycle,
 }
 
 

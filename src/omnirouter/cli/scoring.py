@@ -15,6 +15,7 @@ from omnirouter.config import BadInput
 if TYPE_CHECKING:
     from omnirouter.evaluate.score import SetResult
 
+MANIFESTS = (".jsonl", ".jsonl.gz")
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
 
 
@@ -36,7 +37,7 @@ def evaluate(
 
     Args:
         checkpoint: folder of the model, such as best/ of a run.
-        cuts: manifests, JSONL or lhotse cuts; quoted globs are expanded.
+        cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
         compute: where to run.
         json: print a JSON object: name of each manifest (its file name without extension) to wer (a
             fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
@@ -144,15 +145,25 @@ def analyse(
 
 def _named(patterns: Sequence[str]) -> dict[str, Path]:
     """Manifests by file name without extension, or by path where names would clash."""
-    from omnirouter.data.prepare import find_manifests
-
-    paths = list(dict.fromkeys(path for pattern in patterns for path in find_manifests(pattern)))
+    paths = list(dict.fromkeys(path for pattern in patterns for path in _expanded(pattern)))
     stems = {path: path.name.removesuffix(".gz").removesuffix(".jsonl") for path in paths}
     count = Counter(stems.values())
     return {
         stem if count[stem] == 1 else str(path.with_name(stem)): path
         for path, stem in stems.items()
     }
+
+
+def _expanded(pattern: str) -> list[Path]:
+    """Manifests of a folder, of a glob, or the one that is named."""
+    from omnirouter.data.prepare import find_manifests
+
+    if not Path(pattern).is_dir():
+        return find_manifests(pattern)
+    found = sorted(path for path in Path(pattern).iterdir() if path.name.endswith(MANIFESTS))
+    if not found:
+        raise BadInput(f"{pattern}: the folder holds no manifest ({' or '.join(MANIFESTS)})")
+    return found
 
 
 def _counting(update: Callable[[float], None]) -> Callable[[int, float], None]:

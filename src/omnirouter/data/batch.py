@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from omnirouter.audio import AudioError, num_frames, read_audio, resample
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.augment import perturb
+from omnirouter.router_config import GROUP_FIELDS
 from omnirouter.text import Tokenizer, clean_text
 
 _INT16_SCALE = np.float32(2**15)
@@ -87,6 +88,7 @@ class Batch:
         texts: the transcripts as they stand in the manifest.
         ids: cut ids.
         seeds: one 63-bit number per utterance, from (seed, epoch, id).
+        groups: what the manifest says of each utterance's domain and accent, by field.
         epoch: counted from 0.
         index: number of the batch in its epoch.
         seconds: audio in the batch.
@@ -102,6 +104,7 @@ class Batch:
     index: int
     seconds: float = 0.0
     rejected: list[Rejected] = field(default_factory=list)
+    groups: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -179,6 +182,13 @@ def _plain_file(cut: Cut) -> str | None:
     return str(first.source) if plain and not recording.transforms else None
 
 
+def _groups(cut: Cut) -> dict[str, str]:
+    """The fields that SpeechMoE2's routers may look at, where the cut has them."""
+    first = cut.supervisions[0] if cut.supervisions else None
+    found = {name: getattr(first, name, None) for name in GROUP_FIELDS}
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
 class _Unusable(Exception):
     """An utterance is to be rejected for this reason."""
 
@@ -243,6 +253,7 @@ class BatchMaker(Dataset[Batch]):
         batch.texts.append(text)
         batch.ids.append(cut.id)
         batch.seeds.append(seed)
+        batch.groups.append(_groups(cut))
 
     def _check_duration(self, seconds: float) -> None:
         if seconds < self.data.min_s:

@@ -8,15 +8,17 @@ vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.embedding import Embedding, SharedEmbedding
 from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation
-from omnirouter.model.routing import Router, Routing, RoutingContext
+from omnirouter.model.routing import Routing, RoutingContext
+from omnirouter.model.routing_variants import build_routers
 
 LEAST_SLOPE = 6  # as a negative power of two
 LONGEST_WAVE = 10_000.0  # of the sinusoids, in frames over 2 pi
@@ -29,11 +31,13 @@ class EncoderOutput(NamedTuple):
         log_probs: [T, V] float32, packed as the input.
         lengths: frames of each utterance, [B] int64 on the CPU.
         routings: one per layer that was run; empty for a dense model.
+        embedding: of SpeechMoE's embedding network; None of models without one.
     """
 
     log_probs: Tensor
     lengths: Tensor
     routings: list[Routing]
+    embedding: Embedding | None = None
 
 
 class CTCEncoder(nn.Module):
@@ -43,13 +47,14 @@ class CTCEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.input = nn.Linear(config.features.width, config.dim)
-        self.routers = nn.ModuleList(
-            Router(config.dim, config.num_experts) for _ in range(config.num_routers)
-        )
+        self.routers = build_routers(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size)
         self.dropout = Dropout(config.dropout)
+        self.embedder = None
+        if config.embedder is not None:
+            self.embedder = SharedEmbedding(config, CTCEncoder(config.embedder))
 
     def forward(
         self,
@@ -58,6 +63,7 @@ class CTCEncoder(nn.Module):
         *,
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
+        groups: Mapping[str, Tensor] | None = None,
     ) -> EncoderOutput:
         """Encode a packed batch.
 
@@ -66,7 +72,28 @@ class CTCEncoder(nn.Module):
             lengths_B: frames of each, int64 on the CPU; their sum is T.
             positions_T: position of each frame within its utterance; 0, 1, 2, ... if not given.
             skip: layers left out (layer drop).
+            groups: for SpeechMoE2, numbers of the utterances' domains and accents, int64 [B] by
+                field; -1 where unknown.
         """
+        embedding = None
+        if self.embedder is not None:
+            embedding = self.embedder(frames_TS, lengths_B, positions_T, groups)
+        x_TD, routings = self.encode(frames_TS, lengths_B, positions_T, skip, embedding)
+        return EncoderOutput(self.classify(x_TD), lengths_B, routings, embedding)
+
+    def classify(self, x_TD: Tensor) -> Tensor:
+        """Log-probabilities [T, V], float32, of what `encode` gives."""
+        return self.head(x_TD).float().log_softmax(dim=-1)  # type: ignore[no-any-return]
+
+    def encode(
+        self,
+        frames_TS: Tensor,
+        lengths_B: Tensor,
+        positions_T: Tensor | None = None,
+        skip: Collection[int] = (),
+        embedding: Embedding | None = None,
+    ) -> tuple[Tensor, list[Routing]]:
+        """Everything below the head: normalised x_TD and the routings; see `forward`."""
         if int(lengths_B.sum()) != len(frames_TS):
             raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
         slopes_H = None
@@ -90,12 +117,17 @@ class CTCEncoder(nn.Module):
             if layer in skip:
                 continue
             router = self.routers[self.config.router_map[layer]] if self.routers else None
-            context = RoutingContext(layer=layer, lengths_B=lengths_B, earlier=tuple(routings))
+            context = RoutingContext(
+                layer=layer,
+                lengths_B=lengths_B,
+                earlier=tuple(routings),
+                frames_TS=frames_TS,
+                embedding_TE=None if embedding is None else embedding.values_TE,
+            )
             x_TD, routing = block(x_TD, packing, rotation, router, context)
             if routing is not None:
                 routings.append(routing)
-        log_probs = self.head(self.norm(x_TD)).float().log_softmax(dim=-1)
-        return EncoderOutput(log_probs, lengths_B, routings)
+        return self.norm(x_TD), routings
 
 
 def frame_positions(lengths_B: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The losses: CTC over packed frames and the load balance of Eqs. 3-5.
+"""The losses: CTC over packed frames, the load balance of Eqs. 3-5, and those of related routers.
 
 T frames of the whole batch, B utterances, N experts, V vocabulary.
 """
@@ -51,6 +51,40 @@ def load_balance_loss(
     if not routings or not len(routings[0].probs_TN):
         return torch.zeros(())
     return torch.stack([_layer_loss(routing, form) for routing in routings]).sum()
+
+
+def z_loss(routings: Sequence[Routing]) -> Tensor:
+    """Sum over layers of the mean squared log-sum-exp of the logits; a scalar.
+
+    Keeps logits small, so that rounding and large steps disturb routing less (Zoph et al. 2022,
+    ST-MoE, Eq. 5). Routers without logits add nothing.
+    """
+    logits = [r.logits_TN for r in routings if r.logits_TN is not None and len(r.logits_TN)]
+    if not logits:
+        return torch.zeros(())
+    return torch.stack([x_TN.logsumexp(dim=-1).square().mean() for x_TN in logits]).sum()
+
+
+def sparsity_loss(routings: Sequence[Routing]) -> Tensor:
+    """Sum over layers of the mean L1 norm of the probabilities scaled to L2 norm 1; a scalar.
+
+    1 for one certain expert, sqrt(N) for even probabilities (You et al. 2021, SpeechMoE).
+    """
+    probs = [routing.probs_TN for routing in routings if len(routing.probs_TN)]
+    if not probs:
+        return torch.zeros(())
+    return torch.stack([F.normalize(p_TN, dim=-1).sum(dim=-1).mean() for p_TN in probs]).sum()
+
+
+def importance_loss(routings: Sequence[Routing]) -> Tensor:
+    """Sum over layers of N sum_j (mean probability of j)^2; a scalar, 1 per layer if all are even.
+
+    The mean-importance loss of SpeechMoE (You et al. 2021).
+    """
+    probs = [routing.probs_TN for routing in routings if len(routing.probs_TN)]
+    if not probs:
+        return torch.zeros(())
+    return torch.stack([p_TN.shape[1] * p_TN.mean(dim=0).square().sum() for p_TN in probs]).sum()
 
 
 def _layer_loss(routing: Routing, form: Literal["paper", "switch"]) -> Tensor:

@@ -23,12 +23,14 @@ class Routing(NamedTuple):
         expert_A: expert of each assignment, int64.
         gate_A: factor of the expert's output, float32.
         frame_A: frame of each assignment; None says that assignment i is frame i (top-1).
+        logits_TN: what the probabilities are the softmax of, float32; None where there is no such.
     """
 
     probs_TN: Tensor
     expert_A: Tensor
     gate_A: Tensor
     frame_A: Tensor | None = None
+    logits_TN: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +41,15 @@ class RoutingContext:
         layer: index of the layer that asks, from 0.
         lengths_B: frames of each utterance (CPU).
         earlier: routings of the layers below, in order.
+        frames_TS: the model's input.
+        embedding_TE: of SpeechMoE's embedding network; None of models without one.
     """
 
     layer: int
     lengths_B: Tensor
     earlier: tuple[Routing, ...] = ()
+    frames_TS: Tensor | None = None
+    embedding_TE: Tensor | None = None
 
 
 class Routes(Protocol):
@@ -67,7 +73,12 @@ class Router(nn.Module):
 
     def forward(self, x_TD: Tensor, context: RoutingContext) -> Routing:
         """Route every frame of x_TD to its most probable expert."""
-        with torch.autocast(x_TD.device.type, enabled=False):
-            probs_TN = (x_TD.float() @ self.weight_ND.float().t()).softmax(dim=-1)
+        logits_TN = self.logits(x_TD)
+        probs_TN = logits_TN.softmax(dim=-1)
         gate_T, expert_T = probs_TN.max(dim=-1)
-        return Routing(probs_TN, expert_T, gate_T)
+        return Routing(probs_TN, expert_T, gate_T, logits_TN=logits_TN)
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """X W, float32 [T, N]."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return x_TD.float() @ self.weight_ND.float().t()

@@ -24,11 +24,12 @@ from omnirouter.audio import cape_positions, extract
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch, RejectLog
 from omnirouter.evaluate.routing import routing_stats
-from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss, load_balance_loss
+from omnirouter.model import CTCEncoder, EncoderOutput
 from omnirouter.train.interrupt import Interrupt
+from omnirouter.train.objective import Load, group_numbers, objective
 from omnirouter.train.optim import build_optimizers, load_states, set_rates
 from omnirouter.train.run import Progress, RunFolder
-from omnirouter.train.setup import build_model, build_tokenizer, train_loader
+from omnirouter.train.setup import build_model, build_tokenizer, fit_routers, train_loader
 from omnirouter.train.validation import Validator, blank_share
 from omnirouter.train.watch import Watch
 
@@ -117,6 +118,7 @@ class Trainer:
         self.sums: list[float] = [0.0, 0.0, 0.0]  # CTC, load balance, steps since the last log row
         self.interrupt = Interrupt(watch.note)
         if not resume:
+            fit_routers(self.network, self.config, self.train_data, self.fabric.device)
             self.folder.start(config)
         elif (state := self.folder.newest_state()) is not None:
             self.restore(self.folder.load_state(state))
@@ -155,16 +157,14 @@ class Trainer:
         dropped = self.dropped_layers()
         utterances = sum(len(batch) for batch in batches)
         ctc, balance = 0.0, 0.0
+        load = Load(config)
         for batch in batches:
             output = self.forward(batch, dropped)
-            nll_B = ctc_loss(output.log_probs, output.lengths, batch.tokens)
-            uneven = load_balance_loss(output.routings, config.load_balance)
-            loss = nll_B.sum() / utterances
-            if output.routings:
-                loss = loss + config.load_balance_weight * uneven / len(batches)
-            self.fabric.backward(loss)
-            ctc += float(nll_B.detach().sum()) / utterances
-            balance += float(uneven.detach()) / len(batches)
+            part = objective(output, batch, config, utterances, len(batches))
+            self.fabric.backward(part.loss)
+            ctc += part.ctc
+            balance += part.balance
+            load.add(output.routings, dropped)
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.clip))
         self.last = _Last(output, batch, rate, norm, bool(dropped))
         progress.step += 1
@@ -172,6 +172,7 @@ class Trainer:
         if math.isfinite(ctc + balance + norm):
             for optimizer in self.optimizers:
                 optimizer.step()
+            load.rebalance(self.network)
             progress.skipped_in_row = 0
             self.sums = [self.sums[0] + ctc, self.sums[1] + balance, self.sums[2] + 1]
         else:
@@ -190,7 +191,11 @@ class Trainer:
         )
         positions_T = cape_positions(lengths_B, batch.seeds, features) if augment.cape else None
         output: EncoderOutput = self.model(
-            frames_TS, lengths_B, positions_T=positions_T, skip=dropped
+            frames_TS,
+            lengths_B,
+            positions_T=positions_T,
+            skip=dropped,
+            groups=group_numbers(batch, self.config.model),
         )
         return output
 

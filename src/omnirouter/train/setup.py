@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from omnirouter.audio import extract
 from omnirouter.checkpoint import TOKENIZER, load_checkpoint
 from omnirouter.config import BadInput, RunConfig
 from omnirouter.data.loader import Loader, LoaderConfig
 from omnirouter.data.prepare import read_manifests, read_training
 from omnirouter.model import CTCEncoder
+from omnirouter.model.routing_variants import HashRouter
 from omnirouter.text import Tokenizer, clean_text, train_tokenizer
 
 DEV_SECONDS = 120.0  # audio in one validation batch
+CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 
 
 def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:
@@ -80,6 +87,35 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
         weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
     model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
     return model
+
+
+def fit_routers(model: CTCEncoder, config: RunConfig, loader: Loader, device: torch.device) -> None:
+    """Fit what routers know of the data before the first step: the codes of hash routing.
+
+    A model that starts from a checkpoint (`init`) keeps its own.
+
+    Raises:
+        BadInput: there is less audio than codes need.
+    """
+    if config.model.routing != "hash" or config.init:
+        return
+    parts, seconds = [], 0.0
+    with closing(loader.iterate()) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            frames_TS, _ = extract(batch.waveforms, config.model.features, device=device)
+            parts.append(frames_TS.cpu().numpy())
+            seconds += batch.seconds
+            if seconds >= CODE_SECONDS:
+                break
+    frames = np.concatenate(parts)
+    for router in model.routers:
+        assert isinstance(router, HashRouter)
+        try:
+            router.fit(frames, config.seed)
+        except ValueError as error:
+            raise BadInput(
+                f"model.router.codes: {error}; set fewer, or give more in data.train"
+            ) from error
 
 
 def train_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader:

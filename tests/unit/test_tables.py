@@ -1,0 +1,252 @@
+"""Tables set the right figures side by side, and differences are what they are said to be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnirouter.checkpoint import Checkpoint, save_checkpoint
+from omnirouter.cli import main
+from omnirouter.config import PRESETS, BadInput
+from omnirouter.evaluate import paper_tables
+from omnirouter.evaluate.published import TABLES, find_set, find_system
+from omnirouter.evaluate.results import SetRate, compare, named_files, read_results
+
+WORDS = ["red", "green", "blue", "house", "garden", "river", "stone", "window", "door", "tree"]
+
+
+def write_lines(path: Path, sets: dict[str, Sequence[int]]) -> str:
+    """Utterances of ten words, of which as many are wrong as the set's numbers say."""
+    rows = []
+    for name, wrong in sets.items():
+        for number, errors in enumerate(wrong):
+            heard = ["xyz"] * errors + WORDS[errors:]
+            rows.append(
+                {
+                    "set": name,
+                    "id": f"{name}-{number}",
+                    "reference": " ".join(WORDS),
+                    "hypothesis": " ".join(heard),
+                }
+            )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def rate(wrong: Sequence[int]) -> SetRate:
+    counts = {str(number): (errors, 10) for number, errors in enumerate(wrong)}
+    wer = sum(wrong) / (10 * len(wrong))
+    return SetRate(wer=wer, ci_low=wer, ci_high=wer, utterances=counts)
+
+
+def test_published_tables_are_whole() -> None:
+    """Every system is a preset, has a rate for every set, and names lead back to one set."""
+    for table in TABLES.values():
+        for system, rates in table.systems.items():
+            assert system in PRESETS
+            assert len(rates) == len(table.sets)
+            assert find_system(table, system) == system
+        for own in table.sets:
+            for name in (own.label, *own.stems, f"cuts_{own.stems[0].replace('-', '_')}"):
+                assert find_set(table, name) is own
+    assert set().union(*(table.systems for table in TABLES.values())) == set(list(PRESETS)[:13])
+
+
+def test_the_papers_headline() -> None:
+    """The paper's 11.2% and 8.2% are means of the sets' changes over its 11 test columns."""
+    one = SetRate(wer=0.1, ci_low=0.1, ci_high=0.1)
+    built = paper_tables.build({"mine": {own.stems[0]: one for own in TABLES[1].sets}}, TABLES[1])
+    assert len(built.mean_sets) == 11
+    changes = {(d.system, d.baseline): d for d in built.published_differences}
+    against_dense = changes["omni-246m", "dense-140m"]
+    against_switch = changes["omni-246m", "switch-246m"]
+    assert against_dense.mean_of_changes == pytest.approx(-0.1115, abs=5e-5)
+    assert against_switch.mean_of_changes == pytest.approx(-0.0817, abs=5e-5)
+    assert against_dense.change_of_mean == pytest.approx(-0.088, abs=5e-4)
+    assert against_switch.change_of_mean == pytest.approx(-0.067, abs=5e-4)
+
+
+def test_both_relative_changes() -> None:
+    """10% of 20 errors and 50% of 4: means of changes and change of means differ."""
+    system = {"a": rate([9, 9]), "b": rate([1, 1])}
+    baseline = {"a": rate([10, 10]), "b": rate([2, 2])}
+    difference = compare("x", system, "y", baseline)
+    assert difference is not None and difference.sets == 2
+    assert difference.mean_of_changes == pytest.approx(-0.3)
+    assert difference.change_of_mean == pytest.approx(-2 / 12)
+
+
+def test_pairs_see_what_intervals_do_not() -> None:
+    """One error fewer in each utterance is certain, however much the utterances differ."""
+    wrong = np.random.default_rng(0).integers(1, 9, size=60).tolist()
+    difference = compare("x", {"a": rate([w - 1 for w in wrong])}, "y", {"a": rate(wrong)})
+    assert difference is not None and difference.interval is not None and difference.p is not None
+    assert difference.interval[1] < 0 and difference.p < 0.01
+    shuffled = np.random.default_rng(1).permutation(wrong).tolist()
+    other = compare("x", {"a": rate(shuffled)}, "y", {"a": rate(wrong)})
+    assert other is not None and other.p is not None and other.interval is not None
+    assert other.change_of_mean == 0 and other.p > 0.5
+    assert other.interval[0] < 0 < other.interval[1]
+
+
+def test_p_values_are_even_where_nothing_differs() -> None:
+    """Two systems that err alike at random: about a tenth of p-values below a tenth."""
+    rng = np.random.default_rng(2)
+    found = []
+    for _ in range(60):
+        a, b = rng.integers(0, 5, size=(2, 80)).tolist()
+        difference = compare("x", {"a": rate(a)}, "y", {"a": rate(b)})
+        assert difference is not None and difference.p is not None
+        found.append(difference.p)
+    assert 0 <= sum(p < 0.1 for p in found) <= 14  # 6 expected; P(more than 14) is below 0.1%
+    assert 15 <= sum(p < 0.5 for p in found) <= 45
+
+
+def test_only_common_utterances_are_paired() -> None:
+    """What one system could not read counts for neither; nothing in common is an error."""
+    whole = rate([5, 0, 0])
+    part = SetRate(wer=0.1, ci_low=0, ci_high=0, utterances={"1": (1, 10), "2": (1, 10)})
+    difference = compare("x", {"a": whole}, "y", {"a": part})
+    assert difference is not None and difference.change_of_mean == pytest.approx(-1.0)
+    elsewhere = SetRate(wer=0.1, ci_low=0, ci_high=0, utterances={"9": (1, 10)})
+    with pytest.raises(BadInput, match="a: the systems have no utterance"):
+        compare("x", {"a": whole}, "y", {"a": elsewhere})
+
+
+def test_rates_without_utterances_have_no_p(tmp_path: Path) -> None:
+    """Files of --output give both changes and nothing that needs pairs."""
+    for name, wer in (("a", 0.2), ("b", 0.1)):
+        row = {"wer": wer, "ci_low": wer - 0.01, "ci_high": wer + 0.01, "words": 10}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"test-clean": row}))
+    results = {name: read_results(tmp_path / f"{name}.json") for name in "ab"}
+    (difference,) = paper_tables.build(results, None).differences
+    assert difference.change_of_mean == pytest.approx(-0.5)
+    assert difference.p is None and difference.interval is None
+
+
+def test_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours stand beside the paper's, the best is bold, what has no place is named."""
+    rng = np.random.default_rng(0)
+    files = []
+    for name, scale in (("dense", 6), ("omni-246m", 4), ("small", 8)):
+        sets = {
+            "cuts_test_clean": rng.integers(0, scale, 30).tolist(),
+            "AMI-IHM": rng.integers(0, scale, 30).tolist(),
+            "mine": [1],
+        }
+        files.append(f"{name}={write_lines(tmp_path / f'{name}.jsonl', sets)}")
+    assert main(["tables", *files, "--table", "1"]) == 0
+    captured = capsys.readouterr()
+    assert "left out: mine" in captured.err
+    lines = captured.out.splitlines()
+    head = "|  | dense, paper | dense, ours | switch-246m, paper | switch-246m, ours |"
+    assert lines[2].startswith(head)
+    (clean,) = [line for line in lines if line.startswith("| LibriSpeech clean |")]
+    cells = [cell.strip() for cell in clean.strip("|").split("|")]
+    assert (cells[1], cells[3], cells[4], cells[5]) == ("4.2", "3.9", "–", "3.3")
+    assert cells[6].startswith("**") and cells[7] == "–"
+    (mean,) = [line for line in lines if line.startswith("| mean |")]
+    assert mean.split("|")[2].strip() == "11.3"  # (18.5 + 4.2) / 2, as only these two are ours
+    assert any(line.startswith("| omni-246m against dense | 2 |") for line in lines)
+    assert any(line.startswith("| paper: omni-246m against dense-140m | 2 |") for line in lines)
+
+
+def test_systems_as_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables II and III have a row per system; each says whose figure it is."""
+    file = write_lines(tmp_path / "omni-290m.jsonl", {"test-clean": [1, 0], "test-other": [2, 2]})
+    assert main(["tables", file, "--table", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "|  | LibriSpeech clean | LibriSpeech other | mean |"
+    assert "| omni-290m, paper | 3.7 | 7.9 | 5.8 |" in lines
+    assert any(line.startswith("| omni-290m, ours | **5.0** (0.0-10.0)") for line in lines)
+
+
+def test_latex_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """LaTeX escapes per cent; JSON holds fractions and both changes; --output writes a file."""
+    files = [
+        write_lines(tmp_path / f"{name}.jsonl", {"test_clean": wrong})
+        for name, wrong in (("dense", [3, 2, 4]), ("omni", [1, 2, 1]))
+    ]
+    assert main(["tables", *files, "--table", "4", "--format", "latex"]) == 0
+    latex = capsys.readouterr().out
+    typeset = "".join(line for line in latex.splitlines() if not line.startswith("%"))
+    assert r"\toprule" in typeset and r"\%" in typeset and "%" not in typeset.replace(r"\%", "")
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert main(["tables", *files, "--table", "4", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["systems"]["omni"]["published"]["test-clean"] == pytest.approx(0.02)
+    assert values["systems"]["omni"]["ours"]["test-clean"]["wer"] == pytest.approx(4 / 30)
+    assert values["mean_sets"] == ["test-clean"]
+    assert values["differences"][0]["change_of_mean"] == pytest.approx(4 / 9 - 1)
+    target = tmp_path / "made" / "table.md"
+    assert main(["tables", *files, "--output", str(target)]) == 0
+    assert capsys.readouterr().out == "" and "test_clean" in target.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("", "a.jsonl", "holds no results"),
+        ("{}", "a.json", "holds no results"),
+        ("hello", "a.jsonl", "is no result of omnirouter evaluate"),
+        ('{"set": "x"}\n', "a.jsonl", "is no result of omnirouter evaluate"),
+        ("[1]", "a.json", "is no result of omnirouter evaluate"),
+        ('{"x": {"wer": 0.1}}', "a.json", "is no result of omnirouter evaluate"),
+        ('{"set": "x", "id": "1", "reference": "a", "hypothesis": "a"}', "a.jsonl", "no set named"),
+    ],
+)
+def test_bad_files(
+    tmp_path: Path, content: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, status 2."""
+    (tmp_path / name).write_text(content)
+    assert main(["tables", str(tmp_path / name), "--table", "1"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_lines(tmp_path / "omni.jsonl", {"test-clean": [1]})
+    assert main(["tables", file, "--table", "5"]) == 2
+    assert "table: 0 for none of the paper's, or 1 to 4, not 5" in capsys.readouterr().err
+    assert main(["tables", file, f"omni={file}"]) == 2
+    assert "omni: two results have this name" in capsys.readouterr().err
+    assert main(["tables", str(tmp_path / "none.json")]) == 2
+    assert named_files(["x=a/b.json", "c/d.jsonl"]) == {
+        "x": Path("a/b.json"),
+        "d": Path("c/d.jsonl"),
+    }
+
+
+def test_a_folder_of_cuts_is_evaluated_with_one_command(
+    checkpoints: dict[str, Checkpoint],
+    manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From a folder of manifests to a table; an empty folder is named."""
+    own = checkpoints["omni"]
+    model = tmp_path / "model"
+    state = own.model.state_dict()
+    save_checkpoint(model, model_state=state, config=own.config, tokenizer=own.tokenizer)
+    folder = tmp_path / "cuts"
+    folder.mkdir()
+    assert main(["evaluate", str(model), str(folder)]) == 2
+    assert "the folder holds no manifest" in capsys.readouterr().err
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()[:2]]
+    for name in ("cuts_test-clean", "test-other"):
+        lines = [
+            json.dumps(row | {"audio_filepath": str(manifest.parent / row["audio_filepath"])})
+            for row in rows
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    (folder / "notes.txt").write_text("not a manifest")
+    found = str(tmp_path / "omni.jsonl")
+    assert main(["evaluate", str(model), str(folder), "--hypotheses", found]) == 0
+    assert main(["tables", found, "--table", "4", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out.partition("{\n")[2].join(["{\n", ""]))
+    assert set(values["systems"]["omni"]["ours"]) == {"test-clean", "test-other"}

@@ -1,0 +1,150 @@
+"""Upcycling keeps what the dense model knew, and says what it cannot do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from omnirouter.cli import main
+from omnirouter.config import BadInput
+from omnirouter.model import Router
+from omnirouter.model.routing import RoutingContext
+from omnirouter.train.upcycle import UpcycleConfig, upcycle
+
+KINDS = ["switch", "omni", "omni-once"]
+FRAMES = torch.randn(30, 320, generator=torch.Generator().manual_seed(0))
+LENGTHS = torch.tensor([12, 18])
+
+
+def log_probs(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(FRAMES, LENGTHS).log_probs  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def dense(checkpoints: dict[str, Checkpoint], tmp_path: Path) -> str:
+    own = checkpoints["dense"]
+    save_checkpoint(
+        tmp_path / "dense",
+        model_state=own.model.state_dict(),
+        config=own.config,
+        tokenizer=own.tokenizer,
+        meta={"step": 7},
+    )
+    return str(tmp_path / "dense")
+
+
+@pytest.mark.parametrize("routing", KINDS)
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_first_output_is_the_dense_models(
+    checkpoints: dict[str, Checkpoint], routing: str, top_k: int
+) -> None:
+    """With the default start it differs by no more than faint gates do; experts are used."""
+    own = checkpoints["dense"].model
+    config = UpcycleConfig(routing=routing, num_experts=4, top_k=top_k)  # type: ignore[arg-type]
+    model = upcycle(own, config)
+    expected = log_probs(own)
+    torch.testing.assert_close(log_probs(model), expected, rtol=0, atol=0.02)
+    output = model(FRAMES, LENGTHS)
+    assert output.routings[0].expert_A.unique().numel() > 2
+    gates = output.routings[0].gate_A
+    torch.testing.assert_close(gates, torch.full_like(gates, 0.25), rtol=0, atol=0.02)
+
+
+def test_exactly_where_gates_are_even(checkpoints: dict[str, Checkpoint]) -> None:
+    """With a router of zeros the gates are 1 / N and the outputs equal to rounding."""
+    own = checkpoints["dense"].model
+    model = upcycle(own, UpcycleConfig(num_experts=4))
+    with torch.no_grad():
+        model.routers[0].weight_ND.zero_()
+    torch.testing.assert_close(log_probs(model), log_probs(own), rtol=0, atol=1e-6)
+
+
+def test_plain_copies_are_equal_at_gate_one(checkpoints: dict[str, Checkpoint]) -> None:
+    """`plain` keeps the weights; only gates stand between it and the dense model."""
+    own = checkpoints["dense"].model
+    model = upcycle(own, UpcycleConfig(num_experts=4, start="plain"))
+    for n in range(4):
+        assert torch.equal(model.blocks[1].ffn.down_NDF[n], own.blocks[1].ffn.down.weight)
+    assert (log_probs(model) - log_probs(own)).abs().max() > 0.02
+
+    class GateOne(torch.nn.Module):
+        def __init__(self, router: Router) -> None:
+            super().__init__()
+            self.router = router
+
+        def forward(self, x_TD: torch.Tensor, context: RoutingContext) -> object:
+            routing = self.router(x_TD, context)
+            return routing._replace(gate_A=torch.ones_like(routing.gate_A))
+
+    model.routers[0] = GateOne(model.routers[0])  # type: ignore[arg-type]
+    torch.testing.assert_close(log_probs(model), log_probs(own), rtol=0, atol=1e-5)
+
+
+def test_the_seed_makes_the_router(checkpoints: dict[str, Checkpoint]) -> None:
+    """Same seed, same router; the generator of others is left alone."""
+    own = checkpoints["dense"].model
+    before = torch.get_rng_state()
+    a, b, c = (upcycle(own, UpcycleConfig(seed=seed)).routers[0].weight_ND for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_command(dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder it writes is a checkpoint that remembers where it comes from."""
+    out = tmp_path / "start"
+    assert main(["upcycle", dense, str(out), "--routing", "switch", "--num-experts", "2"]) == 0
+    assert "--init" in capsys.readouterr().out
+    read = load_checkpoint(out)
+    assert (read.config.routing, read.config.num_experts) == ("switch", 2)
+    assert read.meta["upcycled_from"] == dense and read.meta["dense"] == {"step": 7}
+    assert main(["upcycle", dense, str(out)]) == 0  # replaces it
+    assert load_checkpoint(out).config.num_experts == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-experts", "1"], "num_experts: at least 2, not 1"),
+        (["--top-k", "5"], "router.top_k: between 1 and num_experts 4, not 5"),
+        (["--routing", "dense"], "needs one of switch, omni, omni-once, not dense"),
+    ],
+)
+def test_what_it_refuses(
+    dense: str,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["upcycle", dense, str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_it_refuses(dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dense checkpoint itself, a model with experts, a folder with other things in it."""
+    assert main(["upcycle", dense, dense]) == 2
+    assert "is the dense checkpoint itself" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert main(["upcycle", dense, str(out)]) == 0
+    assert main(["upcycle", str(out), str(tmp_path / "twice")]) == 2
+    assert "has experts already (routing: omni); give a dense model" in capsys.readouterr().err
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert main(["upcycle", dense, str(tmp_path / "mine")]) == 2
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    assert main(["upcycle", str(tmp_path / "nowhere"), str(out)]) == 2
+
+
+def test_widths_that_allow_no_experts(checkpoints: dict[str, Checkpoint]) -> None:
+    """Grouped products need multiples of 8; the message names the size."""
+    config = replace(checkpoints["dense"].config, ffn_dim=60)
+    model = type(checkpoints["dense"].model)(config)
+    with pytest.raises(BadInput, match="ffn_dim: with experts a multiple of 8"):
+        upcycle(model, UpcycleConfig())
