@@ -36,7 +36,12 @@ class AudioError(BadInput):
 
 
 def read_audio(
-    path: str | Path, sample_rate: int, *, offset: float = 0.0, duration: float | None = None
+    path: str | Path,
+    sample_rate: int,
+    *,
+    offset: float = 0.0,
+    duration: float | None = None,
+    channels: Sequence[int] = (),
 ) -> NDArray[np.float32]:
     """Read any libsndfile format as mono at `sample_rate`.
 
@@ -45,6 +50,7 @@ def read_audio(
         sample_rate: wanted rate in Hz.
         offset: seconds to leave out at the start.
         duration: seconds to read; to the end if None.
+        channels: those to average, counted from 0; all if empty.
 
     Returns:
         Samples in [-1, 1], shape [samples].
@@ -67,6 +73,10 @@ def read_audio(
             samples = sound.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: raw samples
         raise AudioError(f"{file}: not readable as audio ({_one_line(error)})") from error
+    if channels:
+        if max(channels) >= samples.shape[1]:
+            raise AudioError(f"{file}: has no channel {max(channels)}, only {samples.shape[1]}")
+        samples = samples[:, list(channels)]
     mono = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if not np.isfinite(mono).all():
         raise AudioError(f"{file}: holds samples that are not numbers (NaN or infinite)")

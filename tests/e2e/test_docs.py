@@ -72,7 +72,7 @@ def test_commands_and_options_exist(text: str) -> None:
 def test_every_command_is_described() -> None:
     """docs/cli.md has a section for each command, and each of its own options in it."""
     text = (REPOSITORY / "docs" / "cli.md").read_text("utf-8")
-    sections = dict(re.findall(r"^## `omnirouter (\w+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    sections = dict(re.findall(r"^## `omnirouter ([\w-]+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     assert list(sections) == list(COMMANDS)
     for name, section in sections.items():
         if name == "train":  # its options are the keys of a recipe

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import tables
-from omnirouter.cli.data import prepare
+from omnirouter.cli.data import corpora, prepare
 from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.transcription import transcribe
@@ -25,6 +25,7 @@ from omnirouter.config import BadInput, OmnirouterError
 COMMANDS: dict[str, Callable[..., int]] = {
     "demo": demo,
     "presets": presets,
+    "corpora": corpora,
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,

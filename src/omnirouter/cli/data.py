@@ -1,12 +1,43 @@
-"""Commands that make training and test data: prepare."""
+"""Commands that make training and test data: corpora, prepare."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omnirouter.cli.common import DONE
 from omnirouter.config import BadInput
+
+NOTES = 5  # shown of those on what was left out
+
+
+def corpora(*, json: bool = False) -> int:
+    """List the corpora that `prepare` knows: licence, hours, size, how to get each.
+
+    Hours and sizes are the publishers', rounded, or reckoned from hours and sample rate; a dash
+    stands where they depend on the release.
+
+    Args:
+        json: print a JSON list, with the layout each must have and where the figures come from.
+    """
+    from omnirouter.cli import show
+    from omnirouter.data.corpora import CORPORA
+
+    if json:
+        rows = [{"name": name, **asdict(corpus)} for name, corpus in CORPORA.items()]
+        show.as_json(rows)
+        return DONE
+    groups: dict[str, list[list[str]]] = {}
+    for name, corpus in CORPORA.items():
+        hours = "-" if corpus.hours is None else f"{corpus.hours:,.0f}"
+        size = "-" if corpus.gigabytes is None else f"{corpus.gigabytes:,.1f} GB"
+        paper = ", ".join(corpus.splits)
+        row = [name, hours, size, corpus.licence, paper, corpus.obtain]
+        groups.setdefault(corpus.kind, []).append(row)
+    columns = ("name", "hours", "size", "licence", "test sets of the paper", "how to get it")
+    show.table(columns, groups, words=columns[3:])
+    return DONE
 
 
 def prepare(
@@ -14,6 +45,7 @@ def prepare(
     src: Path,
     out: Path,
     *,
+    download: bool = False,
     hours: float | None = None,
     seed: int | None = None,
     json: bool = False,
@@ -21,35 +53,70 @@ def prepare(
     """Turn a corpus into cuts, each checked against its audio.
 
     Writes OUT/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
-    (listed in OUT/rejected_<split>.jsonl). manifest: SRC is a JSONL or lhotse manifest, or a folder
-    of them, one per split. synthetic: SRC is a text file, one sentence per line, read aloud by
-    synthesisers into OUT/train.jsonl.
+    (listed in OUT/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
+    data folder, or a folder of them), manifest (a JSONL or lhotse manifest, or a folder of them,
+    one per split), or synthetic (a text file, one sentence per line, read aloud by synthesisers
+    into OUT/train.jsonl).
 
     Args:
-        corpus: manifest or synthetic.
-        src: where the corpus is.
+        corpus: a name from `omnirouter corpora`, or kaldi, manifest or synthetic.
+        src: where the corpus is; with --download where it is put.
         out: folder to write to.
+        download: fetch what is not there yet; an interrupted download is taken up again.
         hours: for synthetic, hours of speech to make (10 if not given).
         seed: for synthetic, all draws follow from it (0 if not given).
         json: print a JSON list with an object per split.
     """
-    from omnirouter.cli.explain import did_you_mean
-
     if corpus == "synthetic":
+        if download:
+            raise BadInput("--download: there is nothing to download for synthetic; leave it out")
         return _read_aloud(src, out, hours, seed, json)
     for name, value in (("hours", hours), ("seed", seed)):
         if value is not None:
             raise BadInput(f"--{name}: only for prepare synthetic; leave it out")
-    if corpus != "manifest":
-        near = did_you_mean(corpus, ("manifest", "synthetic")) or ";"
-        raise BadInput(f"there is no corpus {corpus}{near} there are manifest, synthetic")
+    _require_corpus(corpus)
+    if download:
+        _download(corpus, src)
     from omnirouter.cli import show
-    from omnirouter.data.cuts import prepare_manifests
 
     with show.progress("checking", None, "utterances") as update:
-        reports = prepare_manifests(src, out, update)
+        if corpus == "manifest":
+            from omnirouter.data.cuts import prepare_manifests
+
+            reports, notes = prepare_manifests(src, out, update), list[str]()
+        else:
+            from omnirouter.data.importing import prepare_corpus
+
+            reports, notes = prepare_corpus(corpus, src, out, update)
+    for line in notes[:NOTES]:
+        show.note(f"omnirouter prepare: {line}")
+    if len(notes) > NOTES:
+        show.note(f"omnirouter prepare: and {len(notes) - NOTES:,} notes more of this kind")
     _show_reports([report.to_dict() for report in reports], json)
     return DONE
+
+
+def _require_corpus(name: str) -> None:
+    from omnirouter.cli.explain import did_you_mean
+    from omnirouter.data.corpora import CORPORA
+
+    known = (*CORPORA, "kaldi", "manifest", "synthetic")
+    if name not in known:
+        near = did_you_mean(name, known) or ";"
+        raise BadInput(f"there is no corpus {name}{near} there are {', '.join(known)}")
+
+
+def _download(corpus: str, src: Path) -> None:
+    from omnirouter.cli import show
+    from omnirouter.data.corpora import CORPORA
+    from omnirouter.data.download import download
+    from omnirouter.data.sources import DOWNLOADABLE, remotes
+
+    if corpus not in DOWNLOADABLE:
+        how = f": get it from {CORPORA[corpus].obtain}" if corpus in CORPORA else ""
+        raise BadInput(f"--download: {corpus} cannot be downloaded by a program{how}")
+    with show.progress(f"downloading {corpus}", None, "MB") as update:
+        download(remotes(corpus), src, lambda done: update(done / 1e6))
 
 
 def _read_aloud(src: Path, out: Path, hours: float | None, seed: int | None, json: bool) -> int:

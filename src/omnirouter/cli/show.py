@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,11 +32,19 @@ def as_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
-def table(columns: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]]) -> None:
-    """Print rows under the titles of their groups (if they have one); names in the first column."""
+def table(
+    columns: Sequence[str],
+    groups: Mapping[str, Sequence[Sequence[str]]],
+    words: Collection[str] = (),
+) -> None:
+    """Print rows under the titles of their groups (if they have one); names in the first column.
+
+    Columns named in `words` are flush left as the first one, the others right as figures are.
+    """
     shown = Table(box=SIMPLE, header_style="bold")
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="right" if number else "left", no_wrap=True)
+        left = not number or column in words
+        shown.add_column(column, justify="left" if left else "right", no_wrap=True)
     for title, rows in groups.items():
         if title:
             shown.add_row(Text(title, style="italic"))

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from lhotse import MonoCut
+from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
@@ -28,6 +28,7 @@ from omnirouter.router_config import GROUP_FIELDS
 from omnirouter.text import Tokenizer, clean_text
 
 _INT16_SCALE = np.float32(2**15)
+SPHERE = (".sph", ".wv1", ".wv2")  # of the LDC; libsndfile reads those that are not compressed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +160,17 @@ def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
     Raises:
         AudioError: it cannot be read.
     """
-    path = _plain_file(cut)
-    if path is not None:
-        return read_audio(path, sample_rate, offset=cut.start, duration=cut.duration or None)
+    plain = _plain_file(cut)
+    if plain is not None:
+        path, channels = plain
+        seconds = cut.duration or None
+        try:
+            return read_audio(
+                path, sample_rate, offset=cut.start, duration=seconds, channels=channels
+            )
+        except AudioError:
+            if not path.lower().endswith(SPHERE):  # lhotse may read these, with sph2pipe
+                raise
     try:
         audio = np.atleast_2d(np.asarray(cut.load_audio(), dtype=np.float32))
     except Exception as error:  # lhotse's backends raise whatever their libraries raise
@@ -172,14 +181,19 @@ def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
     return resample(audio.mean(axis=0), cut.sampling_rate, sample_rate)
 
 
-def _plain_file(cut: Cut) -> str | None:
-    """The path, if the cut is a stretch of a one-channel audio file and nothing more."""
-    if not isinstance(cut, MonoCut) or not cut.has_recording:
+def _plain_file(cut: Cut) -> tuple[str, tuple[int, ...]] | None:
+    """Path and channels (empty: all), if the cut is a stretch of an audio file and nothing more."""
+    if not isinstance(cut, MonoCut | MultiCut) or not cut.has_recording:
         return None
     recording = cut.recording
     first = recording.sources[0]
-    plain = len(recording.sources) == 1 and first.type == "file" and recording.num_channels == 1
-    return str(first.source) if plain and not recording.transforms else None
+    if len(recording.sources) > 1 or first.type != "file" or recording.transforms:
+        return None
+    wanted = [cut.channel] if isinstance(cut, MonoCut) else list(cut.channel)
+    if not set(wanted) <= set(first.channels):
+        return None
+    whole = len(wanted) == len(first.channels)
+    return str(first.source), () if whole else tuple(first.channels.index(c) for c in wanted)
 
 
 def _groups(cut: Cut) -> dict[str, str]:
@@ -265,8 +279,8 @@ class BatchMaker(Dataset[Batch]):
         rate = self.features.sample_rate
         if not self.data.cache_gb:
             return read_cut(cut, rate)
-        path = _plain_file(cut)
-        key = cut.id if path is None else (path, cut.start, cut.duration)
+        plain = _plain_file(cut)
+        key = cut.id if plain is None else (plain, cut.start, cut.duration)
         samples = self.cache.get(key)
         if samples is None:
             scaled = np.round(read_cut(cut, rate) * _INT16_SCALE)

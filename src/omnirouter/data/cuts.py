@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +18,12 @@ from typing import Any, NamedTuple, TextIO
 
 import soundfile
 from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse.audio.backend import Sph2pipeSubprocessBackend
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.batch import SPHERE
 from omnirouter.data.prepare import Manifest, UniqueIds
 from omnirouter.text import clean_text
 
@@ -118,7 +120,12 @@ def split_name(path: Path) -> str:
 
 
 def write_split(
-    cuts: Iterable[Cut], out: Path, split: str, progress: Progress | None = None
+    cuts: Iterable[Cut],
+    out: Path,
+    split: str,
+    progress: Progress | None = None,
+    *,
+    transcripts: bool = True,
 ) -> SplitReport:
     """Check the cuts of a split and write `cuts_<split>.jsonl.gz`.
 
@@ -129,6 +136,7 @@ def write_split(
         out: folder, made if need be.
         split: name.
         progress: called with the number of utterances done so far.
+        transcripts: reject what has no words; noise has none.
 
     Raises:
         BadInput: no utterance can be used.
@@ -145,7 +153,9 @@ def write_split(
                 gzip.open(parts[report.path], "wt", encoding="utf-8", compresslevel=6) as kept,
                 parts[listed].open("w", encoding="utf-8") as rejects,
             ):
-                _sort_out(UniqueIds(cuts), report, kept, rejects, progress)
+                for _ in _sort_out(UniqueIds(cuts), report, kept, rejects, transcripts):
+                    if progress is not None:
+                        progress(report.utterances + report.rejected.total())
             _publish(parts[listed], listed, bool(report.rejected))
             _publish(parts[report.path], report.path, bool(report.utterances))
         finally:
@@ -173,11 +183,12 @@ def _publish(part: Path, path: Path, wanted: bool) -> None:
 
 
 def _sort_out(
-    cuts: UniqueIds, report: SplitReport, kept: TextIO, rejects: TextIO, progress: Progress | None
-) -> None:
-    for number, cut in enumerate(cuts, start=1):
+    cuts: UniqueIds, report: SplitReport, kept: TextIO, rejects: TextIO, transcripts: bool
+) -> Iterator[None]:
+    """Write each cut to one of the two files; yields after every one."""
+    for cut in cuts:
         try:
-            checked = check_cut(cut)
+            checked = check_cut(cut, transcripts)
         except Unusable as reason:
             report.rejected[str(reason).split(":", 1)[0]] += 1
             rejects.write(_line({"id": cut.id, "reason": str(reason)}))
@@ -185,8 +196,7 @@ def _sort_out(
             report.utterances += 1
             report.seconds += checked.duration
             kept.write(_line(checked.to_dict()))
-        if progress is not None:
-            progress(number)
+        yield
     report.repeated_ids = cuts.repeated
 
 
@@ -194,8 +204,12 @@ def _line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def check_cut(cut: Cut) -> Cut:
+def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     """Hold an utterance against its audio file.
+
+    Args:
+        cut: an utterance.
+        transcripts: whether it must have words.
 
     Returns:
         The cut with an absolute path and the true rate, length and channels of its file.
@@ -203,8 +217,15 @@ def check_cut(cut: Cut) -> Cut:
     Raises:
         Unusable: no transcript, no audio, or times that the audio does not have.
     """
-    if not clean_text(" ".join(s.text for s in cut.supervisions if s.text)):
-        raise Unusable("empty transcript")
+    if transcripts and not clean_text(" ".join(s.text for s in cut.supervisions if s.text)):
+        original = [
+            str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
+        ]
+        raise Unusable(": ".join(["empty transcript", *original]))
+    if cut.duration < 0 or cut.start < 0:
+        raise Unusable(f"impossible times: from {cut.start:g} s to {cut.end:g} s")
+    if not cut.has_recording and isinstance(cut, MonoCut | MultiCut):
+        raise Unusable(f"missing audio: no file for {cut.supervisions[0].recording_id}")
     path = _single_file(cut)
     if path is None:
         return cut  # archives and mixtures: their own formats vouch for them
@@ -239,15 +260,28 @@ def _header(path: Path) -> _Header:
             raise Unusable(f"missing audio: {path}")
         info = soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
+        if path.suffix.lower() in SPHERE:
+            return _compressed_sphere(path)
         raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
     if not info.frames:
         raise Unusable(f"no samples: {path}")
     return _Header(info.samplerate, info.channels, info.frames)
 
 
+def _compressed_sphere(path: Path) -> _Header:
+    """What libsndfile does not read and sph2pipe does."""
+    try:
+        info = Sph2pipeSubprocessBackend().info(path)
+    except Exception as error:  # of the program, of lhotse, or of what reads its output
+        raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
+    return _Header(int(info.samplerate), int(info.channels), int(info.frames))
+
+
 def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
     old = cut.recording
-    channels = list(range(header.channels))
+    channels = list(old.sources[0].channels)  # a file of several may hold channels 4 and 5
+    if len(channels) != header.channels:
+        channels = list(range(header.channels))
     recording = Recording(
         id=old.id,
         sources=[AudioSource(type="file", channels=channels, source=str(path))],
@@ -261,7 +295,7 @@ def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
         for s in cut.supervisions
     ]
     changed = {"recording": recording, "duration": duration, "supervisions": supervisions}
-    if old.num_channels == header.channels:
+    if channels == old.sources[0].channels:
         return fastcopy(cut, **changed)
     # a JSONL manifest says nothing of channels: all of them, which are averaged on reading
     if header.channels == 1:

@@ -111,6 +111,53 @@ def find_manifests(pattern: str) -> list[Path]:
     return paths
 
 
+def utterance(
+    audio: Path,
+    text: str,
+    *,
+    id: str,
+    start: float = 0.0,
+    duration: float = 0.0,
+    speaker: str | None = None,
+    custom: dict[str, Any] | None = None,
+) -> MonoCut:
+    """A cut for a stretch of an audio file, which is not opened: rate and channels are nominal.
+
+    Args:
+        audio: file.
+        text: what is said.
+        id: of the cut, its recording and its supervision.
+        start: in seconds.
+        duration: in seconds; 0 where nobody knows it.
+        speaker: any name.
+        custom: further fields of the supervision.
+    """
+    return MonoCut(
+        id=id,
+        start=start,
+        duration=duration,
+        channel=0,
+        recording=Recording(
+            id=id,
+            sources=[AudioSource(type="file", channels=[0], source=str(audio))],
+            sampling_rate=_NOMINAL_RATE,
+            num_samples=round((start + duration) * _NOMINAL_RATE),
+            duration=start + duration,
+        ),
+        supervisions=[
+            SupervisionSegment(
+                id=id,
+                recording_id=id,
+                start=0.0,
+                duration=duration,
+                text=text,
+                speaker=speaker,
+                custom=custom,
+            )
+        ],
+    )
+
+
 class UniqueIds:
     """Iterates over cuts of several sources and marks repeated ids.
 
@@ -194,29 +241,14 @@ class Manifest:
         name = str(Path(row["audio_filepath"]).with_suffix("")) + (f"@{start:g}" if start else "")
         identity = name if row.get("id") is None else str(row["id"])
         speaker = row.get("speaker")
-        return MonoCut(
+        return utterance(
+            audio,
+            row["text"] or "",
             id=identity,
             start=start,
             duration=duration,
-            channel=0,
-            recording=Recording(
-                id=identity,
-                sources=[AudioSource(type="file", channels=[0], source=str(audio))],
-                sampling_rate=_NOMINAL_RATE,
-                num_samples=round((start + duration) * _NOMINAL_RATE),
-                duration=start + duration,
-            ),
-            supervisions=[
-                SupervisionSegment(
-                    id=identity,
-                    recording_id=identity,
-                    start=0.0,
-                    duration=duration,
-                    text=row["text"] or "",
-                    speaker=None if speaker is None else str(speaker),
-                    custom={key: value for key, value in row.items() if key not in _FIELDS},
-                )
-            ],
+            speaker=None if speaker is None else str(speaker),
+            custom={key: value for key, value in row.items() if key not in _FIELDS},
         )
 
     def _file_duration(self, audio: Path) -> float:

@@ -1,0 +1,244 @@
+"""Files from the web, whole or not at all: resumed after a break, checked, unpacked out of sight.
+
+A file is `NAME.part` until it is complete and its checksum right; what an archive holds appears in
+the corpus's folder only when all of it is unpacked. The same call goes on where one stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+from omnirouter.config import OmnirouterError
+
+ATTEMPTS = 5  # per file, each going on where the last broke off
+WAIT_S = 2.0  # before the second attempt; twice as long before each further one
+TIMEOUT_S = 60.0
+BLOCK = 1 << 20
+ASKED_FOR_SIZE = 20  # more files than this are not asked for their size beforehand
+PAGES = (b"<!doctype", b"<html")
+RESERVE = 256 << 20  # bytes of disk to leave alone
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """A file to fetch.
+
+    Attributes:
+        url: where it is.
+        md5: its checksum in hexadecimal; empty where the publisher gives none.
+        folder: where it belongs, relative to the corpus's folder.
+        unpack: whether it is an archive whose contents are wanted.
+    """
+
+    url: str
+    md5: str = ""
+    folder: str = ""
+    unpack: bool = True
+
+    @property
+    def name(self) -> str:
+        """Last part of the address."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+class _Broken(Exception):
+    """The connection, not the file: worth another attempt."""
+
+
+def download(remotes: Sequence[Remote], root: Path, progress: Progress | None = None) -> None:
+    """Fetch and unpack what is not there yet.
+
+    Args:
+        remotes: files of a corpus.
+        root: its folder, made if need be.
+        progress: called with the number of bytes fetched so far.
+
+    Raises:
+        OmnirouterError: no space, no such file, a web page instead of a file, a wrong checksum, a
+            broken archive, or a connection that breaks again and again.
+    """
+    done = 0.0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done)
+
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        missing = [remote for remote in remotes if not _goal(remote, root).exists()]
+        if len(missing) <= ASKED_FOR_SIZE:
+            sizes = (_size(remote.url) * (2 if remote.unpack else 1) for remote in missing)
+            _require_space(root, sum(sizes))
+        for remote in missing:
+            folder = root / remote.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            path = fetch(remote, folder, add)
+            if remote.unpack:
+                _unpack(path, folder)
+                _goal(remote, root).touch()
+                path.unlink()
+    except OSError as error:
+        raise OmnirouterError(f"{root}: {error.strerror or error}") from error
+
+
+def _goal(remote: Remote, root: Path) -> Path:
+    """What is there once all is done: the file, or a mark that its archive is unpacked."""
+    folder = root / remote.folder
+    return folder / f".{remote.name}.unpacked" if remote.unpack else folder / remote.name
+
+
+def fetch(remote: Remote, folder: Path, add: Callable[[int], None]) -> Path:
+    """Fetch one file into a folder that exists; return its path. Errors as `download`."""
+    path = folder / remote.name
+    if path.exists():
+        return path
+    part = path.with_name(path.name + ".part")
+    wait = WAIT_S
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _fetch_rest(remote.url, part, add)
+            break
+        except _Broken as error:
+            if attempt == ATTEMPTS:
+                have = part.stat().st_size if part.exists() else 0
+                raise OmnirouterError(
+                    f"{remote.url}: {error} after {have:,} bytes; the same command goes on there"
+                ) from error
+            time.sleep(wait)
+            wait *= 2
+    if remote.md5 and _md5(part) != remote.md5:
+        part.unlink()
+        raise OmnirouterError(f"{remote.url}: wrong checksum, removed; download it again")
+    part.replace(path)
+    return path
+
+
+def _fetch_rest(url: str, part: Path, add: Callable[[int], None]) -> None:
+    """Append to `part` what is missing of it."""
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        response = _open(url, have)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
+            return  # it was complete
+        if error.code == 416:
+            part.unlink()  # of another version of the file
+            raise _Broken("the file has changed") from error
+        if error.code >= 500 or error.code == 429:
+            raise _Broken(f"the server answers {error.code}") from error
+        raise OmnirouterError(f"{url}: the server answers {error.code} {error.reason}") from error
+    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        raise _Broken(f"no connection ({getattr(error, 'reason', error)})") from error
+    with contextlib.closing(response):
+        if response.status != 206:
+            have = 0  # the server cannot go on in the middle
+        if response.headers.get_content_type() == "text/html":
+            raise OmnirouterError(f"{url}: the server sends a web page instead of the file")
+        length = response.headers.get("Content-Length")
+        total = None if length is None else have + int(length)
+        if total is not None:
+            _require_space(part.parent, total - have)
+        written = _append(response, part, have, add)
+        if total is not None and written < total:
+            raise _Broken("the connection broke")
+
+
+def _append(response: HTTPResponse, part: Path, start: int, add: Callable[[int], None]) -> int:
+    """Write what comes from `start` on; return the size of the file."""
+    with part.open("r+b" if start else "wb") as file:
+        file.seek(start)
+        file.truncate()
+        for block in _blocks(response):
+            if not file.tell() and block.lstrip()[:15].lower().startswith(PAGES):
+                raise OmnirouterError(f"{response.url}: a web page instead of the file")
+            file.write(block)
+            add(len(block))
+        return file.tell()
+
+
+def _open(url: str, start: int) -> HTTPResponse:
+    headers = {"User-Agent": "omnirouter", **({"Range": f"bytes={start}-"} if start else {})}
+    request = urllib.request.Request(url, headers=headers)
+    response: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    return response
+
+
+def _blocks(response: HTTPResponse) -> Iterator[bytes]:
+    while True:
+        try:
+            block = response.read(BLOCK)
+        except (HTTPException, TimeoutError, ConnectionError) as error:
+            raise _Broken("the connection broke") from error
+        if not block:
+            return
+        yield block
+
+
+def _size(url: str) -> int:
+    """Bytes of a file, 0 if the server does not say."""
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "omnirouter"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            return int(response.headers.get("Content-Length") or 0)
+    except (OSError, HTTPException, ValueError):
+        return 0  # the download itself finds out what is wrong
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed and needed + RESERVE > free:
+        raise OmnirouterError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free; make room "
+            "or choose another disk"
+        )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack beside the archive and move everything into place once it is all there."""
+    hidden = folder / f".{archive.name}.unpacking"
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(hidden)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(hidden, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        archive.unlink()
+        raise OmnirouterError(f"{archive}: broken archive, removed; download it again") from error
+    else:
+        _merge(hidden, folder)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _merge(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        there = target / path.name
+        if path.is_dir() and there.is_dir():
+            _merge(path, there)
+        else:
+            path.replace(there)

@@ -1,0 +1,131 @@
+"""Kaldi data folders to cuts, through lhotse's importer: WSJ, and whatever has a Kaldi recipe.
+
+lhotse needs `reco2dur` for recordings that come out of a command (`sph2pipe ... |`, as in WSJ) and
+takes one sample rate for all. Here lengths and rates are read from the audio, a command that only
+unpacks a file libsndfile reads is replaced by the file, and paths are found wherever Kaldi was
+started from.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+from lhotse import RecordingSet
+from lhotse.cut import Cut
+from lhotse.kaldi import load_kaldi_data_dir
+from lhotse.utils import fastcopy
+
+from omnirouter.config import BadInput
+from omnirouter.data.layouts import Splits, WrongLayout, one_cut_each
+
+NAMES = {"test_eval92": "nov92", "test_dev93": "dev93", "test_eval93": "nov93"}
+_COPIED = ("text", "utt2spk", "segments", "spk2gender", "utt2lang")
+_UNPACKERS = {"sph2pipe": {"-f", "wav", "-p"}, "flac": {"-c", "-d", "-s"}, "cat": set[str]()}
+
+
+class _Audio(NamedTuple):
+    source: str  # a path, or a command with a bar at its end
+    rate: int
+    samples: int
+
+
+def kaldi(src: Path, work: Path) -> Splits:
+    """A Kaldi data folder (`wav.scp`, `text`, `utt2spk`, maybe `segments`), or a folder of them.
+
+    WSJ's test sets get their usual names: nov92 (`test_eval92`), dev93, nov93.
+
+    Raises:
+        BadInput: a file that is not Kaldi's, or no recording that can be read.
+    """
+    found = [src / "wav.scp"] if (src / "wav.scp").is_file() else sorted(src.glob("*/wav.scp"))
+    if not found:
+        raise WrongLayout("wav.scp")
+    folders = [path.parent.resolve() for path in found]
+    return {NAMES.get(f.name, f.name): _data_folder(f, work / f.name) for f in folders}
+
+
+def _data_folder(folder: Path, work: Path) -> list[Cut]:
+    if not (folder / "text").is_file():
+        raise WrongLayout(f"{folder.name}/text")
+    work.mkdir()
+    for name in _COPIED:
+        if (folder / name).is_file():
+            shutil.copy(folder / name, work / name)
+    audio = _read_wav_scp(folder)
+    if not audio:
+        raise BadInput(f"{folder / 'wav.scp'}: names no recording")
+    (work / "wav.scp").write_text("".join(f"{k} {a.source}\n" for k, a in audio.items()))
+    lengths = "".join(f"{key} {a.samples / a.rate}\n" for key, a in audio.items())
+    (work / "reco2dur").write_text(lengths)
+    recordings, supervisions, _ = load_kaldi_data_dir(work, next(iter(audio.values())).rate)
+    if supervisions is None:
+        raise WrongLayout(f"{folder.name}/utt2spk or segments")
+    true = RecordingSet.from_recordings(
+        fastcopy(
+            recording,
+            sampling_rate=audio[recording.id].rate,
+            num_samples=audio[recording.id].samples,
+            duration=audio[recording.id].samples / audio[recording.id].rate,
+        )
+        for recording in recordings
+    )
+    return one_cut_each(true, supervisions)
+
+
+def _read_wav_scp(folder: Path) -> dict[str, _Audio]:
+    """Recordings of wav.scp; one that cannot be read is kept with a nominal length.
+
+    The check of every utterance against its audio rejects and lists those.
+    """
+    audio: dict[str, _Audio] = {}
+    failure = ""
+    lines = (folder / "wav.scp").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        key, _, source = line.strip().partition(" ")
+        if not source.strip():
+            raise BadInput(f"{folder / 'wav.scp'}, line {number}: no path behind {key}")
+        try:
+            audio[key] = _inspect(source.strip(), folder)
+        except (OSError, soundfile.SoundFileError) as error:
+            failure = failure or f"{source.strip()}: {error}"
+            audio[key] = _Audio(source.strip().rstrip("|").strip(), 16_000, 16_000 * 3600)
+    if failure and all(a.samples == 16_000 * 3600 for a in audio.values()):
+        raise BadInput(f"{folder / 'wav.scp'}: no recording can be read; the first: {failure}")
+    return audio
+
+
+def _inspect(source: str, folder: Path) -> _Audio:
+    if not source.endswith("|"):
+        path = _find(source, folder)
+        info = soundfile.info(str(path))
+        return _Audio(str(path), info.samplerate, info.frames)
+    program, *arguments = shlex.split(source[:-1])
+    paths = [a for a in arguments if not a.startswith("-") and _find(a, folder).is_file()]
+    options = set(arguments) - set(paths)
+    if len(paths) == 1 and program in _UNPACKERS and options <= _UNPACKERS[program]:
+        path = _find(paths[0], folder)
+        try:
+            info = soundfile.info(str(path))
+            return _Audio(str(path), info.samplerate, info.frames)
+        except soundfile.SoundFileError:
+            pass  # compressed SPHERE: only the command reads it
+    done = subprocess.run(source[:-1], shell=True, capture_output=True, check=False)
+    if done.returncode or not done.stdout:
+        reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise OSError(reason or f"exit status {done.returncode}")
+    info = soundfile.info(io.BytesIO(done.stdout))
+    return _Audio(source, info.samplerate, info.frames)
+
+
+def _find(path: str, folder: Path) -> Path:
+    """Kaldi's relative paths start where its scripts ran: the folder or one of those above it."""
+    places = [Path.cwd(), folder, *folder.parents]
+    return next((p / path for p in places if (p / path).is_file()), folder / path)

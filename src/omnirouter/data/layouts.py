@@ -1,0 +1,304 @@
+"""Corpora in the layouts they come in, to cuts: one function a corpus, mostly lhotse's recipes.
+
+Each takes the folder of the corpus and an empty folder for scratch files, and returns cuts of one
+utterance each by split, in a fixed order. Own readers stand where lhotse's recipe fails on the
+layout as distributed (Common Voice before release 9, FLEURS's archive) or does not exist
+(Libriheavy). Checking the audio and cleaning the text come later.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from lhotse import MonoCut, MultiCut, Recording, RecordingSet, SupervisionSegment, SupervisionSet
+from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item
+from lhotse.utils import fastcopy
+
+from omnirouter.data.prepare import utterance
+
+Splits = dict[str, Iterable[Cut]]
+
+
+class WrongLayout(Exception):
+    """What was looked for in the corpus's folder and is not there."""
+
+
+def librispeech(src: Path, work: Path) -> Splits:
+    """LibriSpeech and its mini version: `test-clean/<speaker>/<chapter>/*.flac` and trans.txt."""
+    from lhotse.recipes import prepare_librispeech
+
+    return _splits(prepare_librispeech(_root(src, "LibriSpeech", has=("*/*/*/*.trans.txt",))))
+
+
+def ami(src: Path, work: Path) -> Splits:
+    """AMI, individual headsets; Kaldi's division (16 meetings to test) and segments."""
+    from lhotse.recipes import prepare_ami
+
+    # a zip is unpacked beside itself, which a read-only corpus does not allow
+    annotations = src / "ami_public_manual_1.6.2"
+    if not annotations.is_dir():
+        archive = src / "ami_public_manual_1.6.2.zip"
+        if not archive.is_file():
+            raise WrongLayout(f"{annotations.name} (or .zip)")
+        annotations = work / "annotations"
+        shutil.unpack_archive(archive, annotations)
+        annotations = _root(annotations, "ami_public_manual_1.6.2", has=("corpusResources",))
+    manifests = prepare_ami(
+        src,
+        annotations,
+        mic="ihm",
+        partition="full-corpus-asr",
+        normalize_text="kaldi",
+        max_words_per_segment=30,
+        merge_consecutive=True,
+    )
+    return _splits(manifests)
+
+
+def chime6(src: Path, work: Path) -> Splits:
+    """CHiME-6, the binaural microphones that speakers wear (as Whisper was evaluated)."""
+    from lhotse.recipes import prepare_chime6
+
+    root = _root(src, "CHiME6", has=("transcriptions/*/*.json",))
+    parts = [p for p in ("train", "dev", "eval") if (root / "transcriptions" / p).is_dir()]
+    return _splits(prepare_chime6(root, dataset_parts=parts, mic="ihm", normalize_text="none"))
+
+
+def tedlium(src: Path, work: Path) -> Splits:
+    """TED-LIUM 3: `legacy/{train,dev,test}/{sph,stm}`."""
+    from lhotse.recipes import prepare_tedlium
+
+    root = _root(src, "TEDLIUM_release-3", has=("legacy/*/stm",))
+    parts = [part for part in ("train", "dev", "test") if (root / "legacy" / part).is_dir()]
+    return _splits(prepare_tedlium(root, dataset_parts=parts))
+
+
+def voxpopuli(src: Path, work: Path) -> Splits:
+    """VoxPopuli, transcribed English: `raw_audios/original/<year>/*.ogg` and asr_en.tsv.gz."""
+    from lhotse.recipes import prepare_voxpopuli
+
+    audio = _root(src, "raw_audios", has=("original",)) / "original"
+    tables = [
+        *src.glob("asr_en.tsv.gz"),
+        *src.glob("*/asr_en.tsv.gz"),
+        *src.glob("*/*/asr_en.tsv.gz"),
+    ]
+    if not tables:
+        raise WrongLayout("asr_en.tsv.gz")
+    # lhotse looks for these two in other places than VoxPopuli's own programs put them
+    shutil.copy(tables[0], work / "asr_en.tsv.gz")
+    (work / "raw_audios").mkdir()
+    (work / "raw_audios" / "en").symlink_to(audio.absolute(), target_is_directory=True)
+    splits = _splits(prepare_voxpopuli(work, work, task="asr", lang="en"))
+    link, real = str(work / "raw_audios" / "en"), str(audio.absolute())
+    return {name: [_moved(cut, link, real) for cut in cuts] for name, cuts in splits.items()}
+
+
+def eval2000(src: Path, work: Path) -> Splits:
+    """Hub5 2000: the Switchboard calls (`sw_*`) and the CallHome calls (`en_*`) apart."""
+    from lhotse.recipes import prepare_eval2000
+
+    manifests = prepare_eval2000(src, work, absolute_paths=True)
+    sides: dict[str, list[Cut]] = {"switchboard": [], "callhome": []}
+    for cut in one_cut_each(**manifests):
+        sides["callhome" if cut.recording.id.startswith("en") else "switchboard"].append(cut)
+    return {name: cuts for name, cuts in sides.items() if cuts}
+
+
+def callhome(src: Path, work: Path) -> Splits:
+    """CallHome American English: LDC97S42 and LDC97T14 side by side."""
+    from lhotse.recipes.callhome_english import prepare_callhome_english_asr
+
+    audio, text = _release(src, "LDC97S42"), _release(src, "LDC97T14")
+    return _splits(prepare_callhome_english_asr(audio, text, absolute_paths=True))
+
+
+def switchboard(src: Path, work: Path) -> Splits:
+    """Switchboard-1: LDC97S62 and the Mississippi State transcriptions beside it."""
+    from lhotse.recipes import prepare_switchboard
+
+    texts = _release(src, "swb_ms98_transcriptions")
+    manifests = prepare_switchboard(_release(src, "LDC97S62"), texts, absolute_paths=True)
+    # the recipe calls both sides A
+    said = [
+        fastcopy(s, speaker=s.speaker[:-1] + "AB"[s.channel]) for s in manifests["supervisions"]
+    ]
+    return {"train": one_cut_each(manifests["recordings"], SupervisionSet.from_segments(said))}
+
+
+def fisher(src: Path, work: Path) -> Splits:
+    """Fisher English, part 1, part 2 or both: LDC2004S13, LDC2004T19, LDC2005S13, LDC2005T19."""
+    from lhotse.recipes import prepare_fisher_english
+
+    years = [y for y in ("2004", "2005") if (src / f"LDC{y}S13").is_dir()]
+    if not years:
+        raise WrongLayout("LDC2004S13 or LDC2005S13")
+    audio = [f"LDC{year}S13" for year in years]
+    # the recipe would read headers in processes that know nothing of the backend chosen here
+    headers = (Recording.from_file(p) for a in audio for p in sorted((src / a).rglob("*.sph")))
+    RecordingSet.from_recordings(headers).to_file(work / "recordings_notfixed.jsonl.gz")
+    texts = [f"LDC{year}T19" for year in years]
+    return {"train": one_cut_each(**prepare_fisher_english(src, work, audio, texts, True))}
+
+
+def musan(src: Path, work: Path) -> Splits:
+    """MUSAN: music, speech and noise, without transcripts."""
+    from lhotse.recipes import prepare_musan
+
+    return _recordings(prepare_musan(_root(src, "musan", has=("noise", "music", "speech"))))
+
+
+def rirs(src: Path, work: Path) -> Splits:
+    """Room impulse responses and noises of OpenSLR 28; a split for each kind."""
+    from lhotse.recipes import prepare_rir_noise
+
+    return _recordings(prepare_rir_noise(_root(src, "RIRS_NOISES", has=("simulated_rirs",))))
+
+
+def common_voice(src: Path, work: Path) -> Splits:
+    """Common Voice English, any release: `en/{train,dev,test}.tsv` and `en/clips`."""
+    candidates = [src, src / "en", *sorted(src.glob("cv-corpus-*/en"))]
+    root = next((path for path in candidates if (path / "clips").is_dir()), None)
+    if root is None:
+        raise WrongLayout("en/clips")
+    return {
+        part: _common_voice_rows(root, root / f"{part}.tsv")
+        for part in ("train", "dev", "test")
+        if (root / f"{part}.tsv").is_file()
+    }
+
+
+def _common_voice_rows(root: Path, table: Path) -> Iterator[Cut]:
+    with table.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            name = row["path"] if "." in row["path"] else row["path"] + ".mp3"
+            yield utterance(
+                root / "clips" / name,
+                row["sentence"] or "",
+                id=Path(name).stem,
+                speaker=row["client_id"],
+                custom={key: row[key] for key in ("accents", "accent", "age") if row.get(key)},
+            )
+
+
+def fleurs(src: Path, work: Path) -> Splits:
+    """FLEURS English: `en_us/{train,dev,test}.tsv` and the audio in folders of these names."""
+    root = _root(src, "en_us", "data/en_us", has=("*.tsv", "test", "audio"))
+    tables = root if any(root.glob("*.tsv")) else root.parent / "metadata" / "en_us"
+    audio = root / "audio" if (root / "audio").is_dir() else root
+    return {
+        part: _fleurs_rows(audio / part, tables / f"{part}.tsv")
+        for part in ("train", "dev", "test")
+        if (tables / f"{part}.tsv").is_file()
+    }
+
+
+def _fleurs_rows(audio: Path, table: Path) -> Iterator[Cut]:
+    with table.open(encoding="utf-8") as file:
+        for line in file:
+            sentence, name, _, text, *_ = line.rstrip("\n").split("\t")
+            yield utterance(audio / name, text, id=f"{sentence}-{Path(name).stem}")
+
+
+def libriheavy(src: Path, work: Path) -> Splits:
+    """Libriheavy's published cuts, with Libri-light's audio in `librilight/` or beside them."""
+    paths = sorted(
+        chain(src.glob("libriheavy_cuts_*.jsonl.gz"), src.glob("*/libriheavy_cuts_*.gz"))
+    )
+    if not paths:
+        raise WrongLayout("libriheavy_cuts_*.jsonl.gz")
+    audio = src / "librilight" if (src / "librilight").is_dir() else src
+    return {
+        path.name.removeprefix("libriheavy_cuts_").split(".")[0]: _libriheavy_rows(path, audio)
+        for path in paths
+    }
+
+
+def _libriheavy_rows(path: Path, audio: Path) -> Iterator[Cut]:
+    """Paths begin with `download/librilight/`; of two texts the first is the book's."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            for source in row["recording"]["sources"]:
+                source["source"] = str(audio / source["source"].split("librilight/", 1)[-1])
+            for supervision in row["supervisions"]:
+                custom = supervision.pop("custom", None) or {}
+                if not supervision.get("text") and custom.get("texts"):
+                    supervision["text"] = custom["texts"][0]
+            row.pop("custom", None)
+            yield deserialize_item(row)
+
+
+# From lhotse's manifests to cuts of one utterance
+
+
+def _splits(manifests: Mapping[str, Mapping[str, Any]]) -> Splits:
+    splits: Splits = {name: one_cut_each(**parts) for name, parts in sorted(manifests.items())}
+    splits = {name: cuts for name, cuts in splits.items() if cuts}
+    if not splits:
+        raise WrongLayout("transcript of any of its splits")
+    return splits
+
+
+def one_cut_each(recordings: RecordingSet, supervisions: SupervisionSet) -> list[Cut]:
+    """A cut for every supervision, ordered by recording and time."""
+    by_id = {recording.id: recording for recording in recordings}
+    ordered = sorted(supervisions, key=lambda s: (s.recording_id, s.start, s.id))
+    return [_cut(by_id.get(s.recording_id), s) for s in ordered]
+
+
+def _cut(recording: Recording | None, supervision: SupervisionSegment) -> Cut:
+    """The stretch of the one file that holds the utterance's channels."""
+    channel = supervision.channel
+    wanted = set(channel) if isinstance(channel, list) else {channel}
+    sources = [s for s in recording.sources if wanted <= set(s.channels)] if recording else []
+    if recording and len(recording.sources) > 1 and sources:
+        ids = sources[0].channels
+        recording = fastcopy(recording, sources=sources[:1], channel_ids=ids)
+    kind = MultiCut if isinstance(channel, list) and len(channel) > 1 else MonoCut
+    return kind(
+        id=supervision.id,
+        start=supervision.start,
+        duration=supervision.duration or -0.001,  # 0 would mean that nobody knows it
+        channel=channel,
+        recording=recording,
+        supervisions=[fastcopy(supervision, start=0.0, alignment=None)],
+    )
+
+
+def _recordings(manifests: Mapping[str, Mapping[str, Any]]) -> Splits:
+    """Whole files, without words."""
+    return {
+        name: [r.to_cut() for r in sorted(parts["recordings"], key=lambda r: r.id)]
+        for name, parts in sorted(manifests.items())
+    }
+
+
+def _moved(cut: Cut, old: str, new: str) -> Cut:
+    """The cut with its file under another folder."""
+    (source,) = cut.recording.sources
+    source = fastcopy(source, source=source.source.replace(old, new, 1))
+    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
+
+
+def _root(src: Path, *names: str, has: tuple[str, ...]) -> Path:
+    """`src` or a folder in it: the first that holds something of a pattern."""
+    for path in (src, *(src / name for name in names)):
+        if any(next(path.glob(pattern), None) for pattern in has):
+            return path
+    raise WrongLayout(" or ".join(has))
+
+
+def _release(src: Path, name: str) -> Path:
+    path = src / name
+    if not path.is_dir():
+        raise WrongLayout(name)
+    return path
