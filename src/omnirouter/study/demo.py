@@ -149,6 +149,7 @@ def demo_config(
         seed=seed,
         steps=steps,
         load_balance="switch",  # learns much sooner here than the form the paper prints
+        load_balance_weight=1.0,  # enough to use all experts evenly
         validate_every=max(1, steps // 4),
         checkpoint_every=max(1, steps // 10),
         log_every=max(1, steps // 100),
