@@ -8,7 +8,7 @@ parsers (`parser`). Nothing here loads torch, so help and most errors come at on
 from __future__ import annotations
 
 import ctypes
-import inspect
+import inspect as introspection
 import os
 import platform
 import sys
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import tables
-from omnirouter.cli.data import corpora, prepare
+from omnirouter.cli.data import corpora, inspect, prepare
 from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.transcription import transcribe
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "presets": presets,
     "corpora": corpora,
     "prepare": prepare,
+    "inspect": inspect,
     "train": train,
     "evaluate": evaluate,
     "analyse": analyse,
@@ -115,7 +116,7 @@ def overview() -> str:
 
 
 def _first_line(function: Callable[..., int]) -> str:
-    return (inspect.getdoc(function) or "").split("\n", 1)[0]
+    return (introspection.getdoc(function) or "").split("\n", 1)[0]
 
 
 def _fail(command: str, message: str, status: int) -> int:

@@ -1,4 +1,4 @@
-"""Commands that make training and test data: corpora, prepare."""
+"""Commands that make training and test data, and look into them: corpora, prepare, inspect."""
 
 from __future__ import annotations
 
@@ -154,3 +154,78 @@ def _show_reports(reports: list[dict[str, Any]], json: bool) -> None:
         if report["repeated_ids"]:
             print(f"{report['split']}: {report['repeated_ids']:,} repeated ids got a suffix (#2)")
     print("written: " + ", ".join(report["cuts"] for report in reports))
+
+
+def inspect(
+    cuts: list[str],
+    *,
+    html: Path | None = None,
+    text_only: bool = False,
+    threads: int | None = None,
+    json: bool = False,
+) -> int:
+    """Show what is in manifests and what is wrong with them.
+
+    Hours, speakers, durations, speech rate, characters; and utterances to look at: unreadable,
+    silent, clipped, doubled, overlapping, in another script, without words once normalised.
+
+    Args:
+        cuts: manifests, JSONL or lhotse cuts; quoted globs are expanded.
+        html: write a page with histograms to this file too.
+        text_only: do not open the audio.
+        threads: that read audio at the same time; as many as there are cores if not given.
+        json: print a JSON object.
+    """
+    from omnirouter.cli import show
+    from omnirouter.cli.common import require_writable
+    from omnirouter.data.prepare import read_manifests
+    from omnirouter.data.processes import available_cores
+    from omnirouter.evaluate.inspect import inspect_cuts
+    from omnirouter.evaluate.inspect_page import page
+
+    threads = available_cores() if threads is None else threads
+    if threads < 1:
+        raise BadInput(f"--threads: at least 1, not {threads}")
+    if html is not None:
+        require_writable(html)
+    manifests = read_manifests(cuts)
+    with show.progress("inspecting", None, "utterances") as update:
+        found = inspect_cuts(manifests, audio=not text_only, threads=threads, progress=update)
+    if html is not None:
+        unfinished = html.with_name(html.name + ".tmp")
+        unfinished.write_text(page(", ".join(cuts), found), encoding="utf-8")
+        unfinished.replace(html)
+    if json:
+        show.as_json(found.to_dict())
+        return DONE
+    _show_inspection(found.to_dict())
+    return DONE
+
+
+def _show_inspection(found: dict[str, Any]) -> None:
+    from omnirouter.cli import show
+    from omnirouter.evaluate.inspect import KINDS
+
+    rates = ", ".join(f"{rate} Hz ({n:,})" for rate, n in found["sample_rates"].items())
+    facts = [
+        ["utterances", f"{found['utterances']:,}"],
+        ["hours", f"{found['hours']:.2f}"],
+        ["speakers", f"{found['speakers']:,}" if found["speakers"] else "not named"],
+        ["longest", f"{found['durations'][-1][0]:.0f} s"],
+        ["words", f"{found['words']:,}"],
+        ["words per second", f"{found['words_per_second']:.2f}"],
+        ["texts said again", f"{found['texts_said_twice']:,}"],
+        ["sample rates", rates or "not read"],
+        ["characters", "".join(sorted(found["characters"])).strip()[:60]],
+    ]
+    show.table(("", "all"), {"": facts}, words=("all",))
+    rows = [
+        [kind, f"{problem['count']:,}", problem["examples"][0], KINDS[kind]]
+        for kind, problem in found["problems"].items()
+    ]
+    if not rows:
+        print("nothing to look at")
+        return
+    show.table(
+        ("to look at", "utterances", "the first", "meaning"), {"": rows}, ("the first", "meaning")
+    )
