@@ -1,0 +1,162 @@
+"""Reading audio in blocks: any format, rate and channels; bad files are one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from omnirouter.config import BadInput
+from omnirouter.serve import reading
+from omnirouter.serve.reading import AudioStream, OpenFile
+
+RATE = 16_000
+
+
+def read(path: Path | OpenFile) -> np.ndarray:
+    with AudioStream(path, RATE) as stream:
+        return np.concatenate(list(stream.blocks()))
+
+
+def wave(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    time = np.arange(int(seconds * rate)) / rate
+    return np.repeat(0.3 * np.sin(2 * np.pi * 440 * time)[:, None], channels, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        ("a.wav", 8_000, 1),
+        ("a.wav", 96_000, 6),
+        ("a.flac", 44_100, 2),
+        ("a.ogg", 48_000, 2),
+        ("a.mp3", 44_100, 1),
+    ],
+)
+def test_any_rate_and_channels(tmp_path: Path, name: str, rate: int, channels: int) -> None:
+    soundfile.write(tmp_path / name, wave(13.0, rate, channels), rate)
+    with AudioStream(tmp_path / name, RATE) as stream:
+        assert stream.duration == pytest.approx(13.0, abs=0.1)
+        blocks = list(stream.blocks())
+    assert len(blocks) > 1  # not all at once
+    samples = np.concatenate(blocks)
+    assert len(samples) == pytest.approx(13 * RATE, abs=0.1 * RATE)
+    middle = samples[10 * RATE : 11 * RATE]
+    assert np.abs(np.fft.rfft(middle)).argmax() == 440
+    assert np.abs(middle).max() == pytest.approx(0.3, abs=0.1)
+
+
+def test_blocks_are_the_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", wave(21.0), RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(read(tmp_path / "a.wav"), wave(21.0)[:, 0].astype(np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".mp3", ".raw", ".mp4", ""])
+def test_the_extension_may_be_wrong(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, wave(1.0), RATE, format="FLAC")
+    assert len(read(path)) == RATE
+
+
+def test_an_opened_file(tmp_path: Path) -> None:
+    memory = io.BytesIO()
+    soundfile.write(memory, wave(1.0), RATE, format="WAV")
+    memory.seek(0)
+    assert len(read(OpenFile(memory, "upload"))) == RATE
+    assert not memory.closed
+    with pytest.raises(BadInput, match=r"^upload: not readable as audio"):
+        read(OpenFile(io.BytesIO(b"no sound" * 100), "upload"))
+
+
+def encode(path: Path, codec: str, seconds: float, *, video: bool = False) -> None:
+    with av.open(path, "w") as container:
+        track = container.add_stream(codec, rate=48_000)
+        if video:
+            picture = container.add_stream("mpeg4", rate=Fraction(5))
+            picture.width = picture.height = 32
+            picture.pix_fmt = "yuv420p"
+            for _ in range(int(5 * seconds)):
+                frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode(None))
+        samples = wave(seconds, 48_000)[:, 0].astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "video"),
+    [("a.m4a", "aac", False), ("a.mp4", "aac", True), ("a.webm", "libopus", False)],
+)
+def test_video_and_what_libsndfile_cannot_read(
+    tmp_path: Path, name: str, codec: str, video: bool
+) -> None:
+    encode(tmp_path / name, codec, 12.0, video=video)
+    samples = read(tmp_path / name)
+    assert len(samples) == pytest.approx(12 * RATE, abs=0.1 * RATE)
+    assert np.abs(np.fft.rfft(samples[5 * RATE : 6 * RATE])).argmax() == 440
+
+
+def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(tmp_path / "a.m4a", "aac", 1.0)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        reading.importlib.util, "find_spec", lambda name: None if name == "av" else find(name)
+    )
+    with pytest.raises(BadInput, match=r"a\.m4a: not readable as audio .*omnirouter\[video\]"):
+        read(tmp_path / "a.m4a")
+
+
+def test_a_video_without_sound(tmp_path: Path) -> None:
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        picture = container.add_stream("mpeg4", rate=Fraction(5))
+        picture.width = picture.height = 32
+        picture.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+    with pytest.raises(BadInput, match="not readable as audio"):
+        read(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.m4a", "a.ogg", "a.wav"])
+def test_a_file_cut_short_gives_what_is_there_or_says_where(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.m4a":
+        encode(path, "aac", 12.0)
+    else:
+        soundfile.write(path, wave(12.0), RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    try:
+        samples = read(path)
+    except BadInput as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert 0 < len(samples) < 12 * RATE
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_no_numbers(tmp_path: Path, bad: float) -> None:
+    samples = wave(12.0)
+    samples[11 * RATE] = bad
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    with pytest.raises(BadInput, match="not numbers"):
+        read(tmp_path / "a.wav")
+
+
+def test_folders_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is a folder"):
+        read(tmp_path)
+    with pytest.raises(BadInput, match="no such file"):
+        read(tmp_path / "a.wav")
+    (tmp_path / "b.wav").touch()
+    with pytest.raises(BadInput, match="the file is empty"):
+        read(tmp_path / "b.wav")
