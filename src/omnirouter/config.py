@@ -9,6 +9,7 @@ L `num_layers`, V `vocab_size`, S `input_dim`.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from omnirouter.router_config import ONE_ROUTER, RouterConfig, RouterLossConfig, Routing
@@ -414,6 +415,56 @@ class RunConfig:
     def __post_init__(self) -> None:
         if problem := self.router_losses.problem():
             raise BadInput(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """How audio is taken apart and batched.
+
+    Attributes:
+        vad: leave out what is no speech: `silero`; `off`; or `auto`, silero where it is installed.
+        batch_seconds: audio that goes through the model together, in seconds.
+    """
+
+    vad: Literal["auto", "silero", "off"] = "auto"
+    batch_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.batch_seconds > 0:
+            raise BadInput(f"batch_seconds: more than 0 seconds, not {self.batch_seconds:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Beam search with a word n-gram model.
+
+    Only words the language model knows (and hot words) can be recognised with it.
+
+    Attributes:
+        language_model: n-gram model, an ARPA file or KenLM's binary form; none if not given.
+        lm_words: its words, one per line; needed with a binary model, which does not tell them.
+        lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
+        word_score: added for each word; higher gives more, shorter words.
+        beam_size: hypotheses kept.
+        hot_words: words to favour, separated by commas; also words the language model lacks.
+        hot_word_score: added for each of them.
+    """
+
+    language_model: Path | None = None
+    lm_words: Path | None = None
+    lm_weight: float = 1.5
+    word_score: float = 0.0
+    beam_size: int = 50
+    hot_words: str = ""
+    hot_word_score: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise BadInput(f"beam_size: at least 1, not {self.beam_size}")
+        if self.lm_weight <= 0:
+            raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
+        if self.hot_words and self.language_model is None:
+            raise BadInput("hot_words: they need a language model; give --language-model FILE")
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:

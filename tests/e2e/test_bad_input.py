@@ -141,7 +141,10 @@ def test_a_wav_file_cut_off_in_its_header(refuse: Refuse, model: Path, data: Pat
 
 
 def test_a_folder_is_no_audio(refuse: Refuse, model: Path, tmp_path: Path) -> None:
-    assert "is a folder" in refuse("transcribe", tmp_path, "--model", model)
+    assert "without audio files" in refuse("transcribe", tmp_path, "--model", model)
+    folder = tmp_path / "x.wav"
+    folder.mkdir()
+    assert "without audio files" in refuse("transcribe", folder, "--model", model)
 
 
 def test_no_model_to_transcribe_with(refuse: Refuse, data: Path) -> None:
@@ -152,11 +155,16 @@ def test_no_model_to_transcribe_with(refuse: Refuse, data: Path) -> None:
     ("options", "named"),
     [
         (["--format", "jsn"], "did you mean json?"),
-        (["--format", "mp4"], "choose from txt, json"),
+        (["--format", "mp4"], "choose from txt, srt, vtt, json, tsv"),
+        (["--batch-seconds", "0"], "batch_seconds: more than 0"),
+        (["--max-line-width", "0"], "max_line_width: at least 1"),
+        (["--vad", "silro"], "one of auto, silero, off"),
+        (["--hot-words", "a"], "--language-model FILE"),
+        (["--language-model", "nowhere.arpa"], "nowhere.arpa: cannot be read"),
         (["--format", "txt,json"], "--output-dir"),
     ],
 )
-def test_formats_that_do_not_work(
+def test_options_that_do_not_work(
     refuse: Refuse, model: Path, data: Path, options: list[str], named: str
 ) -> None:
     assert named in refuse("transcribe", data / "0.wav", "--model", model, *options)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +20,14 @@ import omnirouter
 from omnirouter import cli
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from omnirouter.cli import COMMANDS, main
-from omnirouter.config import PRESETS, DataConfig, OptimConfig, RunConfig, count_parameters
+from omnirouter.config import (
+    PRESETS,
+    DataConfig,
+    Listening,
+    OptimConfig,
+    RunConfig,
+    count_parameters,
+)
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.train import TrainResult
 
@@ -355,6 +364,8 @@ def test_average(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 # --- transcribe ---
 
+VAD_OFF = ["--vad", "off"]  # a random model hears words in noise, which is no speech
+
 
 def test_one_file_gives_its_text_and_nothing_else(
     model: str,
@@ -363,9 +374,12 @@ def test_one_file_gives_its_text_and_nothing_else(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     audio = str(manifest.parent / "4.wav")
-    text = Transcriber(checkpoints["omni"]).transcribe(audio).text
-    assert main(["transcribe", audio, "--model", model]) == 0
+    text = Transcriber(checkpoints["omni"], listening=Listening(vad="off")).transcribe(audio).text
+    assert text
+    assert main(["transcribe", audio, "--model", model, *VAD_OFF]) == 0
     assert capsys.readouterr() == (text + "\n", "")
+    assert main(["transcribe", audio, "--model", model, "--vad", "silero"]) == 0
+    assert capsys.readouterr() == ("\n", "")  # tones and noise are no speech
 
 
 def test_a_bad_file_does_not_cost_the_others(
@@ -383,7 +397,7 @@ def test_json_is_one_object_per_line(
     model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
-    assert main(["transcribe", *audio, "--model", model, "--format", "json"]) == 0
+    assert main(["transcribe", *audio, "--model", model, "--format", "json", *VAD_OFF]) == 0
     values = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [value["audio"] for value in values] == audio
     for value in values:
@@ -395,12 +409,62 @@ def test_files_are_written_where_asked(
 ) -> None:
     out = tmp_path / "new" / "folder"
     audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
-    options = ["--model", model, "--format", "txt,json", "--output-dir", str(out)]
-    assert main(["transcribe", *audio, *options]) == 0
+    options = ["--model", model, "--format", "txt,json,srt,vtt,tsv", "--output-dir", str(out)]
+    assert main(["transcribe", *audio, *options, *VAD_OFF]) == 0
     assert capsys.readouterr().out == ""
-    assert sorted(path.name for path in out.iterdir()) == ["3.json", "3.txt", "4.json", "4.txt"]
+    expected = {f"{stem}.{kind}" for stem in "34" for kind in ("txt", "json", "srt", "vtt", "tsv")}
+    assert {path.name for path in out.iterdir()} == expected
     value = json.loads((out / "3.json").read_text())
     assert (out / "3.txt").read_text() == value["text"] + "\n"
+    assert (out / "3.vtt").read_text().startswith("WEBVTT\n\n00:00:0")
+
+
+def test_files_that_exist_are_kept_unless_asked(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "3.txt"
+    kept.write_text("by hand")
+    audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
+    command = ["transcribe", *audio, "--model", model, "--output-dir", str(tmp_path), *VAD_OFF]
+    assert main(command) == 1
+    assert f"{kept} exists; add --overwrite" in capsys.readouterr().err
+    assert kept.read_text() == "by hand"
+    assert (tmp_path / "4.txt").is_file()
+    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 0
+    assert kept.read_text() != "by hand"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.txt", "4.txt"]
+
+
+def test_folders_globs_and_standard_input(
+    model: str,
+    manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    audio = manifest.parent
+    folder = tmp_path / "in"
+    (folder / "b" / "c").mkdir(parents=True)
+    shutil.copy(audio / "3.wav", folder / "a.WAV")
+    shutil.copy(audio / "4.wav", folder / "b" / "c" / "a.wav")
+    (folder / "notes.txt").write_text("no audio")
+    out = tmp_path / "out"
+    assert main(["transcribe", str(folder), "--model", model, "--output-dir", str(out)]) == 0
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert written == ["a.txt", "b/c/a.txt"]
+    capsys.readouterr()
+    assert main(["transcribe", str(audio / "[34].wav"), "--model", model]) == 0
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        str(audio / "3.wav"),
+        str(audio / "4.wav"),
+    ]
+    assert main(["transcribe", str(audio / "3.wav"), "--model", model, *VAD_OFF]) == 0
+    text = capsys.readouterr().out
+    with (audio / "3.wav").open("rb") as file:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        assert main(["transcribe", "-", "--model", model, *VAD_OFF]) == 0
+    assert capsys.readouterr().out == text
 
 
 def test_transcripts_do_not_overwrite_each_other(
@@ -409,3 +473,19 @@ def test_transcripts_do_not_overwrite_each_other(
     options = ["--model", model, "--output-dir", str(tmp_path / "out")]
     assert main(["transcribe", "a/x.wav", "b/x.flac", *options]) == 2
     assert "a/x.wav and b/x.flac" in capsys.readouterr().err
+
+
+def test_a_language_model_is_used(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arpa = tmp_path / "words.arpa"
+    grams = ["-1\t<unk>", "-1\t<s>\t0", "-1\t</s>", "-1\tkitchen\t0"]
+    lines = ["\\data\\", "ngram 1=4", "ngram 2=1", "", "\\1-grams:", *grams, "", "\\2-grams:"]
+    arpa.write_text("\n".join([*lines, "-1\tkitchen kitchen", "", "\\end\\", ""]))
+    audio = str(manifest.parent / "4.wav")
+    options = ["--model", model, *VAD_OFF, "--language-model", str(arpa), "--word-score", "40"]
+    assert main(["transcribe", audio, *options]) == 0
+    words = set(capsys.readouterr().out.split())
+    assert words == {"kitchen"}
+    assert main(["transcribe", audio, *options, "--hot-words", "zebra"]) == 0
+    assert main(["transcribe", audio, "--model", model, "--hot-words", "zebra"]) == 2

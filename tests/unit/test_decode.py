@@ -1,16 +1,20 @@
-"""Greedy CTC decoding of packed batches."""
+"""CTC decoding: the best path, forced alignment, and beam search with a language model."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from omnirouter.config import BLANK
-from omnirouter.decode import greedy
+from omnirouter.config import BLANK, BadInput, LanguageModelConfig
+from omnirouter.decode import BeamSearch, align, greedy
 from omnirouter.text import Tokenizer, train_tokenizer
 
 
@@ -73,3 +77,145 @@ def test_nothing_to_decode(tokenizer: Tokenizer) -> None:
 def test_lengths_must_add_up(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="add up to 5 frames, not 4"):
         greedy(torch.zeros(4, 6), torch.tensor([2, 3]), tokenizer)
+
+
+# --- alignment ---
+
+
+@given(
+    ids=st.lists(st.integers(1, 2), max_size=3), frames=st.integers(0, 6), seed=st.integers(0, 9)
+)
+def test_alignment_is_the_best_of_all_paths(ids: list[int], frames: int, seed: int) -> None:
+    log_probs = np.log(np.random.default_rng(seed).dirichlet(np.ones(3), size=frames))
+    log_probs = log_probs.astype(np.float32).reshape(frames, 3)
+    paths = [
+        path
+        for path in itertools.product(range(3), repeat=frames)
+        if [i for i, _ in itertools.groupby(path) if i != BLANK] == ids
+    ]
+    found = align(log_probs, ids)
+    if not paths:
+        assert found is None
+        return
+    assert found is not None
+    scores = [sum(log_probs[t, i] for t, i in enumerate(path)) for path in paths]
+    assert found.score == pytest.approx(max(scores), abs=1e-5)
+    ends = [-1, *found.last]
+    for number, id_ in enumerate(ids):
+        first, peak, last = found.first[number], found.peak[number], found.last[number]
+        assert ends[number] < first <= peak <= last
+        assert found.peaks[number] == pytest.approx(log_probs[first : last + 1, id_].max())
+
+
+def test_the_best_path_is_its_own_alignment(tokenizer: Tokenizer) -> None:
+    generator = torch.Generator().manual_seed(1)
+    log_probs = (3 * torch.randn(60, 6, generator=generator)).log_softmax(-1)
+    (best,) = greedy(log_probs, torch.tensor([60]), tokenizer)
+    found = align(log_probs.numpy(), best.ids)
+    assert found is not None
+    assert found.peak == best.frames
+    assert found.score == pytest.approx(best.score, rel=1e-5)
+
+
+# --- language model ---
+
+ARPA = """\\data\\
+ngram 1=7
+ngram 2=3
+
+\\1-grams:
+-2.0\t<unk>\t0
+-99\t<s>\t-0.3
+-1.0\t</s>\t0
+-1.0\tPLAY\t-0.3
+-1.5\tthe\t-0.3
+-1.5\tsong\t-0.3
+-1.5\tsang\t-0.3
+
+\\2-grams:
+-0.2\t<s> PLAY
+-0.2\tPLAY the
+-0.1\tthe song
+
+\\end\\
+"""
+
+
+@pytest.fixture(scope="module")
+def letters() -> Tokenizer:
+    return train_tokenizer(["play the song", "play the sang", "play the sing", "abc"], 17)
+
+
+@pytest.fixture(scope="module")
+def arpa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lm") / "words.arpa"
+    path.write_text(ARPA)
+    return path
+
+
+def heard(tokenizer: Tokenizer, *texts: tuple[str, float]) -> np.ndarray:
+    """Log-probabilities that mix texts of equally many pieces, a blank frame before each piece."""
+    rows = []
+    for text, share in texts:
+        ids = [i for piece in tokenizer.encode(text) for i in (BLANK, piece)]
+        rows.append(share * np.eye(tokenizer.vocab_size)[ids])
+    return np.log(0.98 * sum(rows) + 0.02 / tokenizer.vocab_size).astype(np.float32)
+
+
+def test_the_language_model_decides_between_sounds(letters: Tokenizer, arpa: Path) -> None:
+    search = BeamSearch(letters, LanguageModelConfig(language_model=arpa))
+    sounds = heard(letters, ("play the sang", 0.6), ("play the song", 0.4))
+    (greedily,) = greedy(torch.from_numpy(sounds), torch.tensor([len(sounds)]), letters)
+    found = search(sounds)
+    assert (greedily.text, found.text) == ("play the sang", "play the song")
+    assert found.frames == tuple(range(1, len(sounds), 2))
+    assert found.ids == tuple(letters.encode("play the song"))
+    assert search(sounds[:0]).text == search(sounds[:1]).text == ""
+    light = LanguageModelConfig(language_model=arpa, lm_weight=0.01)
+    assert BeamSearch(letters, light)(sounds).text == "play the sang"
+
+
+def test_hot_words_are_favoured_even_if_unknown(letters: Tokenizer, arpa: Path) -> None:
+    sounds = heard(letters, ("play the sing", 0.5), ("play the song", 0.5))
+    plain = BeamSearch(letters, LanguageModelConfig(language_model=arpa))
+    hot = BeamSearch(letters, LanguageModelConfig(language_model=arpa, hot_words="abc, Sing!"))
+    assert (plain(sounds).text, hot(sounds).text) == ("play the song", "play the sing")
+    only = heard(letters, ("play the song", 1.0))
+    assert hot(only).text == "play the song"
+
+
+def test_the_words_of_a_model_may_be_listed(letters: Tokenizer, arpa: Path) -> None:
+    words = arpa.with_name("words.txt")
+    words.write_text("PLAY\nthe\nsang\n")
+    config = LanguageModelConfig(language_model=arpa, lm_words=words)
+    assert BeamSearch(letters, config)(heard(letters, ("play the song", 1.0))).text != "song"
+    assert BeamSearch(letters, config)(heard(letters, ("play the sang", 1.0))).text.endswith("sang")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (None, "cannot be read"),
+        (b"", "holds no words"),
+        (b"no model", "is no ARPA file"),
+        (bytes(range(256)), "is no text"),
+        (b"\\data\\\nngram 1=9\n\n\\1-grams:\n-1\tword\n", "not readable as a language model"),
+    ],
+)
+def test_language_models_that_are_none(
+    letters: Tokenizer, tmp_path: Path, content: bytes | None, named: str
+) -> None:
+    path = tmp_path / "lm"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=named):
+        BeamSearch(letters, LanguageModelConfig(language_model=path))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({"beam_size": 0}, "beam_size"), ({"lm_weight": 0}, "lm_weight"), ({"hot_words": "a"}, "hot")],
+)
+def test_settings_that_do_not_work(values: dict[str, object], named: str) -> None:
+    with pytest.raises(BadInput, match=named):
+        LanguageModelConfig(**values)

@@ -1,229 +1,162 @@
-"""Text read aloud: what it makes of a text, that it goes on where it stopped, what it refuses."""
+"""Reading audio in blocks: any format, rate and channels; bad files are one line."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-import sys
+import importlib.util
+import io
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
 
-from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data import reading
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.reading import (
-    FLITE_VOICES,
-    WORDS,
-    WORDS_PER_SECOND,
-    Passage,
-    ReadingConfig,
-    plan,
-    read_aloud,
-    render,
+from omnirouter.config import BadInput
+from omnirouter.serve import reading
+from omnirouter.serve.reading import AudioStream, OpenFile
+
+RATE = 16_000
+
+
+def read(path: Path | OpenFile) -> np.ndarray:
+    with AudioStream(path, RATE) as stream:
+        return np.concatenate(list(stream.blocks()))
+
+
+def wave(seconds: float, rate: int = RATE, channels: int = 1) -> np.ndarray:
+    time = np.arange(int(seconds * rate)) / rate
+    return np.repeat(0.3 * np.sin(2 * np.pi * 440 * time)[:, None], channels, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "channels"),
+    [
+        ("a.wav", 8_000, 1),
+        ("a.wav", 96_000, 6),
+        ("a.flac", 44_100, 2),
+        ("a.ogg", 48_000, 2),
+        ("a.mp3", 44_100, 1),
+    ],
 )
-
-TEXT = """The train to London leaves at half past nine, platform four.
-It's raining — water the flowers anyway!
-...
-Call Anna at noon and tell her that the kitchen window is still open.
-"""
-SMALL = ReadingConfig(hours=0.002, seed=4)
-
-
-@pytest.fixture(autouse=True)
-def no_flite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """espeak-ng alone, which every machine with the extra has; tests of flite say so."""
-    monkeypatch.setattr(reading.shutil, "which", lambda name: None)
+def test_any_rate_and_channels(tmp_path: Path, name: str, rate: int, channels: int) -> None:
+    soundfile.write(tmp_path / name, wave(13.0, rate, channels), rate)
+    with AudioStream(tmp_path / name, RATE) as stream:
+        assert stream.duration == pytest.approx(13.0, abs=0.1)
+        blocks = list(stream.blocks())
+    assert len(blocks) > 1  # not all at once
+    samples = np.concatenate(blocks)
+    assert len(samples) == pytest.approx(13 * RATE, abs=0.1 * RATE)
+    middle = samples[10 * RATE : 11 * RATE]
+    assert np.abs(np.fft.rfft(middle)).argmax() == 440
+    assert np.abs(middle).max() == pytest.approx(0.3, abs=0.1)
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
+def test_blocks_are_the_file(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", wave(21.0), RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(read(tmp_path / "a.wav"), wave(21.0)[:, 0].astype(np.float32))
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+@pytest.mark.parametrize("suffix", [".mp3", ".raw", ".mp4", ""])
+def test_the_extension_may_be_wrong(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, wave(1.0), RATE, format="FLAC")
+    assert len(read(path)) == RATE
 
 
-def rows(manifest: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in manifest.read_text().splitlines()]
+def test_an_opened_file(tmp_path: Path) -> None:
+    memory = io.BytesIO()
+    soundfile.write(memory, wave(1.0), RATE, format="WAV")
+    memory.seek(0)
+    assert len(read(OpenFile(memory, "upload"))) == RATE
+    assert not memory.closed
+    with pytest.raises(BadInput, match=r"^upload: not readable as audio"):
+        read(OpenFile(io.BytesIO(b"no sound" * 100), "upload"))
 
 
-def make(text: Path, out: Path, config: ReadingConfig = SMALL) -> tuple[Path, float]:
-    return read_aloud([text], out, config, workers=1, progress=False)
+def encode(path: Path, codec: str, seconds: float, *, video: bool = False) -> None:
+    with av.open(path, "w") as container:
+        track = container.add_stream(codec, rate=48_000)
+        if video:
+            picture = container.add_stream("mpeg4", rate=Fraction(5))
+            picture.width = picture.height = 32
+            picture.pix_fmt = "yuv420p"
+            for _ in range(int(5 * seconds)):
+                frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+                container.mux(picture.encode(frame))
+            container.mux(picture.encode(None))
+        samples = wave(seconds, 48_000)[:, 0].astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
 
 
-def test_the_manifest_describes_the_files(text: Path, tmp_path: Path) -> None:
-    manifest, hours = make(text, tmp_path / "out")
-    made = rows(manifest)
-    for row in made:
-        samples, rate = soundfile.read(manifest.parent / row["audio_filepath"])
-        assert (rate, samples.ndim) == (16_000, 1)
-        assert len(samples) / rate == pytest.approx(row["duration"], abs=1e-3)
-        assert 0.01 < np.abs(samples).max() < 1
-        assert row["speaker"].split("+")[1] in reading.SPEAKERS
-    assert hours == pytest.approx(sum(row["duration"] for row in made) / 3600, abs=1e-6)
-    assert [cut.supervisions[0].text for cut in read_manifest(manifest)] == [
-        row["text"] for row in made
-    ]
-    assert len({row["id"] for row in made}) == len(made)
-
-
-def test_what_is_said_are_runs_of_words_of_the_sentences() -> None:
-    sentences = ["one two three four five", "six"]
-    passages = plan(sentences, ReadingConfig(hours=0.05))
-    assert {passage.text for passage in passages} >= {"six", "one two three four five"}
-    for passage in passages:
-        assert any(passage.text in sentence for sentence in sentences)
-        assert 1 <= len(passage.text.split()) <= WORDS[1]
-    words = sum(len(passage.text.split()) for passage in passages)
-    wanted = 0.05 * 3600 * WORDS_PER_SECOND
-    assert wanted <= words < wanted + WORDS[1]
-
-
-def test_more_hours_begin_with_the_same_utterances() -> None:
-    few, many = (plan(["a b c d", "e f"], ReadingConfig(hours=h)) for h in (0.01, 0.02))
-    assert many[: len(few)] == few
-
-
-def test_the_same_seed_gives_the_same_files_in_any_number_of_processes(
-    text: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "codec", "video"),
+    [("a.m4a", "aac", False), ("a.mp4", "aac", True), ("a.webm", "libopus", False)],
+)
+def test_video_and_what_libsndfile_cannot_read(
+    tmp_path: Path, name: str, codec: str, video: bool
 ) -> None:
-    make(text, tmp_path / "one")
-    read_aloud([text], tmp_path / "two", SMALL, workers=2, progress=False)
-    assert files(tmp_path / "one") == files(tmp_path / "two")
-    make(text, tmp_path / "other", ReadingConfig(hours=0.002, seed=5))
-    assert files(tmp_path / "one") != files(tmp_path / "other")
+    encode(tmp_path / name, codec, 12.0, video=video)
+    samples = read(tmp_path / name)
+    assert len(samples) == pytest.approx(12 * RATE, abs=0.1 * RATE)
+    assert np.abs(np.fft.rfft(samples[5 * RATE : 6 * RATE])).argmax() == 440
 
 
-def test_an_interrupted_call_goes_on_where_it_stopped(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(text, tmp_path / "whole")
-    spoken: list[int] = []
-
-    def interrupted(passage: Passage, *arguments: Any) -> Any:
-        if len(spoken) == 1:
-            raise KeyboardInterrupt
-        spoken.append(passage.index)
-        return render(passage, *arguments)
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(reading, "render", interrupted)
-        make(text, tmp_path / "out")
-    assert not (tmp_path / "out" / "train.jsonl").exists()
-
-    def counted(passage: Passage, *arguments: Any) -> Any:
-        spoken.append(passage.index)
-        return render(passage, *arguments)
-
-    monkeypatch.setattr(reading, "render", counted)
-    manifest, _ = make(text, tmp_path / "out")
-    assert spoken == list(range(len(rows(manifest)))), "each passage is spoken once"
-    assert files(tmp_path / "out") == files(tmp_path / "whole")
-    make(text, tmp_path / "out")
-    assert len(spoken) == len(rows(manifest)), "a complete corpus is found, not made again"
+def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(tmp_path / "a.m4a", "aac", 1.0)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        reading.importlib.util, "find_spec", lambda name: None if name == "av" else find(name)
+    )
+    with pytest.raises(BadInput, match=r"a\.m4a: not readable as audio .*omnirouter\[video\]"):
+        read(tmp_path / "a.m4a")
 
 
-def test_a_foreign_folder_is_refused_and_left_alone(text: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "train.jsonl").write_text("mine")
-    with pytest.raises(BadInput, match="is not an empty folder"):
-        make(text, tmp_path / "mine")
-    assert files(tmp_path / "mine") == {"train.jsonl": b"mine"}
-    with pytest.raises(BadInput, match="is not an empty folder"):
-        make(text, text)
+def test_a_video_without_sound(tmp_path: Path) -> None:
+    with av.open(tmp_path / "a.mp4", "w") as container:
+        picture = container.add_stream("mpeg4", rate=Fraction(5))
+        picture.width = picture.height = 32
+        picture.pix_fmt = "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
+        container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+    with pytest.raises(BadInput, match="not readable as audio"):
+        read(tmp_path / "a.mp4")
 
 
-@pytest.mark.parametrize("other", [ReadingConfig(hours=0.002), ReadingConfig(hours=0.003, seed=4)])
-def test_speech_of_other_settings_is_refused(
-    text: Path, tmp_path: Path, other: ReadingConfig
-) -> None:
-    make(text, tmp_path / "out")
-    before = files(tmp_path / "out")
-    with pytest.raises(BadInput, match="holds speech of another text or setting"):
-        make(text, tmp_path / "out", other)
-    assert files(tmp_path / "out") == before
+@pytest.mark.parametrize("name", ["a.flac", "a.m4a", "a.ogg", "a.wav"])
+def test_a_file_cut_short_gives_what_is_there_or_says_where(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "a.m4a":
+        encode(path, "aac", 12.0)
+    else:
+        soundfile.write(path, wave(12.0), RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    try:
+        samples = read(path)
+    except BadInput as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert 0 < len(samples) < 12 * RATE
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(text: Path) -> None:
-    with pytest.raises(OmnirouterError, match="cannot write to") as caught:
-        make(text, text / "below")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_no_numbers(tmp_path: Path, bad: float) -> None:
+    samples = wave(12.0)
+    samples[11 * RATE] = bad
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    with pytest.raises(BadInput, match="not numbers"):
+        read(tmp_path / "a.wav")
 
 
-def test_text_that_says_nothing_is_named(tmp_path: Path) -> None:
-    for name, content, problem in (
-        ("empty", b"", "no line holds words"),
-        ("marks", "... \n—\n".encode(), "no line holds words"),
-        ("latin", "caf\xe9".encode("latin-1"), "cannot be read as UTF-8 text"),
-    ):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(BadInput, match=f"{name}: {problem}"):
-            make(tmp_path / name, tmp_path / "out")
-    with pytest.raises(BadInput, match="none: cannot be read"):
-        make(tmp_path / "none", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("hours", [0, -1, float("inf"), float("nan")])
-def test_hours_must_be_a_number_above_0(hours: float) -> None:
-    with pytest.raises(BadInput, match="hours must be above 0"):
-        ReadingConfig(hours=hours)
-
-
-def test_without_espeak_the_message_names_the_extra(
-    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(BadInput, match=re.escape('pip install "omnirouter[demo]"')):
-        make(text, tmp_path / "out")
-
-
-def test_flite_is_called_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    voices = [reading._draw_voice(np.random.default_rng(seed), FLITE_VOICES) for seed in range(300)]
-    share = sum(voice in FLITE_VOICES for voice in voices) / len(voices)
-    assert share == pytest.approx(reading.FLITE_SHARE, abs=0.1)
-
-    def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        assert command[:2] == ["flite", "-voice"]
-        assert command[2] in FLITE_VOICES
-        tone = 0.5 * np.sin(np.arange(8000) / 5)
-        soundfile.write(command[command.index("-o") + 1], tone, 8000)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(reading.subprocess, "run", stand_in)
-    seconds = len(reading._flite("hello", "slt", 1.0)) / 16_000
-    assert seconds == pytest.approx(1.0, abs=0.01)
-
-
-def test_a_flite_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.CompletedProcess(command, 1, stderr=b"log\nno such voice")
-
-    monkeypatch.setattr(reading.subprocess, "run", stand_in)
-    with pytest.raises(OmnirouterError, match=r"'hello' in the voice slt: no such voice"):
-        reading._flite("hello", "slt", 1.0)
-
-
-FLITE = shutil.which("flite")  # before `no_flite` hides it
-
-
-@pytest.mark.skipif(FLITE is None, reason="the flite command is not installed")
-def test_every_flite_voice_speaks() -> None:
-    for voice in FLITE_VOICES:
-        samples = reading._flite("hello there", voice, 1.0)
-        assert 0.3 < len(samples) / 16_000 < 2
-        assert np.abs(samples).max() > 0.02
+def test_folders_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="is a folder"):
+        read(tmp_path)
+    with pytest.raises(BadInput, match="no such file"):
+        read(tmp_path / "a.wav")
+    (tmp_path / "b.wav").touch()
+    with pytest.raises(BadInput, match="the file is empty"):
+        read(tmp_path / "b.wav")

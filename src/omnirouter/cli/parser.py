@@ -72,7 +72,10 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         kind = _kinds(function)[name]
         option = "--" + name.replace("_", "-")
         if is_dataclass(kind):
+            before = len(parser._actions)
             parser.add_class_arguments(kind)
+            if "recipe" not in texts:  # a recipe's keys are options letter by letter
+                _with_hyphens(parser, parser._actions[before:])
         elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             label = name.upper()
             if get_origin(kind) is list:
@@ -96,6 +99,15 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         if action.metavar is None and "." in action.dest:
             action.metavar = action.dest.rsplit(".", 1)[1].upper()
     return parser
+
+
+def _with_hyphens(parser: ArgumentParser, actions: Sequence[argparse.Action]) -> None:
+    """Name options as those of plain parameters are named."""
+    for action in actions:
+        for option in [name for name in action.option_strings if "_" in name]:
+            named = option.replace("_", "-")
+            action.option_strings[action.option_strings.index(option)] = named  # type: ignore[index]
+            parser._option_string_actions[named] = parser._option_string_actions.pop(option)
 
 
 def _kinds(function: Command) -> dict[str, Any]:

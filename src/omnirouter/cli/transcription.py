@@ -2,126 +2,253 @@
 
 from __future__ import annotations
 
-import json
+import glob
+import shutil
+import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnirouter.cli.common import Compute, require_writable, status
 from omnirouter.cli.explain import did_you_mean
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, LanguageModelConfig, Listening
+from omnirouter.serve.subtitles import WRITERS, Layout
+from omnirouter.serve.transcript import Transcript
 
 if TYPE_CHECKING:
-    from omnirouter.serve.transcriber import Transcript
+    from omnirouter.serve.reading import OpenFile
+    from omnirouter.serve.recogniser import Recogniser
+
+STDIN = "-"
+
+Deliver = Callable[["Source", Transcript], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Layout):
+    """What is written of a transcript.
+
+    Attributes:
+        max_line_width: letters of a subtitle's line; a longer word stands alone on its line.
+        max_line_count: lines of a subtitle.
+        format: txt, srt, vtt, json (with times of words), tsv, or several as txt,srt. Without
+            --output-dir one format is printed, JSON as one object per line and file.
+    """
+
+    format: str = ""
+
+    def formats(self) -> list[str]:
+        """The formats asked for, checked."""
+        asked = self.format or "txt"
+        found = list(dict.fromkeys(part.strip() for part in asked.split(",")))
+        for name in found:
+            if name not in WRITERS:
+                hint = did_you_mean(name, WRITERS) or f"; choose from {', '.join(WRITERS)}"
+                raise BadInput(f"format: there is no format '{name}'{hint}")
+        return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """One recording: what it is called and where its output goes, without suffix."""
+
+    name: str
+    target: Path
 
 
 def transcribe(
     audio: list[str],
     compute: Compute,
+    listening: Listening,
+    search: LanguageModelConfig,
+    writing: Writing,
     *,
     model: Path | None = None,
-    format: str = "",
     output_dir: Path | None = None,
+    overwrite: bool = False,
 ) -> int:
-    """Turn audio files of any length into text.
+    """Turn audio files of any length into text, word times and subtitles.
 
     Prints the text of each file, with several files behind the file's name and a colon. A file that
     cannot be read does not keep the others from being done.
 
     Args:
-        audio: files libsndfile reads: wav, flac, ogg, opus, mp3, ...; any rate, any channels.
+        audio: files libsndfile reads (wav, flac, ogg, opus, mp3, ...; with PyAV also video, m4a and
+            webm), folders, quoted globs, or - for standard input; any rate, any channels.
         compute: where to run.
+        listening: how audio is taken apart.
+        search: beam search with a language model.
+        writing: what to write.
         model: checkpoint folder, such as best/ of a run.
-        format: txt, json (with times of words), or both as txt,json. Without --output-dir one
-            format is printed, JSON as one object per line and file.
-        output_dir: write NAME.txt and NAME.json into this folder instead of printing.
+        output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
+            folder keep their place below it.
+        overwrite: replace files that exist; without it their audio is left out.
     """
-    formats = _formats(format, output_dir)
+    formats = writing.formats()
+    if len(formats) > 1 and output_dir is None:
+        raise BadInput("format: several formats need --output-dir DIR")
+    sources = _sources(audio)
+    deliver: _Printing | _Files = _Printing(formats[0], writing, several=len(sources) > 1)
+    skipped: set[Source] = set()
     if output_dir is not None:
-        _require_targets(audio, output_dir)
+        _require_targets(sources, output_dir)
+        deliver = _Files(formats, writing, output_dir)
+        if not overwrite:
+            skipped = deliver.existing(sources)
+    wanted = [source for source in sources if source not in skipped]
+    failed = len(skipped)
+    if wanted:
+        failed += _run(_recogniser(model, compute, listening, search), wanted, deliver)
+    return status(failed, len(sources))
+
+
+def _recogniser(
+    model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
+) -> Recogniser:
     if model is None:
         raise BadInput(
             "model: no trained model comes with this version; give --model DIR, a checkpoint "
             "folder such as best/ of a run"
         )
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.cli import show
+    from omnirouter.decode import BeamSearch
     from omnirouter.serve.transcriber import Transcriber
 
     checkpoint = load_checkpoint(model, compute.torch_device())
-    transcriber = Transcriber(checkpoint, precision=compute.precision)
+    decoder = None
+    if search.language_model is not None:
+        decoder = BeamSearch(checkpoint.tokenizer, search)
+    return Transcriber(
+        checkpoint, precision=compute.precision, listening=listening, decoder=decoder
+    )
+
+
+def _run(recogniser: Recogniser, sources: Sequence[Source], deliver: Deliver) -> int:
+    """Transcribe all; gives how many failed."""
+    from omnirouter.cli import show
+
     failed = 0
-    for name in audio:
-        try:
-            with show.progress(name, 100, "%") as update:
-                transcript = transcriber.transcribe(name, progress=_percent(update))
-        except BadInput as error:
-            show.note(f"omnirouter transcribe: {error}")
-            failed += 1
-            continue
-        if output_dir is not None:
-            _write_files(name, transcript, formats, output_dir)
-        elif formats == ["json"]:
-            print(WRITERS["json"](name, transcript), flush=True)
+    title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
+    with ExitStack() as stack:
+        update = stack.enter_context(show.progress(title, 100, "%"))
+        audio = _opened(sources, stack)
+        progress = _percent(update, len(sources))
+        for number, found in recogniser.transcribe_many(audio, progress=progress):
+            if isinstance(found, BadInput):
+                show.note(f"omnirouter transcribe: {found}")
+                failed += 1
+            else:
+                deliver(sources[number], found)
+    return failed
+
+
+def _sources(arguments: Sequence[str]) -> list[Source]:
+    """Files named, found in folders or by globs, each once."""
+    from omnirouter.serve.reading import SUFFIXES
+
+    found: dict[str, Source] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if argument == STDIN:
+            found[argument] = Source(argument, Path("stdin"))
+        elif path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not files:
+                raise BadInput(f"{argument}: is a folder without audio files")
+            for file in files:
+                found[str(file)] = Source(str(file), file.relative_to(path).with_suffix(""))
         else:
-            prefix = f"{name}: " if len(audio) > 1 else ""
-            print(prefix + transcript.text, flush=True)
-    return status(failed, len(audio))
+            names = [] if path.exists() else sorted(glob.glob(argument, recursive=True))
+            for name in names or [argument]:
+                found[name] = Source(name, Path(Path(name).stem))
+    return list(found.values())
 
 
-def _as_text(name: str, transcript: Transcript) -> str:
-    return transcript.text
-
-
-def _as_json(name: str, transcript: Transcript) -> str:
-    return json.dumps({"audio": name, **transcript.to_dict()}, ensure_ascii=False)
-
-
-WRITERS: dict[str, Callable[[str, Transcript], str]] = {"txt": _as_text, "json": _as_json}
-
-
-def _formats(asked: str, output_dir: Path | None) -> list[str]:
-    formats = list(dict.fromkeys(part.strip() for part in asked.split(","))) if asked else ["txt"]
-    for name in formats:
-        if name not in WRITERS:
-            hint = did_you_mean(name, WRITERS) or f"; choose from {', '.join(WRITERS)}"
-            raise BadInput(f"format: there is no format '{name}'{hint}")
-    if len(formats) > 1 and output_dir is None:
-        raise BadInput("format: several formats need --output-dir DIR")
-    return formats
-
-
-def _require_targets(audio: Sequence[str], output_dir: Path) -> None:
+def _require_targets(sources: Sequence[Source], folder: Path) -> None:
     """The folder can be written to, and no two files would overwrite each other there."""
-    require_writable(output_dir / "transcript")
-    sources = defaultdict(set)
-    for name in audio:
-        sources[Path(name).stem].add(name)
-    for stem, names in sources.items():
-        if len(names) > 1:
+    require_writable(folder / "transcript")
+    names = defaultdict(list)
+    for source in sources:
+        names[source.target].append(source.name)
+    for target, clash in names.items():
+        if len(clash) > 1:
             raise BadInput(
-                f"output-dir: {' and '.join(sorted(names))} would all be written to {stem}; "
+                f"output-dir: {' and '.join(sorted(clash))} would all be written to {target}; "
                 "transcribe them into different folders"
             )
 
 
-def _write_files(
-    name: str, transcript: Transcript, formats: Sequence[str], output_dir: Path
-) -> None:
-    from omnirouter.checkpoint import write_atomically
-    from omnirouter.cli import show
+@dataclass(frozen=True)
+class _Printing:
+    """Prints transcripts, with several recordings each text behind its name."""
 
-    for kind in formats:
-        text = WRITERS[kind](name, transcript) + "\n"
-        target = output_dir / f"{Path(name).stem}.{kind}"
-        write_atomically(target, lambda path, text=text: _write(path, text))  # type: ignore[misc]
-        show.note(f"{name}: {target}")
+    kind: str
+    layout: Layout
+    several: bool
 
-
-def _percent(update: Callable[[float], None]) -> Callable[[float, float], None]:
-    return lambda done_s, total_s: update(100 * done_s / total_s)
+    def __call__(self, source: Source, transcript: Transcript) -> None:
+        text = WRITERS[self.kind](source.name, transcript, self.layout)
+        prefix = f"{source.name}: " if self.several and self.kind == "txt" else ""
+        print(prefix + text, flush=True)
 
 
-def _write(path: Path, text: str) -> None:
+@dataclass(frozen=True)
+class _Files:
+    """Writes transcripts into a folder, each file whole or not at all."""
+
+    kinds: Sequence[str]
+    layout: Layout
+    folder: Path
+
+    def __call__(self, source: Source, transcript: Transcript) -> None:
+        from omnirouter.checkpoint import write_atomically
+        from omnirouter.cli import show
+
+        for kind, target in zip(self.kinds, self._targets(source), strict=True):
+            text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
+            write_atomically(target, partial(_write, text))
+            show.note(f"{source.name}: {target}")
+
+    def existing(self, sources: Sequence[Source]) -> set[Source]:
+        """Recordings of which some file is there already; says so."""
+        from omnirouter.cli import show
+
+        found = set()
+        for source in sources:
+            if there := [path for path in self._targets(source) if path.exists()]:
+                advice = "add --overwrite to replace it"
+                show.note(f"omnirouter transcribe: {source.name}: {there[0]} exists; {advice}")
+                found.add(source)
+        return found
+
+    def _targets(self, source: Source) -> list[Path]:
+        place = self.folder / source.target
+        return [place.with_name(f"{place.name}.{kind}") for kind in self.kinds]
+
+
+def _opened(sources: Sequence[Source], stack: ExitStack) -> Iterator[str | OpenFile]:
+    """Paths as they are; standard input as a file on disk, since it may be longer than memory."""
+    from omnirouter.serve.reading import OpenFile
+
+    for source in sources:
+        if source.name != STDIN:
+            yield source.name
+            continue
+        spooled = tempfile.TemporaryFile()  # noqa: SIM115 (the stack closes it)
+        stack.enter_context(spooled)
+        shutil.copyfileobj(sys.stdin.buffer, spooled)
+        spooled.seek(0)
+        yield OpenFile(spooled, "standard input")
+
+
+def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:
+    return lambda number, done_s, total_s: update(100 * (number + done_s / total_s) / files)
+
+
+def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")

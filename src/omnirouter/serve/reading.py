@@ -1,0 +1,228 @@
+"""Audio of any length as a stream of blocks, so that memory does not grow with the recording.
+
+libsndfile reads what it can; PyAV, where it is installed, the rest (video, m4a, webm). Needs no
+torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from omnirouter.config import BadInput
+
+BLOCK_S = 10.0  # read at a time
+AV_SUFFIXES = "3gp aac ac3 amr avi flv m4a m4b mka mkv mov mp4 mpeg mpg ts webm wma wmv"
+SOUND_SUFFIXES = "aif aiff au caf flac mp3 oga ogg opus sph w64 wav"
+NEEDS_AV = frozenset(f".{name}" for name in AV_SUFFIXES.split(" "))
+SUFFIXES = NEEDS_AV | {f".{name}" for name in SOUND_SUFFIXES.split(" ")}
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file opened for reading bytes, which can be positioned, and what messages call it."""
+
+    file: BinaryIO
+    name: str
+
+
+class AudioStream:
+    """An opened recording, to be used with `with`.
+
+    Args:
+        source: a path or an opened file.
+        rate: wanted sample rate in Hz.
+
+    Raises:
+        BadInput: missing, empty, a folder, or no audio.
+    """
+
+    def __init__(self, source: str | Path | OpenFile, rate: int) -> None:
+        self.rate = rate
+        self._own = not isinstance(source, OpenFile)
+        if isinstance(source, OpenFile):
+            self.name, self._file = source.name, source.file
+        else:
+            self.name, self._file = str(source), _open(Path(source))
+        self._sound: Any = None
+        try:
+            if not self._file.read(1):
+                raise BadInput(f"{self.name}: the file is empty")
+            self._sound = self._decoder()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> AudioStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        if self._sound is not None:
+            self._sound.close()
+        if self._own:
+            self._file.close()
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that the header promises; None if it does not say."""
+        return self._sound.duration  # type: ignore[no-any-return]
+
+    def blocks(self) -> Iterator[Samples]:
+        """Mono samples [samples] at the wanted rate, some seconds at a time.
+
+        Raises:
+            BadInput: no samples, samples that are no numbers, or damaged on the way.
+        """
+        rate = self._sound.rate
+        resampler = None
+        if rate != self.rate:
+            resampler = soxr.ResampleStream(rate, self.rate, 1, dtype="float32")
+        read = 0
+        for block in self._sound.blocks():
+            mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+            if not np.isfinite(mono).all():
+                raise BadInput(f"{self.name}: holds samples that are not numbers (NaN or infinite)")
+            read += len(mono)
+            yield mono if resampler is None else resampler.resample_chunk(mono)
+        if not read:
+            raise BadInput(f"{self.name}: no samples")
+        if resampler is not None:
+            yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+    def _decoder(self) -> _Sound | _Container:
+        self._file.seek(0)
+        try:
+            return _Sound(self._file, self.name)
+        except (soundfile.SoundFileError, OSError) as error:
+            reason = _one_line(error)
+        hint = ""
+        if importlib.util.find_spec("av") is not None:
+            self._file.seek(0)
+            with suppress(_NoAudio):
+                return _Container(self._file, self.name)
+        elif Path(self.name).suffix.lower() in NEEDS_AV:
+            hint = '; this kind of file needs PyAV: pip install "omnirouter[video]"'
+        raise BadInput(f"{self.name}: not readable as audio ({reason}){hint}")
+
+
+class _NoAudio(Exception):
+    """PyAV finds no audio in the file."""
+
+
+class _Sound:
+    """What libsndfile reads."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._name = name
+        self._sound = soundfile.SoundFile(file)
+        self.rate = int(self._sound.samplerate)
+
+    @property
+    def duration(self) -> float | None:
+        frames = int(self._sound.frames)
+        # libsndfile says 2**63 - 1 where a stream does not tell its length
+        return frames / self.rate if 0 < frames < 1 << 62 else None
+
+    def blocks(self) -> Iterator[Samples]:
+        size = round(BLOCK_S * self.rate)
+        done = 0
+        while True:
+            try:
+                block = self._sound.read(size, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
+                raise _damaged(self._name, done / self.rate, error) from error
+            if not len(block):
+                return
+            done += len(block)
+            yield block
+
+    def close(self) -> None:
+        self._sound.close()
+
+
+class _Container:
+    """What PyAV reads: the first audio track of a container."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        import av
+
+        self._name = name
+        try:
+            self._container = av.open(file, mode="r", metadata_errors="ignore")
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise _NoAudio from error
+        if not self._container.streams.audio:
+            self._container.close()
+            raise _NoAudio
+        self._track = self._container.streams.audio[0]
+        self.rate = int(self._track.rate)
+
+    @property
+    def duration(self) -> float | None:
+        length = self._container.duration  # microseconds
+        return None if length is None else length / 1e6
+
+    def blocks(self) -> Iterator[Samples]:
+        import av
+
+        resampler = av.AudioResampler(format="fltp", rate=self.rate)
+        parts: list[Samples] = []
+        done = held = 0
+        try:
+            for packet in self._container.demux(self._track):
+                for decoded in packet.decode():
+                    for frame in resampler.resample(decoded):
+                        parts.append(np.asarray(frame.to_ndarray().T, dtype=np.float32))
+                        held += len(parts[-1])
+                if held >= BLOCK_S * self.rate:
+                    yield np.concatenate(parts)
+                    done, held, parts = done + held, 0, []
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise _damaged(self._name, (done + held) / self.rate, error) from error
+        if parts:
+            yield np.concatenate(parts)
+
+    def close(self) -> None:
+        self._container.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        # by number: from a name soundfile would guess the format, and wrongly for ".raw"
+        return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
+    except IsADirectoryError as error:
+        raise BadInput(f"{path}: is a folder") from error
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such file") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _damaged(name: str, seconds: float, error: Exception) -> BadInput:
+    return BadInput(f"{name}: damaged after {seconds:.1f} s ({_one_line(error)})")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split(": ", 1)[-1].split()).rstrip(".")

@@ -1,0 +1,327 @@
+"""Audio to text, whatever computes the log-probabilities: torch (`transcriber`) or onnxruntime.
+
+The path of a recording: blocks (`reading`), regions and windows (`longform`), log-probabilities of
+several windows at once, also of several recordings, then pieces, words and segments. Needs no
+torch. Letters: T frames of a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from omnirouter.config import BadInput, FeatureConfig, Listening
+from omnirouter.decode import Hypothesis, best_paths
+from omnirouter.serve import voice
+from omnirouter.serve.longform import Window, seam, spoken, whole, windows
+from omnirouter.serve.reading import BLOCK_S, AudioStream, OpenFile
+from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.text import Tokenizer
+
+SILENCE = 2 / 2.0**15  # samples that differ by no more hold nothing but rounding
+WORD_START = "▁"
+
+Samples = NDArray[np.float32]
+LogProbs = NDArray[np.float32]  # [T, V]
+Audio = str | Path | OpenFile | NDArray[Any]
+Progress = Callable[[float, float], None]
+Decoder = Callable[[LogProbs], Hypothesis]
+
+
+class Recogniser(ABC):
+    """A model ready for use.
+
+    Attributes:
+        features: what the model reads.
+        tokenizer: its word pieces.
+        listening: how audio is taken apart.
+        decoder: log-probabilities of one stretch to a hypothesis; the best path if None.
+        begins_V: which pieces begin a word.
+    """
+
+    def __init__(
+        self,
+        features: FeatureConfig,
+        tokenizer: Tokenizer,
+        listening: Listening | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.features = features
+        self.tokenizer = tokenizer
+        self.listening = listening or Listening()
+        self.decoder = decoder
+        pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        self.begins_V = np.array([piece.startswith(WORD_START) for piece in pieces])
+
+    @abstractmethod
+    def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
+        """Log-probabilities [T, V] of waveforms [samples] at `features.sample_rate`."""
+
+    def transcribe(
+        self,
+        audio: Audio,
+        *,
+        sample_rate: int | None = None,
+        progress: Progress | None = None,
+    ) -> Transcript:
+        """Recognise speech of any length.
+
+        Args:
+            audio: a file libsndfile reads (wav, flac, ogg, opus, mp3, ...), or PyAV where it is
+                installed; or mono samples [samples], floats in [-1, 1] or integers.
+            sample_rate: of the samples in Hz; the model's if not given.
+            progress: called as windows are done, with the seconds done and the seconds in all (0 if
+                they are not known).
+
+        Returns:
+            The transcript; an empty one for audio that is silent or shorter than one frame.
+
+        Raises:
+            BadInput: the file is missing, empty or no audio, or the samples are not mono numbers.
+        """
+        if not isinstance(audio, str | Path | OpenFile):
+            audio = _resampled(audio, sample_rate, self.features.sample_rate)
+        advance = None if progress is None else lambda _, done, total: progress(done, total)
+        ((_, found),) = self.transcribe_many([audio], progress=advance)
+        if isinstance(found, BadInput):
+            raise found
+        return found
+
+    def transcribe_many(
+        self,
+        audio: Iterable[Audio],
+        *,
+        progress: Callable[[int, float, float], None] | None = None,
+    ) -> Iterator[tuple[int, Transcript | BadInput]]:
+        """Recognise several recordings; windows of several go through the model together.
+
+        Args:
+            audio: files, or mono samples at the model's rate; taken as they are needed.
+            progress: called with a recording's number, seconds done and seconds in all.
+
+        Yields:
+            The number of a recording and its transcript, or what is wrong with it, in order.
+        """
+        waiting: list[_Recording] = []
+        batch: list[tuple[_Recording, Window]] = []
+        held = 0.0
+        for number, source in enumerate(audio):
+            recording = _Recording(number, self._joining, progress)
+            waiting.append(recording)
+            try:
+                for window in self._windows(source, recording):
+                    batch.append((recording, window))
+                    held += len(window.samples) / self.features.sample_rate
+                    if held >= self.listening.batch_seconds:
+                        self._run(batch)
+                        batch, held = [], 0.0
+            except BadInput as error:
+                recording.error = error
+            recording.read = True
+            batch = [(owner, window) for owner, window in batch if owner.error is None]
+            pending = {owner.number for owner, _ in batch}
+            while waiting and waiting[0].number not in pending and waiting[0].read:
+                yield waiting.pop(0).result()
+        self._run(batch)
+        for recording in waiting:
+            yield recording.result()
+
+    def _windows(self, source: Audio, recording: _Recording) -> Iterator[Window]:
+        """The windows of a recording that hold anything; counts its seconds."""
+        rate = self.features.sample_rate
+        if isinstance(source, np.ndarray):
+            recording.total = len(source) / rate
+            yield from self._cut(recording.count(_in_blocks(source, rate), rate))
+            return
+        with AudioStream(source, rate) as stream:
+            recording.total = stream.duration or 0.0
+            yield from self._cut(recording.count(stream.blocks(), rate))
+
+    def _cut(self, blocks: Iterator[Samples]) -> Iterator[Window]:
+        rate = self.features.sample_rate
+        regions = spoken(blocks, rate) if self._detects() else whole(blocks)
+        for window in windows(regions, rate, round(self.features.frame_s * rate)):
+            if self._audible(window.samples):
+                yield window
+
+    def _detects(self) -> bool:
+        vad = self.listening.vad
+        return vad == "silero" or (vad == "auto" and voice.available())
+
+    def _audible(self, samples: Samples) -> bool:
+        """Whether there is anything to recognise; normalisation would blow up rounding noise."""
+        least = round(self.features.window_s * self.features.sample_rate)
+        return len(samples) >= least and float(np.ptp(samples)) > SILENCE
+
+    def _run(self, batch: Sequence[tuple[_Recording, Window]]) -> None:
+        if not batch:
+            return
+        found = self.log_probs([window.samples for _, window in batch])
+        for (recording, window), log_probs_TV in zip(batch, found, strict=True):
+            recording.add(window, log_probs_TV)
+
+    def _joining(self) -> _Joining:
+        return _Joining(self)
+
+    def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
+        """The pieces of one stretch and the frames where they peak."""
+        if self.decoder is not None:
+            return self.decoder(log_probs_TV)
+        id_T = log_probs_TV.argmax(axis=1)
+        best_T = np.take_along_axis(log_probs_TV, id_T[:, None], axis=1)[:, 0]
+        return best_paths(best_T, id_T, np.array([len(id_T)]), self.tokenizer)[0]
+
+    def words(
+        self, log_probs_TV: LogProbs, begin: float, end: float
+    ) -> tuple[tuple[Word, ...], bool]:
+        """Words of a stretch that lies between `begin` and `end`, in seconds.
+
+        Returns:
+            The words, and whether the first one goes on with a word begun before.
+        """
+        hypothesis = self.decode(log_probs_TV)
+        pieces = self.tokenizer.pieces(hypothesis.ids)
+        if not pieces:
+            return (), False
+        starts = [i for i, piece in enumerate(pieces) if not i or piece.startswith(WORD_START)]
+        frame_s = self.features.frame_s
+        words = []
+        for first, after in pairwise([*starts, len(pieces)]):
+            text = " ".join(self.tokenizer.decode(hypothesis.ids[first:after]).split())
+            if not text:  # a word boundary with no letters behind it
+                continue
+            ids, frames = hypothesis.ids[first:after], hypothesis.frames[first:after]
+            mean = float(log_probs_TV[list(frames), list(ids)].mean())
+            words.append(
+                Word(
+                    start=round(begin + frames[0] * frame_s, 3),
+                    end=round(min(begin + (frames[-1] + 1) * frame_s, end), 3),
+                    text=text,
+                    confidence=round(min(math.exp(mean), 1.0), 4),
+                )
+            )
+        return tuple(words), not pieces[0].startswith(WORD_START)
+
+
+class _Joining:
+    """Puts the windows of one recording together, holding no more than the last one's output."""
+
+    def __init__(self, recogniser: Recogniser) -> None:
+        self._recogniser = recogniser
+        self.segments: list[Segment] = []
+        self._start = 0  # sample of the held stretch's first frame
+        self._end = 0  # sample behind its audio
+        self._held: LogProbs | None = None
+        self._goes_on = False  # the held stretch follows on the segment before
+
+    def add(self, window: Window, log_probs_TV: LogProbs) -> None:
+        """Take the next window."""
+        features = self._recogniser.features
+        hop = round(features.frame_s * features.sample_rate)
+        first, joined = 0, window.joined and self._held is not None
+        if joined and self._held is not None:
+            lead = (window.start - self._start) // hop
+            first = seam(self._held, log_probs_TV, lead, self._recogniser.begins_V)
+            self._held = self._held[: lead + first]
+            self._end = self._start + len(self._held) * hop
+        self.flush()
+        self._start = window.start + first * hop
+        self._end = window.start + len(window.samples)
+        self._held, self._goes_on = log_probs_TV[first:], joined
+
+    def flush(self) -> None:
+        """Decode what is held."""
+        if self._held is None:
+            return
+        rate = self._recogniser.features.sample_rate
+        words, goes_on = self._recogniser.words(self._held, self._start / rate, self._end / rate)
+        self._held = None
+        if words and goes_on and self._goes_on and self.segments:
+            before = self.segments[-1].words
+            self.segments[-1] = Segment.of((*before[:-1], _merged(before[-1], words[0])))
+            words = words[1:]
+        if words:
+            self.segments.append(Segment.of(words))
+
+
+@dataclass
+class _Recording:
+    """One recording on its way."""
+
+    number: int
+    make: Callable[[], _Joining]
+    progress: Callable[[int, float, float], None] | None = None
+    error: BadInput | None = None
+    read: bool = False
+    total: float = 0.0
+    seconds: float = 0.0
+    joining: _Joining = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.joining = self.make()
+
+    def count(self, blocks: Iterator[Samples], rate: int) -> Iterator[Samples]:
+        """Hand blocks on, counting them."""
+        samples = 0
+        for block in blocks:
+            samples += len(block)
+            self.seconds = samples / rate
+            yield block
+
+    def add(self, window: Window, log_probs_TV: LogProbs) -> None:
+        self.joining.add(window, log_probs_TV)
+        if self.progress is not None:
+            rate = self.joining._recogniser.features.sample_rate
+            done = (window.start + len(window.samples)) / rate
+            self.progress(self.number, done, max(self.total, done))
+
+    def result(self) -> tuple[int, Transcript | BadInput]:
+        if self.error is not None:
+            return self.number, self.error
+        self.joining.flush()
+        segments = tuple(self.joining.segments)
+        transcript = Transcript(
+            text=" ".join(segment.text for segment in segments),
+            segments=segments,
+            duration=round(self.seconds, 3),
+        )
+        return self.number, transcript
+
+
+def _merged(begun: Word, rest: Word) -> Word:
+    """A word that a seam had parted."""
+    return Word(
+        start=begun.start,
+        end=rest.end,
+        text=begun.text + rest.text,
+        confidence=round(math.sqrt(begun.confidence * rest.confidence), 4),
+    )
+
+
+def _in_blocks(samples: Samples, rate: int) -> Iterator[Samples]:
+    size = round(BLOCK_S * rate)
+    for first in range(0, len(samples), size):
+        yield samples[first : first + size]
+
+
+def _resampled(audio: Any, sample_rate: int | None, rate: int) -> Samples:
+    """Samples or a tensor of them as float32 in [-1, 1] at the model's rate, checked."""
+    values = audio.detach().cpu().numpy() if hasattr(audio, "detach") else np.asarray(audio)
+    if values.ndim != 1:
+        raise BadInput(f"audio: give mono samples of shape [samples], not {list(values.shape)}")
+    scale = -float(np.iinfo(values.dtype).min) if values.dtype.kind == "i" else 1.0
+    samples = np.asarray(values / scale, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise BadInput("audio: holds samples that are not numbers (NaN or infinite)")
+    if sample_rate in (None, rate) or not samples.size:
+        return samples
+    return np.asarray(soxr.resample(samples, sample_rate, rate), dtype=np.float32)

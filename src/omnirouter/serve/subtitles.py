@@ -1,0 +1,131 @@
+"""Transcripts as files: txt, srt, vtt, tsv and json. Needs no torch.
+
+Subtitles are made of words, not of segments: a cue ends where its lines are full, where somebody
+pauses, or where it has stood long enough.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from omnirouter.config import BadInput
+from omnirouter.serve.transcript import Transcript, Word
+
+PAUSE_S = 1.0  # between words of different cues
+LONGEST_S = 7.0  # of a cue
+LEAST_S = 0.5  # that a cue stands, if the next one leaves it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What a cue of a subtitle may hold.
+
+    Attributes:
+        max_line_width: letters of a line; a longer word stands alone on its line.
+        max_line_count: lines of a cue.
+    """
+
+    max_line_width: int = 42
+    max_line_count: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("max_line_width", "max_line_count"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name}: at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cue:
+    """Lines that stand from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    lines: tuple[str, ...]
+
+
+def cues(words: Sequence[Word], layout: Layout) -> list[Cue]:
+    """Words as cues."""
+    groups: list[tuple[list[Word], list[str]]] = []
+    for word in words:
+        if groups:
+            own, lines = groups[-1]
+            fits = len(lines[-1]) + 1 + len(word.text) <= layout.max_line_width
+            near = word.start - own[-1].end < PAUSE_S and word.end - own[0].start <= LONGEST_S
+            if near and (fits or len(lines) < layout.max_line_count):
+                own.append(word)
+                if fits:
+                    lines[-1] += f" {word.text}"
+                else:
+                    lines.append(word.text)
+                continue
+        groups.append(([word], [word.text]))
+    found = []
+    for number, (own, lines) in enumerate(groups):
+        start, end = own[0].start, max(own[-1].end, own[0].start + LEAST_S)
+        if number + 1 < len(groups):
+            end = max(min(end, groups[number + 1][0][0].start), start)
+        found.append(Cue(start=start, end=end, lines=tuple(lines)))
+    return found
+
+
+def as_txt(name: str, transcript: Transcript, layout: Layout) -> str:
+    """The text."""
+    return transcript.text
+
+
+def as_json(name: str, transcript: Transcript, layout: Layout) -> str:
+    """One object on one line: audio, text, duration, segments with their words."""
+    return json.dumps({"audio": name, **transcript.to_dict()}, ensure_ascii=False)
+
+
+def as_tsv(name: str, transcript: Transcript, layout: Layout) -> str:
+    """Start and end in milliseconds and the text of each segment, as Whisper writes it."""
+    rows = ["start\tend\ttext"]
+    for segment in transcript.segments:
+        rows.append(f"{_ms(segment.start)}\t{_ms(segment.end)}\t{segment.text}")
+    return "\n".join(rows)
+
+
+def as_srt(name: str, transcript: Transcript, layout: Layout) -> str:
+    """SubRip subtitles."""
+    blocks = [
+        f"{number}\n{_span(cue, ',')}\n" + "\n".join(cue.lines) + "\n"
+        for number, cue in enumerate(cues(transcript.words, layout), start=1)
+    ]
+    return "\n".join(blocks).rstrip("\n")
+
+
+def as_vtt(name: str, transcript: Transcript, layout: Layout) -> str:
+    """WebVTT subtitles."""
+    return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript.words, layout))])
+
+
+def _vtt_cues(found: Sequence[Cue]) -> Iterator[str]:
+    for cue in found:
+        text = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;")
+        yield f"{_span(cue, '.')}\n{text}"
+
+
+Writer = Callable[[str, Transcript, Layout], str]
+WRITERS: dict[str, Writer] = {
+    "txt": as_txt,
+    "srt": as_srt,
+    "vtt": as_vtt,
+    "json": as_json,
+    "tsv": as_tsv,
+}
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)
+
+
+def _span(cue: Cue, point: str) -> str:
+    return f"{_clock(cue.start, point)} --> {_clock(cue.end, point)}"
+
+
+def _clock(seconds: float, point: str) -> str:
+    minutes, ms = divmod(_ms(seconds), 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{ms // 1000:02d}{point}{ms % 1000:03d}"

@@ -1,0 +1,64 @@
+"""What recognition gives: words with times, segments, a transcript."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Word:
+    """A word and where it was said.
+
+    Attributes:
+        start: in seconds from the beginning of the audio.
+        end: in seconds.
+        text: the word.
+        confidence: geometric mean of its pieces' peak probabilities, in (0, 1].
+    """
+
+    start: float
+    end: float
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """What was said in one stretch, with the times of its first and last word in seconds."""
+
+    start: float
+    end: float
+    text: str
+    words: tuple[Word, ...]
+
+    @classmethod
+    def of(cls, words: tuple[Word, ...]) -> Segment:
+        """The segment of one word or more."""
+        text = " ".join(word.text for word in words)
+        return cls(start=words[0].start, end=words[-1].end, text=text, words=words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """What was said in one recording.
+
+    Attributes:
+        text: all of it; empty if nothing was recognised.
+        segments: stretches in which something was recognised.
+        duration: of the audio, in seconds.
+    """
+
+    text: str
+    segments: tuple[Segment, ...]
+    duration: float
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words of all segments."""
+        return tuple(word for segment in self.segments for word in segment.words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: text, duration, segments with their words."""
+        values = asdict(self)
+        return {key: values[key] for key in ("text", "duration", "segments")}

@@ -1,0 +1,229 @@
+"""Text read aloud: what it makes of a text, that it goes on where it stopped, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data import reading
+from omnirouter.data.prepare import read_manifest
+from omnirouter.data.reading import (
+    FLITE_VOICES,
+    WORDS,
+    WORDS_PER_SECOND,
+    Passage,
+    ReadingConfig,
+    plan,
+    read_aloud,
+    render,
+)
+
+TEXT = """The train to London leaves at half past nine, platform four.
+It's raining — water the flowers anyway!
+...
+Call Anna at noon and tell her that the kitchen window is still open.
+"""
+SMALL = ReadingConfig(hours=0.002, seed=4)
+
+
+@pytest.fixture(autouse=True)
+def no_flite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """espeak-ng alone, which every machine with the extra has; tests of flite say so."""
+    monkeypatch.setattr(reading.shutil, "which", lambda name: None)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def rows(manifest: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in manifest.read_text().splitlines()]
+
+
+def make(text: Path, out: Path, config: ReadingConfig = SMALL) -> tuple[Path, float]:
+    return read_aloud([text], out, config, workers=1, progress=False)
+
+
+def test_the_manifest_describes_the_files(text: Path, tmp_path: Path) -> None:
+    manifest, hours = make(text, tmp_path / "out")
+    made = rows(manifest)
+    for row in made:
+        samples, rate = soundfile.read(manifest.parent / row["audio_filepath"])
+        assert (rate, samples.ndim) == (16_000, 1)
+        assert len(samples) / rate == pytest.approx(row["duration"], abs=1e-3)
+        assert 0.01 < np.abs(samples).max() < 1
+        assert row["speaker"].split("+")[1] in reading.SPEAKERS
+    assert hours == pytest.approx(sum(row["duration"] for row in made) / 3600, abs=1e-6)
+    assert [cut.supervisions[0].text for cut in read_manifest(manifest)] == [
+        row["text"] for row in made
+    ]
+    assert len({row["id"] for row in made}) == len(made)
+
+
+def test_what_is_said_are_runs_of_words_of_the_sentences() -> None:
+    sentences = ["one two three four five", "six"]
+    passages = plan(sentences, ReadingConfig(hours=0.05))
+    assert {passage.text for passage in passages} >= {"six", "one two three four five"}
+    for passage in passages:
+        assert any(passage.text in sentence for sentence in sentences)
+        assert 1 <= len(passage.text.split()) <= WORDS[1]
+    words = sum(len(passage.text.split()) for passage in passages)
+    wanted = 0.05 * 3600 * WORDS_PER_SECOND
+    assert wanted <= words < wanted + WORDS[1]
+
+
+def test_more_hours_begin_with_the_same_utterances() -> None:
+    few, many = (plan(["a b c d", "e f"], ReadingConfig(hours=h)) for h in (0.01, 0.02))
+    assert many[: len(few)] == few
+
+
+def test_the_same_seed_gives_the_same_files_in_any_number_of_processes(
+    text: Path, tmp_path: Path
+) -> None:
+    make(text, tmp_path / "one")
+    read_aloud([text], tmp_path / "two", SMALL, workers=2, progress=False)
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    make(text, tmp_path / "other", ReadingConfig(hours=0.002, seed=5))
+    assert files(tmp_path / "one") != files(tmp_path / "other")
+
+
+def test_an_interrupted_call_goes_on_where_it_stopped(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(text, tmp_path / "whole")
+    spoken: list[int] = []
+
+    def interrupted(passage: Passage, *arguments: Any) -> Any:
+        if len(spoken) == 1:
+            raise KeyboardInterrupt
+        spoken.append(passage.index)
+        return render(passage, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(reading, "render", interrupted)
+        make(text, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+    def counted(passage: Passage, *arguments: Any) -> Any:
+        spoken.append(passage.index)
+        return render(passage, *arguments)
+
+    monkeypatch.setattr(reading, "render", counted)
+    manifest, _ = make(text, tmp_path / "out")
+    assert spoken == list(range(len(rows(manifest)))), "each passage is spoken once"
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+    make(text, tmp_path / "out")
+    assert len(spoken) == len(rows(manifest)), "a complete corpus is found, not made again"
+
+
+def test_a_foreign_folder_is_refused_and_left_alone(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.jsonl").write_text("mine")
+    with pytest.raises(BadInput, match="is not an empty folder"):
+        make(text, tmp_path / "mine")
+    assert files(tmp_path / "mine") == {"train.jsonl": b"mine"}
+    with pytest.raises(BadInput, match="is not an empty folder"):
+        make(text, text)
+
+
+@pytest.mark.parametrize("other", [ReadingConfig(hours=0.002), ReadingConfig(hours=0.003, seed=4)])
+def test_speech_of_other_settings_is_refused(
+    text: Path, tmp_path: Path, other: ReadingConfig
+) -> None:
+    make(text, tmp_path / "out")
+    before = files(tmp_path / "out")
+    with pytest.raises(BadInput, match="holds speech of another text or setting"):
+        make(text, tmp_path / "out", other)
+    assert files(tmp_path / "out") == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(text: Path) -> None:
+    with pytest.raises(OmnirouterError, match="cannot write to") as caught:
+        make(text, text / "below")
+    assert "\n" not in str(caught.value)
+
+
+def test_text_that_says_nothing_is_named(tmp_path: Path) -> None:
+    for name, content, problem in (
+        ("empty", b"", "no line holds words"),
+        ("marks", "... \n—\n".encode(), "no line holds words"),
+        ("latin", "caf\xe9".encode("latin-1"), "cannot be read as UTF-8 text"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=f"{name}: {problem}"):
+            make(tmp_path / name, tmp_path / "out")
+    with pytest.raises(BadInput, match="none: cannot be read"):
+        make(tmp_path / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("inf"), float("nan")])
+def test_hours_must_be_a_number_above_0(hours: float) -> None:
+    with pytest.raises(BadInput, match="hours must be above 0"):
+        ReadingConfig(hours=hours)
+
+
+def test_without_espeak_the_message_names_the_extra(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    with pytest.raises(BadInput, match=re.escape('pip install "omnirouter[demo]"')):
+        make(text, tmp_path / "out")
+
+
+def test_flite_is_called_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    voices = [reading._draw_voice(np.random.default_rng(seed), FLITE_VOICES) for seed in range(300)]
+    share = sum(voice in FLITE_VOICES for voice in voices) / len(voices)
+    assert share == pytest.approx(reading.FLITE_SHARE, abs=0.1)
+
+    def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        assert command[:2] == ["flite", "-voice"]
+        assert command[2] in FLITE_VOICES
+        tone = 0.5 * np.sin(np.arange(8000) / 5)
+        soundfile.write(command[command.index("-o") + 1], tone, 8000)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(reading.subprocess, "run", stand_in)
+    seconds = len(reading._flite("hello", "slt", 1.0)) / 16_000
+    assert seconds == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_flite_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, 1, stderr=b"log\nno such voice")
+
+    monkeypatch.setattr(reading.subprocess, "run", stand_in)
+    with pytest.raises(OmnirouterError, match=r"'hello' in the voice slt: no such voice"):
+        reading._flite("hello", "slt", 1.0)
+
+
+FLITE = shutil.which("flite")  # before `no_flite` hides it
+
+
+@pytest.mark.skipif(FLITE is None, reason="the flite command is not installed")
+def test_every_flite_voice_speaks() -> None:
+    for voice in FLITE_VOICES:
+        samples = reading._flite("hello there", voice, 1.0)
+        assert 0.3 < len(samples) / 16_000 < 2
+        assert np.abs(samples).max() > 0.02

@@ -1,0 +1,89 @@
+"""Subtitles: cues keep to their lines, stand in order, and other programs can read them."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnirouter.config import BadInput
+from omnirouter.serve.subtitles import LONGEST_S, WRITERS, Layout, cues
+from omnirouter.serve.transcript import Segment, Transcript, Word
+
+
+def spoken(*words: tuple[str, float, float]) -> Transcript:
+    made = tuple(Word(text=t, start=a, end=b, confidence=0.9) for t, a, b in words)
+    segments = (Segment.of(made),) if made else ()
+    return Transcript(text=" ".join(w.text for w in made), segments=segments, duration=9.0)
+
+
+TALK = spoken(("turn", 0.5, 0.8), ("the", 0.9, 1.0), ("light", 1.1, 1.5), ("off", 3661.2, 3661.5))
+
+
+def test_srt() -> None:
+    assert WRITERS["srt"]("a.wav", TALK, Layout()) == (
+        "1\n00:00:00,500 --> 00:00:01,500\nturn the light\n\n2\n01:01:01,200 --> 01:01:01,700\noff"
+    )
+
+
+def test_vtt() -> None:
+    transcript = spoken(("a<b", 0.0, 0.2), ("&c", 0.3, 0.9))
+    assert WRITERS["vtt"]("a.wav", transcript, Layout(max_line_width=3)) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:00.900\na&lt;b\n&amp;c"
+    )
+
+
+def test_tsv_and_json_and_txt() -> None:
+    assert WRITERS["tsv"]("a.wav", TALK, Layout()) == (
+        "start\tend\ttext\n500\t3661500\tturn the light off"
+    )
+    assert json.loads(WRITERS["json"]("a.wav", TALK, Layout()))["audio"] == "a.wav"
+    assert WRITERS["txt"]("a.wav", TALK, Layout()) == "turn the light off"
+
+
+def test_nothing_said() -> None:
+    found = {name: write("a.wav", spoken(), Layout()) for name, write in WRITERS.items()}
+    assert (found["txt"], found["srt"], found["vtt"]) == ("", "", "WEBVTT")
+    assert found["tsv"] == "start\tend\ttext"
+
+
+@given(
+    words=st.lists(
+        st.tuples(
+            st.text("abcdefgh", min_size=1, max_size=12), st.floats(0, 2), st.floats(0.02, 1)
+        ),
+        max_size=60,
+    ),
+    width=st.integers(1, 50),
+    count=st.integers(1, 4),
+)
+def test_cues_keep_to_the_layout(
+    words: list[tuple[str, float, float]], width: int, count: int
+) -> None:
+    time, said = 0.0, []
+    for text, gap, length in words:
+        said.append(Word(text=text, start=time + gap, end=time + gap + length, confidence=1.0))
+        time += gap + length
+    found = cues(said, Layout(max_line_width=width, max_line_count=count))
+    assert " ".join(line for cue in found for line in cue.lines).split() == [w.text for w in said]
+    for cue in found:
+        assert len(cue.lines) <= count
+        assert all(len(line) <= width or " " not in line for line in cue.lines)
+        assert 0 <= cue.end - cue.start <= LONGEST_S + 1e-6
+    for before, after in pairwise(found):
+        assert before.end <= after.start
+
+
+def test_times_never_round_to_sixty_seconds() -> None:
+    text = WRITERS["srt"]("a", spoken(("x", 59.9999, 3599.9999)), Layout())
+    assert re.findall(r"\d\d:\d\d:\d\d,\d{3}", text) == ["00:01:00,000", "01:00:00,000"]
+
+
+@pytest.mark.parametrize("name", ["max_line_width", "max_line_count"])
+def test_a_layout_without_room(name: str) -> None:
+    with pytest.raises(BadInput, match=name):
+        Layout(**{name: 0})
