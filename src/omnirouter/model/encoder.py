@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation
+from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation, upload
 from omnirouter.model.routing import Router, Routing, RoutingContext
 
 LEAST_SLOPE = 6  # as a negative power of two
@@ -75,7 +75,7 @@ class CTCEncoder(nn.Module):
         packing = Packing(lengths_B, frames_TS.device, slopes_H)
         if positions_T is None:
             positions_T = frame_positions(lengths_B)
-        positions_T = positions_T.to(frames_TS.device, non_blocking=True)
+        positions_T = upload(positions_T, frames_TS.device)
         x_TD = self.input(frames_TS).float()
         rotation = None
         if self.config.positions != "sinusoidal":
