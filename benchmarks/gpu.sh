@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a GPU machine is for: the gpu tests, then the small-english models, results in $OUT.
 #   benchmarks/gpu.sh tests            the tests marked gpu
-#   benchmarks/gpu.sh bench            experts against dense and their peers (the GPU should be idle)
+#   benchmarks/gpu.sh bench            experts and packing against their peers (the GPU should be idle)
 #   benchmarks/gpu.sh many RECIPE      a run on all GPUs of the machine under torchrun, DDP then FSDP2
 #   benchmarks/gpu.sh train RECIPE...  trains (or goes on with) each recipe, writes back best/ and metrics
 # Needs the package importable (PYTHONPATH=src), its dependencies, and the audio the recipes name.
@@ -18,6 +18,8 @@ case "${1:-tests}" in
   bench)
     python3 benchmarks/experts.py --device cuda --tokens 39000 4096 512 --out "$OUT/experts-cuda.json" \
       2>&1 | tee "$OUT/experts-cuda.log"
+    python3 benchmarks/attention.py --device cuda --utterances 32 128 --out "$OUT/attention-cuda.json" \
+      2>&1 | tee "$OUT/attention-cuda.log"
     ;;
   many)
     for strategy in ddp fsdp2; do

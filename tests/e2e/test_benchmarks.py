@@ -29,3 +29,11 @@ def test_experts(repository: Path, tmp_path: Path) -> None:
         assert {"ours", "masked loop", "padded bmm", "transformers grouped_mm"} <= set(
             case["peers"]
         )
+
+
+def test_attention(repository: Path, tmp_path: Path) -> None:
+    """Both sides of every case; the program ends if they differ at real frames."""
+    cases = run(repository, "attention.py", tmp_path / "attention.json")["cases"]
+    assert isinstance(cases, list) and len(cases) == 2 * 2 * 2
+    assert all(case["padding"] == pytest.approx(0.46, abs=0.05) for case in cases)
+    assert all(case["speedup"] > 0 for case in cases)
