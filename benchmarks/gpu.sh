@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # What a GPU machine is for: the gpu tests, then the small-english models, results in $OUT.
 #   benchmarks/gpu.sh tests            the tests marked gpu
+#   benchmarks/gpu.sh bench            experts and packing against their peers (the GPU should be idle)
+#   benchmarks/gpu.sh many RECIPE      a run on all GPUs of the machine under torchrun, DDP then FSDP2
 #   benchmarks/gpu.sh train RECIPE...  trains (or goes on with) each recipe, writes back best/ and metrics
 # Needs the package importable (PYTHONPATH=src), its dependencies, and the audio the recipes name.
 set -euo pipefail
@@ -12,6 +14,19 @@ mkdir -p "$OUT"
 case "${1:-tests}" in
   tests)
     python3 -m pytest -q -m gpu -p no:cacheprovider tests 2>&1 | tee "$OUT/gpu-tests.log"
+    ;;
+  bench)
+    python3 benchmarks/experts.py --device cuda --tokens 39000 4096 512 --out "$OUT/experts-cuda.json" \
+      2>&1 | tee "$OUT/experts-cuda.log"
+    python3 benchmarks/attention.py --device cuda --utterances 32 128 --out "$OUT/attention-cuda.json" \
+      2>&1 | tee "$OUT/attention-cuda.log"
+    ;;
+  many)
+    for strategy in ddp fsdp2; do
+      torchrun --standalone --nproc-per-node gpu -m omnirouter train "$2" --device cuda --strategy "$strategy" \
+        --out "runs/gpu/$strategy" 2>&1 | tee "$OUT/$strategy.log"
+      cp "runs/gpu/$strategy/metrics.jsonl" "$OUT/$strategy.metrics.jsonl"
+    done
     ;;
   train)
     shift
@@ -27,7 +42,7 @@ case "${1:-tests}" in
     done
     ;;
   *)
-    echo "usage: benchmarks/gpu.sh tests | train RECIPE..." >&2
+    echo "usage: benchmarks/gpu.sh tests | bench | many RECIPE | train RECIPE..." >&2
     exit 2
     ;;
 esac

@@ -131,6 +131,13 @@ def mel_filters(features: FeatureConfig, fft_size: int) -> Tensor:
     return torch.from_numpy(filters.astype(np.float32))
 
 
+def upload(t: Tensor, device: str | torch.device) -> Tensor:
+    """A tensor of the CPU on `device`, without waiting for what a GPU still has to do."""
+    if torch.device(device).type == "cuda" and not t.is_cuda:
+        t = t.pin_memory()  # from any other memory the copy would wait
+    return t.to(device, non_blocking=True)
+
+
 def log_mel(
     waveforms: Sequence[Waveform], features: FeatureConfig, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:
@@ -153,8 +160,8 @@ def log_mel(
         torch.arange(int(n)) * shift + begin
         for n, begin in zip(lengths_B, _begins([len(w) for w in parts]), strict=True)
     ]
-    signal = torch.cat(parts).to(device, non_blocking=True) * INT16_SCALE
-    start_K = torch.cat(starts).to(device, non_blocking=True)
+    signal = upload(torch.cat(parts), device) * INT16_SCALE
+    start_K = upload(torch.cat(starts), device)
     x_KW = signal[start_K[:, None] + torch.arange(window, device=device)]
     x_KW = x_KW - x_KW.mean(dim=1, keepdim=True)
     before_KW = torch.cat([x_KW[:, :1], x_KW[:, :-1]], dim=1)
@@ -162,7 +169,7 @@ def log_mel(
     x_KW = x_KW * torch.hamming_window(window, periodic=False, device=device)
     fft_size = 1 << (window - 1).bit_length()
     power = torch.fft.rfft(x_KW, n=fft_size).abs().square()
-    mels_KM = power @ mel_filters(features, fft_size).to(device, non_blocking=True)
+    mels_KM = power @ upload(mel_filters(features, fft_size), device)
     return mels_KM.clamp_min(torch.finfo(torch.float32).eps).log(), lengths_B
 
 
@@ -179,15 +186,21 @@ def normalise(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Te
     if features.normalisation == "global":
         if len(features.mean) != features.num_mels or len(features.std) != features.num_mels:
             raise BadInput("features: normalisation: global needs mean and std, one per mel bin")
-        mean_M, std_M = (mels_KM.new_tensor(v) for v in (features.mean, features.std))
+        statistics = (torch.tensor(v) for v in (features.mean, features.std))
+        mean_M, std_M = (upload(v, mels_KM.device) for v in statistics)
         return (mels_KM - mean_M) / std_M
-    lengths = lengths_B.to(mels_KM.device, non_blocking=True)
+    lengths = upload(lengths_B, mels_KM.device)
     rows = mels_KM.shape[0]
-    mean_BM = torch.segment_reduce(mels_KM, "mean", lengths=lengths, initial=0.0)
+    mean_BM = _mean_of_each(mels_KM, lengths)
     centred = mels_KM - mean_BM.repeat_interleave(lengths, dim=0, output_size=rows)
-    var_BM = torch.segment_reduce(centred.square(), "mean", lengths=lengths, initial=0.0)
+    var_BM = _mean_of_each(centred.square(), lengths)
     std_BM = var_BM.sqrt().clamp_min(SMALLEST_STD)
     return centred / std_BM.repeat_interleave(lengths, dim=0, output_size=rows)
+
+
+def _mean_of_each(x_KM: Tensor, lengths: Tensor) -> Tensor:
+    """Means over the frames of each utterance; `unsafe` spares a check that waits for the GPU."""
+    return torch.segment_reduce(x_KM, "mean", lengths=lengths, initial=0.0, unsafe=True)
 
 
 def spec_augment(
@@ -211,10 +224,10 @@ def spec_augment(
             frequency_BM[row, low:high] = False
         begin += length
     device = mels_KM.device
-    lengths = lengths_B.to(device, non_blocking=True)
-    keep_KM = torch.from_numpy(frequency_BM).to(device, non_blocking=True)
+    lengths = upload(lengths_B, device)
+    keep_KM = upload(torch.from_numpy(frequency_BM), device)
     keep_KM = keep_KM.repeat_interleave(lengths, dim=0, output_size=mels_KM.shape[0])
-    keep_KM = keep_KM & torch.from_numpy(time_K).to(device, non_blocking=True)[:, None]
+    keep_KM = keep_KM & upload(torch.from_numpy(time_K), device)[:, None]
     return mels_KM * keep_KM
 
 
@@ -238,7 +251,7 @@ def stack_frames(
     shift_B = (frames_B * stack).cumsum(0) - frames_B * stack - (lengths_B.cumsum(0) - lengths_B)
     target_K = torch.arange(mels_KM.shape[0]) + shift_B.repeat_interleave(lengths_B)
     out = mels_KM.new_zeros(total * stack, mels_KM.shape[1])
-    out[target_K.to(mels_KM.device, non_blocking=True)] = mels_KM
+    out[upload(target_K, mels_KM.device)] = mels_KM
     return out.view(total, features.width), frames_B
 
 

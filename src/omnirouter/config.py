@@ -295,8 +295,8 @@ class DataConfig:
         weights: how often each `train` manifest is seen relative to its size (its epochs per
             epoch); all 1 if empty.
         batch_hours: audio in one optimiser step, in hours, over all devices.
-        device_seconds: audio in one micro-batch on one device, in seconds; accumulation follows
-            from it.
+        device_seconds: audio in one micro-batch on one device, in seconds. A step takes
+            batch_hours / device_seconds of them, dealt to the devices in turns.
         buckets: duration buckets of the sampler.
         min_s: shorter utterances are left out.
         max_s: longer utterances are left out.
@@ -377,6 +377,8 @@ class RunConfig:
         steps: optimiser steps; the run ends here at the latest.
         precision: `bf16` (autocast, float32 weights) or `fp32`.
         device: `auto`, `cpu` or `cuda`.
+        strategy: with several processes (torchrun), `ddp` keeps the whole model in each, `fsdp2` a
+            part of it; `auto` is `ddp` unless that would fill half of a GPU.
         load_balance: `paper` for Eqs. 3-5 as printed, `switch` for the mean probability over all
             tokens.
         load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C); without
@@ -402,6 +404,7 @@ class RunConfig:
     steps: int = 1_000_000
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     load_balance: Literal["paper", "switch"] = "paper"
     load_balance_weight: float = 10.0
     router_losses: RouterLossConfig = field(default_factory=RouterLossConfig)

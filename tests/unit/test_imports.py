@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "lhotse", "lightning_fabric", "matplotlib", "scipy", "transformers")
+HEAVY = ("torch", "lhotse", "matplotlib", "scipy", "transformers")
 
 
 @pytest.mark.parametrize("module", ["omnirouter", "omnirouter.config"])

@@ -21,8 +21,8 @@ from lhotse.audio import AudioSource
 from omnirouter.audio import num_frames, read_audio
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.augment import add_noise, perturb
-from omnirouter.data.batch import ctc_frames, read_cut, utterance_seed
-from omnirouter.data.loader import Batch, Loader, LoaderConfig, Rejected, RejectLog
+from omnirouter.data.batch import Item, ctc_frames, read_cut, utterance_seed
+from omnirouter.data.loader import Batch, Deal, Loader, LoaderConfig, Rejected, RejectLog
 from omnirouter.data.prepare import read_manifest, read_training
 from omnirouter.text import Tokenizer, train_tokenizer
 
@@ -128,6 +128,39 @@ def test_resume_gives_the_same_batches(corpus: Path, workers: int, cache_gb: flo
         loader = make(cuts, None, replace(data, workers=workers), augment=AUGMENT)
         batches = islice(loader.iterate(epoch, index, endless=True), 25 - start)
         assert [key(b) for b in batches] == whole[start:]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("step", [5, 6, 7])
+def test_dealing_gives_each_batch_to_one_process(size: int, step: int) -> None:
+    """Every step has the same batches however many processes share it, and all keep in step."""
+    epochs = [(0, index) for index in range(16)] + [(1, index) for index in range(9)]
+    cuts: list[Any] = ["a cut"]
+    whole = [Item(e, i, cuts, after=(e, i + 1)) for e, i in epochs]
+    hands = [list(Deal(rank, size, step)(iter(whole))) for rank in range(size)]
+    assert len({len(hand) for hand in hands}) == 1
+    assert all(len({item.after for item in turn}) == 1 for turn in zip(*hands, strict=True))
+    dealt = [item for turn in zip(*hands, strict=True) for item in turn if item.cuts]
+    assert [(item.epoch, item.index) for item in dealt] == epochs
+    turns = -(-step // size)
+    for number in range(len(whole) // step):
+        own = {(i.epoch, i.index) for h in hands for i in h[number * turns :][:turns] if i.cuts}
+        assert own == set(epochs[number * step :][:step])
+        last = hands[0][(number + 1) * turns - 1]
+        assert last.after == whole[(number + 1) * step - 1].after
+
+
+def test_dealt_batches_are_those_of_the_whole_stream(corpus: Path) -> None:
+    """A process makes its own batches only; where it has none, an empty one stands."""
+    loader = make(read_manifest(corpus), None, SHUFFLED)
+    whole = [key(batch) for batch in islice(loader.iterate(endless=True), 15)]
+    for rank in range(2):
+        deal = Deal(rank, size=2, step=3)
+        own = list(islice(loader.iterate(endless=True, deal=deal), 10))
+        assert [key(b) for b in own if len(b)] == [
+            k for i, k in enumerate(whole) if i % 3 % 2 == rank
+        ]
+        assert [len(b) == 0 for b in own] == [rank == 1 and i % 2 == 1 for i in range(10)]
 
 
 def test_resume_behind_the_last_batch_is_the_next_epoch(corpus: Path) -> None:

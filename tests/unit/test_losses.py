@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from omnirouter.model import Routing, ctc_loss, load_balance_loss
+from omnirouter.model import Dispatch, Routing, ctc_loss, dispatch_of, load_balance_loss
 
 FORMS: list[Literal["paper", "switch"]] = ["paper", "switch"]
 
@@ -58,3 +58,25 @@ def test_load_balance_of_no_frames_is_0(form: Literal["paper", "switch"]) -> Non
     """No frame, no load: 0 and not NaN, whatever the number of layers."""
     empty = Routing(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
     assert float(load_balance_loss([empty, empty], form)) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parts_of_several_devices_add_up_to_the_whole(form: Literal["paper", "switch"]) -> None:
+    """Frames shared out unevenly: with counts of all, losses and gradients sum to those of one."""
+    torch.manual_seed(0)
+    logits = [torch.randn(10, 4, requires_grad=True) for _ in range(3)]
+
+    def routing(rows: slice) -> list[Routing]:
+        probs = [layer[rows].softmax(dim=-1) for layer in logits]
+        return [Routing(p, p.argmax(dim=-1), p.amax(dim=-1)) for p in probs]
+
+    whole = load_balance_loss(routing(slice(None)), form)
+    expected = torch.autograd.grad(whole, logits)
+    shares = [routing(slice(0, 7)), routing(slice(7, 10))]
+    counts = [dispatch_of(share) for share in shares]
+    total = Dispatch(*(torch.stack(both).sum(0) for both in zip(*counts, strict=True)))
+    assert float(total.frames) == 10
+    parts = torch.stack([load_balance_loss(share, form, total) for share in shares]).sum()
+    torch.testing.assert_close(parts, whole)
+    for ours, theirs in zip(torch.autograd.grad(parts, logits), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -66,3 +66,22 @@ def test_a_stack_is_updated_as_its_matrices_would_be() -> None:
     for parameter, part in zip(single, stacked, strict=True):
         torch.testing.assert_close(parameter.data, part.data)
     assert not torch.allclose(stacked, start)
+
+
+def test_a_flag_on_the_device_keeps_weights_and_moments() -> None:
+    """What a GPU does with a step that is not finite: nothing moves, and the next step is whole."""
+    torch.manual_seed(0)
+    made = []
+    for poisoned in (False, True):
+        torch.manual_seed(0)
+        model = CTCEncoder(ModelConfig(dim=16, ffn_dim=16, num_layers=1, num_heads=1, vocab_size=4))
+        optimizers = build_optimizers(model, OptimConfig(muon_lr=0.02))
+        for bad in (False, True, False) if poisoned else (False, False):
+            for number, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.full_like(parameter, float("nan") if bad else number / 10)
+            for optimizer in optimizers:
+                optimizer.found_inf = torch.tensor(float(bad))  # type: ignore[attr-defined]
+                optimizer.step()
+        made.append(model.state_dict())
+    for name, value in made[0].items():
+        assert torch.equal(value, made[1][name]), name

@@ -103,6 +103,8 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
     from omnirouter.train import train as run_training
 
     result = run_training(run, resume=resume)
+    if not result.first:  # of several processes one reports
+        return FAILED if result.stopped == "interrupted" else DONE
     if result.stopped == "interrupted":
         again = f"omnirouter train {run.out} --resume"
         show.note(f"interrupted after step {result.steps}, all saved; to go on: {again}")

@@ -92,6 +92,7 @@ class Batch:
         groups: what the manifest says of each utterance's domain and accent, by field.
         epoch: counted from 0.
         index: number of the batch in its epoch.
+        after: (epoch, index) from which the data goes on, once all processes have consumed theirs.
         seconds: audio in the batch.
         rejected: the utterances left out of it.
     """
@@ -103,12 +104,18 @@ class Batch:
     seeds: list[int]
     epoch: int
     index: int
+    after: tuple[int, int] = (0, 0)
     seconds: float = 0.0
     rejected: list[Rejected] = field(default_factory=list)
     groups: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def empty(cls, epoch: int = 0, index: int = 0, after: tuple[int, int] = (0, 0)) -> Batch:
+        """One without utterances."""
+        return cls([], [], [], [], [], epoch, index, after)
 
 
 class RejectLog:
@@ -207,8 +214,14 @@ class _Unusable(Exception):
     """An utterance is to be rejected for this reason."""
 
 
-# (epoch, index, cuts): what the sampler gives, and one batch is made from
-Item = tuple[int, int, list[Cut]]
+@dataclass(frozen=True)
+class Item:
+    """What the sampler gives, and one batch is made from; see `Batch`."""
+
+    epoch: int
+    index: int
+    cuts: list[Cut]
+    after: tuple[int, int]
 
 
 class BatchMaker(Dataset[Batch]):
@@ -233,9 +246,8 @@ class BatchMaker(Dataset[Batch]):
         self.cache_free = data.cache_gb * 1e9
 
     def __getitem__(self, item: Item) -> Batch:
-        epoch, index, cuts = item
-        batch = Batch([], [], [], [], [], epoch, index)
-        for cut in cuts:
+        batch = Batch.empty(item.epoch, item.index, item.after)
+        for cut in item.cuts:
             try:
                 self._add(cut, batch)
             except (_Unusable, AudioError) as error:

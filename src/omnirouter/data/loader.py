@@ -14,9 +14,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lhotse import CutSet
@@ -31,13 +32,41 @@ from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.batch import Batch, BatchMaker, Item, LoaderConfig, Rejected, RejectLog
 from omnirouter.text import Tokenizer
 
-__all__ = ["Batch", "Loader", "LoaderConfig", "RejectLog", "Rejected"]
+__all__ = ["Batch", "Deal", "Loader", "LoaderConfig", "RejectLog", "Rejected"]
 
 BUFFER_CUTS = 20_000  # cuts held for shuffling; lhotse's default
 BATCHES_PER_BUCKET = 8  # an epoch ends with one partial batch per bucket: keep those rare
 PREFETCH = 3  # batches made ahead of the consumer
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+class Deal(NamedTuple):
+    """One stream of batches dealt to several processes: in turns, a batch for each.
+
+    Each process samples the whole stream and makes its own batches only. What a step consumes does
+    not depend on the number of processes, so that a run may go on with another number of them.
+
+    Attributes:
+        rank: the process, from 0.
+        size: number of processes.
+        step: batches after which a turn is cut short, for a step ends there; those who get none in
+            it are given an empty batch.
+    """
+
+    rank: int = 0
+    size: int = 1
+    step: int = 1
+
+    def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items of this process; the stream's last turn may be short too."""
+        while step := list(islice(items, self.step)):
+            for begin in range(0, len(step), self.size):
+                turn = step[begin : begin + self.size]
+                if self.rank < len(turn):
+                    yield replace(turn[self.rank], after=turn[-1].after)
+                else:
+                    yield replace(turn[-1], cuts=[])
 
 
 class Loader:
@@ -67,21 +96,27 @@ class Loader:
         self.data = data
         self._maker = BatchMaker(features, tokenizer, data, augment)
 
-    def iterate(self, epoch: int = 0, index: int = 0, endless: bool = False) -> Iterator[Batch]:
+    def iterate(
+        self, epoch: int = 0, index: int = 0, endless: bool = False, deal: Deal | None = None
+    ) -> Iterator[Batch]:
         """Batches from `index` of `epoch` on: to the end of that epoch, or for ever if `endless`.
 
         Getting to `index` samples the epoch's metadata again; no audio is read for it. Close the
-        iterator (or drop it) to end the loading behind it.
+        iterator (or drop it) to end the loading behind it. With `deal` these are the batches of one
+        process.
 
         Raises:
-            BadInput: there is no utterance, or (if endless) a whole epoch was rejected.
+            BadInput: there is no utterance, or (if endless and not dealt) a whole epoch was
+                rejected.
         """
         items = self._sample(self._bins, epoch, index, endless)
+        if deal is not None:
+            items = deal(items)
         if self.data.workers:
             batches = _in_workers(self._maker, items, self.data.workers)
         else:
             batches = _in_thread(self._maker, items)
-        return _guard(batches) if endless else batches
+        return _guard(batches) if endless and deal is None else batches
 
     def _sample(self, bins: list[float], epoch: int, index: int, endless: bool) -> Iterator[Item]:
         for number in count(epoch) if endless else (epoch,):
@@ -99,7 +134,7 @@ class Loader:
             sampler.set_epoch(number)
             for position, cuts in enumerate(sampler):
                 if number > epoch or position >= index:
-                    yield number, position, list(cuts)
+                    yield Item(number, position, list(cuts), after=(number, position + 1))
 
     @cached_property
     def _bins(self) -> list[float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
 from omnirouter.model.embedding import Embedding, SharedEmbedding
-from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation
+from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation, upload
 from omnirouter.model.routing import Routing, RoutingContext
 from omnirouter.model.routing_variants import build_routers
 
@@ -102,7 +102,7 @@ class CTCEncoder(nn.Module):
         packing = Packing(lengths_B, frames_TS.device, slopes_H, gap=self.config.local_width // 2)
         if positions_T is None:
             positions_T = frame_positions(lengths_B)
-        positions_T = positions_T.to(frames_TS.device, non_blocking=True)
+        positions_T = upload(positions_T, frames_TS.device)
         x_TD = self.input(frames_TS).float()
         rotation = None
         if self.config.positions != "sinusoidal":

@@ -15,11 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.fused import bias_relu
 from omnirouter.model.routing import Routes, Routing, RoutingContext
 
 LARGEST_PADDING = (
     0.25  # share of padding up to which utterances are attended to together on the CPU
 )
+
+
+def upload(t: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`, without waiting for what a GPU still has to do."""
+    if device.type == "cuda" and not t.is_cuda:
+        t = t.pin_memory()  # from any other memory the copy would wait
+    return t.to(device, non_blocking=True)
 
 
 class Packing:
@@ -53,7 +61,7 @@ class Packing:
     def boundaries(self) -> Tensor:
         """First frame of each utterance and the end of the last, int32 on the device."""
         ends = F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32)
-        return ends.to(self.device, non_blocking=True)
+        return upload(ends, self.device)
 
     @cached_property
     def gap_rows(self) -> Tensor:
@@ -103,18 +111,18 @@ class Group:
         real_bP = column_P < length_b
         rows_bP = begin_b + torch.minimum(column_P, length_b - 1)
         self.shape = real_bP.shape
-        self.rows = rows_bP.flatten().to(device)
+        self.rows = upload(rows_bP.flatten(), device)
         self.bias: Tensor | None = None
         self.real: Tensor | None = None
         self.targets = self.rows
         if not bool(real_bP.all()):
             hidden_bP = torch.zeros(self.shape).masked_fill(~real_bP, -torch.inf)
-            self.bias = hidden_bP[:, None, None].to(device)
-            self.real = real_bP.flatten().nonzero()[:, 0].to(device)
-            self.targets = rows_bP[real_bP].to(device)
+            self.bias = upload(hidden_bP[:, None, None], device)
+            self.real = upload(real_bP.flatten().nonzero()[:, 0], device)
+            self.targets = upload(rows_bP[real_bP], device)
         if packing.slopes_H is not None:
-            distance_PP = (column_P[:, None] - column_P).abs().to(device)
-            local_HPP = -packing.slopes_H.to(device)[:, None, None] * distance_PP
+            distance_PP = upload((column_P[:, None] - column_P).abs(), device)
+            local_HPP = -upload(packing.slopes_H, device)[:, None, None] * distance_PP
             self.bias = local_HPP[None] if self.bias is None else self.bias + local_HPP
 
 
@@ -287,14 +295,20 @@ class Experts(nn.Module):
         ends_N = member_AN.sum(0).cumsum(0).to(torch.int32)
         member_AN = member_AN.to(dtype)
 
-        def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            y = F.grouped_mm(x.to(dtype), weight.to(dtype).transpose(1, 2), offs=ends_N)
+        def product(x: Tensor, weight: Tensor) -> Tensor:
+            return F.grouped_mm(x.to(dtype), weight.to(dtype).transpose(1, 2), offs=ends_N)
+
+        def of_each(bias: Tensor) -> Tensor:
             # a product, not bias[expert]: the gradient of that indexing is slow
-            return y + member_AN @ bias.to(dtype)
+            return member_AN @ bias.to(dtype)
 
         with torch.autocast(device, enabled=False):
-            h_AF = self.dropout(linear(x_AD, self.up_NFD, self.up_bias_NF).relu())
-            return linear(h_AF, self.down_NDF, self.down_bias_ND)
+            h_AF = product(x_AD, self.up_NFD)
+            if h_AF.is_cuda:
+                h_AF = bias_relu(h_AF, self.up_bias_NF.to(dtype), expert_A)
+            else:
+                h_AF = (h_AF + of_each(self.up_bias_NF)).relu()
+            return product(self.dropout(h_AF), self.down_NDF) + of_each(self.down_bias_ND)
 
     def reference(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """What `forward` means: one masked expert after the other (no dropout)."""
@@ -308,7 +322,8 @@ class Experts(nn.Module):
             own = routing.expert_A == n
             h = F.linear(x_TD[frame_A[own]], self.up_NFD[n], self.up_bias_NF[n]).relu()
             y = F.linear(h, self.down_NDF[n], self.down_bias_ND[n])
-            y_TD = y_TD.index_add(0, frame_A[own], y * routing.gate_A[own, None].to(y.dtype))
+            y = (y * routing.gate_A[own, None].to(y.dtype)).to(y_TD.dtype)
+            y_TD = y_TD.index_add(0, frame_A[own], y)
         return y_TD
 
 

@@ -6,7 +6,7 @@ T frames of the whole batch, B utterances, N experts, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import BLANK
+from omnirouter.model.layers import upload
 from omnirouter.model.routing import Routing
 
 
@@ -33,24 +34,55 @@ def ctc_loss(log_probs_TV: Tensor, lengths_B: Tensor, targets: Sequence[Sequence
     padded_TBV = pad_sequence(list(log_probs_TV.float().split(lengths_B.tolist())))
     sizes_B = torch.tensor([len(t) for t in targets], dtype=torch.int64)
     flat = torch.tensor([piece for t in targets for piece in t], dtype=torch.int64)
-    flat = flat.to(log_probs_TV.device, non_blocking=True)
+    flat = upload(flat, log_probs_TV.device)
     return F.ctc_loss(
         padded_TBV, flat, lengths_B, sizes_B, blank=BLANK, reduction="none", zero_infinity=True
     )
 
 
+class Dispatch(NamedTuple):
+    """What went to which expert, counted; sums of it over several devices are again one.
+
+    Attributes:
+        counts_LN: assignments of each layer and expert, float32.
+        frames: a scalar, float32.
+    """
+
+    counts_LN: Tensor
+    frames: Tensor
+
+
+def dispatch_of(routings: Sequence[Routing]) -> Dispatch:
+    """Count the assignments of at least one layer."""
+    counts = [_members(routing).sum(dim=0) for routing in routings]
+    frames = counts[0].new_full((), len(routings[0].probs_TN))
+    return Dispatch(torch.stack(counts), frames)
+
+
 def load_balance_loss(
-    routings: Sequence[Routing], form: Literal["paper", "switch"] = "paper"
+    routings: Sequence[Routing],
+    form: Literal["paper", "switch"] = "paper",
+    dispatch: Dispatch | None = None,
 ) -> Tensor:
     """Sum over layers of N sum_j f_j rho_j (Eq. 5); a scalar, 0 without routings.
 
-    f_j is the share of frames dispatched to expert j (Eq. 3). rho_j averages over all T frames the
-    probability of j: `paper` counts only the frames dispatched to j (Eq. 4 as printed), `switch`
-    all of them (Fedus et al. 2021).
+    f_j is the share of assignments that went to expert j (Eq. 3). rho_j averages over all T frames
+    the probability of j: `paper` counts only the frames dispatched to j (Eq. 4 as printed),
+    `switch` all of them (Fedus et al. 2021).
+
+    Args:
+        routings: one per layer, of the frames at hand.
+        form: see above.
+        dispatch: counts over all devices. The loss is then this device's part: the parts of all
+            devices add up to the loss of all their frames together.
     """
     if not routings or not len(routings[0].probs_TN):
         return torch.zeros(())
-    return torch.stack([_layer_loss(routing, form) for routing in routings]).sum()
+    if dispatch is None:
+        dispatch = dispatch_of(routings)
+    layers = zip(routings, dispatch.counts_LN, strict=True)
+    losses = [_layer_loss(routing, form, counts_N, dispatch.frames) for routing, counts_N in layers]
+    return torch.stack(losses).sum()
 
 
 def z_loss(routings: Sequence[Routing]) -> Tensor:
@@ -87,15 +119,19 @@ def importance_loss(routings: Sequence[Routing]) -> Tensor:
     return torch.stack([p_TN.shape[1] * p_TN.mean(dim=0).square().sum() for p_TN in probs]).sum()
 
 
-def _layer_loss(routing: Routing, form: Literal["paper", "switch"]) -> Tensor:
-    frames, num_experts = routing.probs_TN.shape
-    member_AN = F.one_hot(routing.expert_A, num_experts).to(routing.probs_TN.dtype)
-    share_N = member_AN.mean(dim=0)
-    if form == "switch":
-        rho_N = routing.probs_TN.mean(dim=0)
-    else:
-        probs_AN = routing.probs_TN
+def _layer_loss(
+    routing: Routing, form: Literal["paper", "switch"], counts_N: Tensor, frames: Tensor
+) -> Tensor:
+    share_N = counts_N / counts_N.sum()
+    probs_AN = routing.probs_TN
+    if form == "paper":
         if routing.frame_A is not None:
             probs_AN = probs_AN[routing.frame_A]
-        rho_N = (probs_AN * member_AN).sum(dim=0) / frames
-    return num_experts * (share_N * rho_N).sum()
+        probs_AN = probs_AN * _members(routing)
+    return len(counts_N) * (share_N * (probs_AN.sum(dim=0) / frames)).sum()
+
+
+def _members(routing: Routing) -> Tensor:
+    """1 where an assignment (row) is to an expert (column), 0 elsewhere."""
+    num_experts = routing.probs_TN.shape[1]
+    return F.one_hot(routing.expert_A, num_experts).to(routing.probs_TN.dtype)

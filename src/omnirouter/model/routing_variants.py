@@ -266,7 +266,7 @@ def expert_load(
 
 
 @torch.no_grad()
-def rebalance(routers: nn.ModuleList, load_RN: Tensor, rate: float) -> None:
+def rebalance(routers: nn.ModuleList, load_RN: Tensor, rate: float | Tensor) -> None:
     """Move the biases of `TopKRouter`s against the load: up where it is below its mean, else down.
 
     Args:

@@ -5,7 +5,7 @@ Also what training does to routers besides gradients: the biases of loss-free ba
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from omnirouter.config import ModelConfig, RunConfig
 from omnirouter.data.batch import Batch
-from omnirouter.model import CTCEncoder, EncoderOutput, Routing, ctc_loss, load_balance_loss
+from omnirouter.model import (
+    CTCEncoder,
+    Dispatch,
+    EncoderOutput,
+    Routing,
+    ctc_loss,
+    load_balance_loss,
+)
 from omnirouter.model.embedding import Embedding
 from omnirouter.model.losses import importance_loss, sparsity_loss, z_loss
 from omnirouter.model.routing_variants import expert_load, rebalance
@@ -24,42 +31,62 @@ UNKNOWN = -1
 
 
 class Objective(NamedTuple):
-    """A micro-batch's share of the loss of a step.
+    """A micro-batch's share of the loss of a step, on this process.
 
     Attributes:
-        loss: to be lowered; shares add up over the micro-batches.
-        ctc: its CTC part.
-        balance: the load-balance loss, without its weight.
+        loss: to be lowered; shares add up over micro-batches and processes.
+        ctc: its CTC part, detached, float64.
+        balance: the load-balance loss without its weight, detached, float64.
     """
 
     loss: Tensor
-    ctc: float
-    balance: float
+    ctc: Tensor
+    balance: Tensor
 
 
 def objective(
-    output: EncoderOutput, batch: Batch, config: RunConfig, utterances: int, micro_batches: int
+    output: EncoderOutput,
+    batch: Batch,
+    config: RunConfig,
+    utterances: int,
+    micro_batches: int,
+    dispatch: Dispatch | None = None,
 ) -> Objective:
     """The loss of one micro-batch: per utterance what is CTC, per micro-batch what is routing.
 
     Args:
         output: of the model.
-        batch: what it was run on.
+        batch: what it was run on; an empty one has no part in the loss, but every parameter gets
+            its gradient, of zeros.
         config: names the losses and their weights.
-        utterances: of the whole step.
+        utterances: of the whole step, over all processes.
         micro_batches: of the whole step.
+        dispatch: counts over all processes; None if this is the only one.
     """
-    nll_B = ctc_loss(output.log_probs, output.lengths, batch.tokens)
-    uneven = load_balance_loss(output.routings, config.load_balance)
-    loss = nll_B.sum() / utterances
+    present = float(len(batch) > 0)
+    if present:
+        ctc = ctc_loss(output.log_probs, output.lengths, batch.tokens).sum()
+    else:
+        ctc = output.log_probs.sum() * 0.0
+    loss, uneven = ctc / utterances, ctc.new_zeros(())
     if output.routings:
+        uneven = load_balance_loss(output.routings, config.load_balance, dispatch) * present
         if config.model.routing not in BALANCED_BY_FORM:
             loss = loss + config.load_balance_weight * uneven / micro_batches
-        loss = loss + _on_routings(output.routings, config.router_losses) / micro_batches
+        # means over this process's frames: its share of all frames makes a mean over all of them
+        share: Tensor | float = present
+        if dispatch is not None:
+            share = present * len(output.routings[0].probs_TN) / dispatch.frames
+        loss = loss + share * _on_routings(output.routings, config.router_losses) / micro_batches
     if output.embedding is not None:
-        loss = loss + _on_embedding(output.embedding, output.lengths, batch, config) / utterances
+        if present:
+            extra = _on_embedding(output.embedding, output.lengths, batch, config)
+            loss = loss + extra / utterances
+        else:
+            logits = (output.embedding.log_probs_TV, *output.embedding.group_logits.values())
+            loss = loss + sum(x.sum() for x in logits) * 0.0
     return Objective(
-        loss, float(nll_B.detach().sum()) / utterances, float(uneven.detach()) / micro_batches
+        loss, ctc.detach().double() / utterances, uneven.detach().double() / micro_batches
     )
 
 
@@ -114,18 +141,27 @@ def group_numbers(batch: Batch, config: ModelConfig) -> dict[str, Tensor] | None
 class Load:
     """Counts the assignments of one step, for `model.router.balance_bias`; else does nothing."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, device: torch.device | str | None = None) -> None:
         self.config = config
         self.on = config.model.router.balance_bias and config.router_losses.bias_rate > 0
-        self.counts_RN: Tensor | None = None
+        model = config.model
+        self.counts_RN = torch.zeros(model.num_routers, model.num_experts, device=device)
 
     def add(self, routings: Sequence[Routing], skipped: Collection[int]) -> None:
         """Count a micro-batch whose layers `skipped` were left out."""
         if self.on and routings:
-            counts_RN = expert_load(routings, self.config.model, skipped)
-            self.counts_RN = counts_RN if self.counts_RN is None else self.counts_RN + counts_RN
+            self.counts_RN += expert_load(routings, self.config.model, skipped)
 
-    def rebalance(self, network: CTCEncoder) -> None:
-        """Move the biases against what was counted."""
-        if self.counts_RN is not None:
-            rebalance(network.routers, self.counts_RN, self.config.router_losses.bias_rate)
+    def rebalance(
+        self, network: CTCEncoder, total: Callable[[Tensor], Tensor], finite: Tensor
+    ) -> None:
+        """Move the biases against what was counted, unless the step is left out.
+
+        Args:
+            network: has the routers.
+            total: sums over all processes.
+            finite: whether the step counts, a scalar.
+        """
+        if self.on:
+            rate = self.config.router_losses.bias_rate * finite
+            rebalance(network.routers, total(self.counts_RN), rate)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from omnirouter.config import OptimConfig
+from omnirouter.train.parallel import part, part_like, part_of_state, whole
 
 MUON_MOMENTUM = 0.95
 MUON_ITERATIONS = 3
@@ -76,6 +77,22 @@ def set_rates(optimizers: Sequence[Optimizer], step: int, config: OptimConfig) -
     return rate
 
 
+def update(optimizers: Sequence[Optimizer], finite: Tensor) -> None:
+    """Take a step, unless loss or gradient is not finite: then weights and moments stay.
+
+    A GPU decides for itself: the host, which would have to wait for the flag, reads it later. For
+    that AdamW's kernel (and Muon) look at `found_inf`, as they do for a gradient scaler.
+    """
+    if finite.device.type == "cpu":
+        if finite:
+            for optimizer in optimizers:
+                optimizer.step()
+        return
+    for optimizer in optimizers:
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+
+
 def load_states(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]]) -> None:
     """Take up saved `state_dict`s, but for rates and decay: a resumed run may lower them.
 
@@ -83,6 +100,7 @@ def load_states(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]
         ValueError: they belong to other optimisers or parameters.
     """
     for optimizer, state in zip(optimizers, states, strict=True):
+        state = part_of_state(optimizer, state)
         own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(state)
         for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -108,7 +126,8 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient; none if `found_inf` is set and not 0."""
+        flag: Any = getattr(self, "found_inf", None)
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -116,12 +135,16 @@ class Muon(Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
+                before = [state["momentum"].clone(), parameter.clone()] if flag is not None else []
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
-                update = orthogonalise(parameter.grad.lerp(momentum, MUON_MOMENTUM))
+                wanted = whole(parameter.grad.lerp(momentum, MUON_MOMENTUM))  # of FSDP2's parts
+                change = part_like(orthogonalise(wanted), parameter)
                 rows, columns = parameter.shape[-2:]
                 rate = group["lr"] * max(1.0, rows / columns) ** 0.5
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.to(parameter.dtype), alpha=-rate)
+                parameter.add_(change.to(parameter.dtype), alpha=-rate)
+                for now, old in zip((momentum, parameter), before, strict=False):
+                    part(now).copy_(torch.where(flag > 0, part(old), part(now)))
 
 
 def orthogonalise(x: Tensor) -> Tensor:

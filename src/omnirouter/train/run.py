@@ -55,11 +55,17 @@ class Progress:
 class RunFolder:
     """Everything a run leaves on disk.
 
+    Args:
+        config: the run.
+        resume: there must be one in the folder already.
+        writes: whether this process is the one that writes; the others only look.
+
     Raises:
         BadInput: a new run in a folder that holds one, or `resume` where there is none.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool) -> None:
+    def __init__(self, config: RunConfig, *, resume: bool, writes: bool = True) -> None:
+        self.writes = writes
         self.path = Path(config.out)
         self.best = self.path / "best"
         self.states = self.path / "checkpoints"
@@ -82,6 +88,8 @@ class RunFolder:
 
     def start(self, config: RunConfig) -> None:
         """Mark the folder as a run; called when configuration and data have proved usable."""
+        if not self.writes:
+            return
         text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
         write_atomically(self.path / "config.yaml", lambda p: _write_text(p, text))
 
@@ -100,6 +108,8 @@ class RunFolder:
         Raises:
             OmnirouterError: the disk is full or not writable; the states before are untouched.
         """
+        if not self.writes:
+            return
         path = self.states / f"step-{step:09d}.pt"
         try:
             write_atomically(path, lambda p: _save(state, p))
@@ -128,6 +138,8 @@ class RunFolder:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl and its numbers to TensorBoard."""
+        if not self.writes:
+            return
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._board is None:
@@ -140,7 +152,7 @@ class RunFolder:
 
     def rewind_metrics(self, step: int) -> None:
         """Drop the rows after `step`, and a last line that a kill cut short."""
-        if not self.metrics.exists():
+        if not self.writes or not self.metrics.exists():
             return
         rows = [json.dumps(row) + "\n" for row in rows_of(self.metrics) if row["step"] <= step]
         write_atomically(self.metrics, lambda p: _write_text(p, "".join(rows)))

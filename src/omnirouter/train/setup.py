@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -150,3 +151,24 @@ def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader | None:
         tokenizer=None,
         data=LoaderConfig(max_seconds=DEV_SECONDS, workers=data.workers, cache_gb=data.cache_gb),
     )
+
+
+def micro_batches(config: RunConfig) -> int:
+    """Micro-batches of a step, over all processes; their number does not matter."""
+    data = config.data
+    return max(1, math.ceil(data.batch_hours * 3600 / data.device_seconds - 1e-9))
+
+
+def turns_of_a_step(config: RunConfig, processes: int) -> int:
+    """Micro-batches of a step in each process.
+
+    Raises:
+        BadInput: there are fewer micro-batches than processes.
+    """
+    count = micro_batches(config)
+    if count < processes:
+        raise BadInput(
+            f"data.device_seconds: a step is {count} micro-batches, {processes} processes need one "
+            f"each; set it to {config.data.batch_hours * 3600 / processes:g} or less"
+        )
+    return math.ceil(count / processes)

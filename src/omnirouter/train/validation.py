@@ -17,9 +17,11 @@ import numpy as np
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
 from omnirouter.config import BLANK, BadInput, RunConfig
 from omnirouter.data.batch import Batch
+from omnirouter.data.loader import Deal
 from omnirouter.evaluate.score import require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss
 from omnirouter.text import Tokenizer, clean_text
+from omnirouter.train.parallel import Team
 from omnirouter.train.run import Progress, RunFolder
 from omnirouter.train.setup import dev_loader
 from omnirouter.train.watch import Watch
@@ -51,12 +53,19 @@ class Validator:
         tokenizer: of that model.
         folder: where checkpoints and rows go.
         watch: is told of every validation.
+        team: shares the work; its first process writes.
     """
 
     def __init__(
-        self, config: RunConfig, tokenizer: Tokenizer, folder: RunFolder, watch: Watch
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        folder: RunFolder,
+        watch: Watch,
+        team: Team,
     ) -> None:
         self.config, self.tokenizer, self.folder, self.watch = config, tokenizer, folder, watch
+        self.team = team
         self.data = dev_loader(config, tokenizer)
         self.plateau_named = False
 
@@ -89,7 +98,9 @@ class Validator:
         if len(names) < 2 or self.data is None:
             return
         out = self.folder.path / "averaged"
-        average_checkpoints([self.folder.path / name for name in names], out)
+        with self.team.first_before_others():
+            if self.team.first:
+                average_checkpoints([self.folder.path / name for name in names], out)
         averaged = load_checkpoint(out, device=next(network.parameters()).device).model
         score = self._score(averaged)
         self.watch.note(f"average of {len(names)} checkpoints: dev WER {score.wer:.1%}")
@@ -100,7 +111,7 @@ class Validator:
             self._save(self.folder.best, averaged, progress, score.wer)
 
     def _score(self, network: CTCEncoder) -> DevScore:
-        """Score `network` on the development set.
+        """Score `network` on the development set, a share of it in each process.
 
         Raises:
             BadInput: no utterance of it could be used, or none has a word in its transcript.
@@ -116,19 +127,21 @@ class Validator:
 
         result = score_batches(
             Checkpoint(network, self.tokenizer, network.config, meta={}, path=self.folder.path),
-            self.data.iterate(),
+            self.data.iterate(deal=Deal(self.team.rank, self.team.size, self.team.size)),
             name="dev",
             precision=self.config.precision,
             on_output=measure,
         )
-        require_readable("data.dev", result.utterances, result.rejected)
-        if not result.words:
+        rejected = [item for part in self.team.gather(result.rejected) for item in part]
+        own = [*sums.tolist(), result.errors, result.words]
+        loss, utterances, blank, frames, errors, words = self.team.sum(own)
+        require_readable("data.dev", int(utterances), rejected)
+        if not words:
             raise BadInput(
                 "data.dev: no words in the transcripts; give it transcripts, or leave it out to "
                 "train without validation"
             )
-        loss, utterances, blank, frames = sums.tolist()
-        return DevScore(result.wer, loss / utterances, blank / frames, len(result.rejected))
+        return DevScore(errors / words, loss / utterances, blank / frames, len(rejected))
 
     def _name_plateau(self, blank: float) -> None:
         """Explain, once in a run, why a model that gives almost nothing but blanks has WER 1."""
@@ -147,11 +160,13 @@ class Validator:
         self._save(path, network, progress, wer)
         names = [*progress.averaged, path.name]
         progress.averaged = names[-self.config.average :]
-        for name in names[: -self.config.average]:
+        for name in names[: -self.config.average] if self.team.first else ():
             shutil.rmtree(self.folder.path / name, ignore_errors=True)
 
     def _save(self, path: Path, network: CTCEncoder, progress: Progress, wer: float) -> None:
         """Write a checkpoint folder."""
+        if not self.team.first:
+            return
         meta = {
             "step": progress.step,
             "audio_hours": progress.audio_s / 3600,

@@ -1,0 +1,78 @@
+"""The training state: all that a resumed run needs to go on identically.
+
+A state is whole whatever the number of processes and the strategy that wrote it, so that any other
+number and strategy can take it up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from omnirouter.config import BadInput
+from omnirouter.model import CTCEncoder
+from omnirouter.train.optim import load_states
+from omnirouter.train.parallel import whole_state
+from omnirouter.train.run import Progress, RunFolder
+
+if TYPE_CHECKING:
+    from omnirouter.train.loop import Trainer
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """The state of a run between two steps; whole in the first process, which writes it."""
+    team = trainer.team
+    trainer.read_flags(all=True)
+    cuda_rng = torch.cuda.get_rng_state() if team.device.type == "cuda" else None
+    return {
+        "model": trainer.engine.state(keep=team.first),
+        "optimizers": [whole_state(own, keep=team.first) for own in trainer.optimizers],
+        "progress": asdict(trainer.progress),
+        "sums": trainer.sums.tolist(),
+        "rejected": list(trainer.rejected.rejected.values()),
+        "rng": team.gather((torch.get_rng_state(), cuda_rng)),
+    }
+
+
+def restore_weights(network: CTCEncoder, state: dict[str, Any], folder: RunFolder) -> None:
+    """Take up the weights of a state, before they are shared out.
+
+    Raises:
+        BadInput: it belongs to another model than the configuration's.
+    """
+    try:
+        network.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise _misfit(folder) from error
+
+
+def restore(trainer: Trainer, state: dict[str, Any]) -> None:
+    """Take up the rest of a state.
+
+    Raises:
+        BadInput: it belongs to another optimiser than the configuration's.
+    """
+    team = trainer.team
+    try:
+        load_states(trainer.optimizers, state["optimizers"])
+    except ValueError as error:
+        raise _misfit(trainer.folder) from error
+    trainer.progress = Progress(**state["progress"])
+    trainer.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+    trainer.rejected.add(state["rejected"])
+    rng = state.get("rng") or [(state["torch_rng"], None)]  # as first versions wrote it
+    if team.rank < len(rng):  # else fewer processes wrote it: this one's generator starts anew
+        host, cuda = rng[team.rank]
+        torch.set_rng_state(host)
+        if cuda is not None and team.device.type == "cuda":
+            torch.cuda.set_rng_state(cuda)
+    trainer.watch.note(f"resumed at step {trainer.progress.step}")
+
+
+def _misfit(folder: RunFolder) -> BadInput:
+    return BadInput(
+        f"{folder.path}: holds a run of another model or optimiser; go on with its "
+        f"own configuration: omnirouter train {folder.path} --resume"
+    )

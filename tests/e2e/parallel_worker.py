@@ -1,0 +1,123 @@
+"""What the processes of a team do in the tests; a file of its own, so that they can import it.
+
+A job gets a configuration and gives what the test looks at. Each process finds the variables that
+torchrun would have set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.fsdp
+import torch.distributed.tensor
+from rich.console import Console
+from torch import Tensor
+
+from omnirouter.config import OmnirouterError, RunConfig
+from omnirouter.data.batch import Batch
+from omnirouter.model import EncoderOutput
+from omnirouter.train import step, train
+from omnirouter.train.loop import Trainer, TrainResult
+from omnirouter.train.parallel import Team, whole
+from omnirouter.train.step import Stepper, Work
+from omnirouter.train.watch import Watch
+
+Job = Callable[[RunConfig], Any]
+
+
+def run_team(size: int, job: Job, config: RunConfig, out: Path, port: int) -> list[Any]:
+    """Run a job in `size` processes; what each gives, or its error as text.
+
+    They come from a server that has imported torch already: that is most of their time.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    processes = [
+        context.Process(target=work, args=(job, config, out, rank, size, port))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+    assert [process.exitcode for process in processes] == [0] * size
+    return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(size)]
+
+
+def work(job: Job, config: RunConfig, out: Path, rank: int, size: int, port: int) -> None:
+    """One process."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        result = job(config)
+    except OmnirouterError as error:
+        result = f"{type(error).__name__}: {error}"
+    torch.save(result, f"{out}.{rank}")
+
+
+def quiet(config: RunConfig) -> Watch:
+    return Watch(config.steps, console=Console(quiet=True))
+
+
+def trained(config: RunConfig) -> TrainResult:
+    return train(config, watch=quiet(config))
+
+
+def resumed(config: RunConfig) -> TrainResult:
+    return train(config, resume=True, watch=quiet(config))
+
+
+def poisoned(config: RunConfig) -> TrainResult:
+    """Trains; the second process's third loss is NaN."""
+    real, calls = Stepper.losses, []
+
+    def losses(self: Stepper, batch: Batch, output: EncoderOutput) -> tuple[Tensor, Tensor | None]:
+        ctc, uneven = real(self, batch, output)
+        calls.append(batch)
+        bad = self.team.rank == 1 and len(calls) == 3
+        return ctc * float("nan") if bad else ctc, uneven
+
+    Stepper.losses = losses  # type: ignore[method-assign]
+    return trained(config)
+
+
+def gradients(config: RunConfig, join: bool = False) -> dict[str, Any]:
+    """Losses, norm, and every parameter's whole gradient, of the first step."""
+    trainer = Trainer(config, resume=False, watch=quiet(config), team=Team("cpu"))
+    with closing(trainer.batches()) as batches:  # type: ignore[type-var]
+        work = trainer.take(batches)
+    kept: dict[str, Tensor] = {}
+
+    def keep(optimizers: object, finite: Tensor) -> None:
+        assert finite
+        for name, parameter in trainer.network.named_parameters():
+            kept[name] = whole(parameter.grad).clone()
+
+    step.update = keep  # type: ignore[assignment]
+    trainer.step(Work([one_batch(work.batches)], work.utterances) if join else work)
+    return {
+        "losses": trainer.last.losses,
+        "norm": trainer.last.norm,
+        "utterances": [len(batch) for batch in work.batches],
+        "gradients": kept,
+    }
+
+
+def joined_gradients(config: RunConfig) -> dict[str, Any]:
+    """The same for all micro-batches of the step in one forward."""
+    return gradients(config, join=True)
+
+
+def one_batch(batches: list[Batch]) -> Batch:
+    joined = Batch.empty()
+    for batch in batches:
+        for name in ("waveforms", "tokens", "texts", "ids", "seeds"):
+            getattr(joined, name).extend(getattr(batch, name))
+    return joined
