@@ -33,7 +33,8 @@ from omnirouter.config import (
 )
 from omnirouter.data.prepare import read_manifest
 from omnirouter.data.synthetic import SyntheticConfig, make_corpus
-from omnirouter.evaluate.analyse import choose_examples, collect, strip_examples, summarise
+from omnirouter.evaluate.analyse import choose_examples, strip_examples
+from omnirouter.evaluate.collect import collect, summarise
 from omnirouter.evaluate.routing import aligned_labels
 from omnirouter.evaluate.score import SetResult, score
 from omnirouter.evaluate.tables import Condition, WerTable, to_rich

@@ -18,7 +18,8 @@ import jiwer
 from omnirouter.checkpoint import write_atomically
 from omnirouter.config import ModelConfig, count_parameters
 from omnirouter.evaluate import figures
-from omnirouter.evaluate.analyse import RoutingNumbers, StripExample
+from omnirouter.evaluate.analyse import StripExample
+from omnirouter.evaluate.collect import RoutingNumbers
 from omnirouter.evaluate.score import SetResult
 from omnirouter.evaluate.tables import Condition, WerTable, change, per_cent
 from omnirouter.text import whisper_normalise
