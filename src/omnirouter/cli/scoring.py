@@ -55,7 +55,7 @@ def evaluate(
         if path is not None:
             require_writable(path)
     # all are checked before hours are spent on the first
-    sets = {name: read_manifest(path) for name, path in _named(cuts).items()}
+    sets = {name: read_manifest(path) for name, path in named_manifests(cuts).items()}
     model = load_checkpoint(checkpoint, compute.torch_device())
     options: dict[str, Any] = {"batch_seconds": batch_seconds, "precision": compute.precision}
     results: dict[str, SetResult] = {}
@@ -81,7 +81,7 @@ def _score_all(
         total = sum(1 for _ in utterances)
         try:
             with show.progress(name, total, "utterances") as update:
-                options["progress"] = _counting(update)
+                options["progress"] = counting(update)
                 if group_by is None:
                     found = {name: score(model, utterances, name=name, **options)}
                 else:
@@ -149,7 +149,7 @@ def analyse(
             examples=examples,
             precision=compute.precision,
             random_experts=DisturbConfig() if random_experts else None,
-            progress=_counting(update),
+            progress=counting(update),
         )
     show.note(f"routing.json and figures: {out}")
     if json:
@@ -173,7 +173,7 @@ def _show_layers(numbers: RoutingNumbers) -> None:
     show.table(columns, {"": rows})
 
 
-def _named(patterns: Sequence[str]) -> dict[str, Path]:
+def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
     """Manifests by file name without extension, or by path where names would clash."""
     paths = list(dict.fromkeys(path for pattern in patterns for path in _expanded(pattern)))
     stems = {path: path.name.removesuffix(".gz").removesuffix(".jsonl") for path in paths}
@@ -196,7 +196,7 @@ def _expanded(pattern: str) -> list[Path]:
     return found
 
 
-def _counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
+def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
     """A callback for batches that keeps the sum of their utterances."""
     done = 0
 

@@ -1,4 +1,4 @@
-"""The paper's figures: expert strips (Fig. 2), contingency (4), Cramér's V (5) and losses (6).
+"""The paper's figures on routing: expert strips (Fig. 2), contingency (4) and Cramér's V (5).
 
 Letters: K mel frames, M mel bins, L layers, T frames, N experts.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,6 @@ from omnirouter.evaluate.drawing import (
     save,
     shorten,
     styled,
-    thinned,
     to_svg,
 )
 from omnirouter.evaluate.routing import Floats, Ints
@@ -175,44 +173,3 @@ def cramers_v_lines(series: Mapping[str, Sequence[float]], title: str = "") -> F
     axis.set_ylabel("Cramér's V")
     finish(axis, title)
     return figure
-
-
-@styled
-def curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    key: str,
-    label: str,
-    scale: float = 1.0,
-    title: str = "",
-) -> Figure:
-    """One value of metrics.jsonl over the steps, a line for each run.
-
-    Args:
-        runs: rows of metrics.jsonl by the run's name; rows without `key` are passed over.
-        key: `ctc`, `loss`, `wer` and so on.
-        label: of the vertical axis.
-        scale: factor for display, such as 100 for per cent.
-        title: above the figure.
-    """
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    axis = figure.subplots()
-    for (name, rows), (colour, marker, dashes) in zip(runs.items(), cycle(LINES), strict=False):
-        points = np.array(
-            [(row["step"], scale * row[key]) for row in rows if row.get(key) is not None]
-        )
-        if not len(points):
-            continue
-        x, y = thinned(points)
-        axis.plot(
-            x, y, color=colour, marker=marker if len(x) <= 20 else "", linestyle=dashes, label=name
-        )
-    axis.set_xlabel("step")
-    axis.set_ylabel(label)
-    finish(axis, title)
-    return figure
-
-
-def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Figure:
-    """CTC loss in training over the steps, a line for each run (Fig. 6)."""
-    return curves(runs, key="ctc", label="CTC loss, nats per utterance", title=title)

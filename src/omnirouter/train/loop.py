@@ -23,6 +23,7 @@ from lightning_fabric import Fabric
 from omnirouter.audio import cape_positions, extract
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch, RejectLog
+from omnirouter.evaluate.dynamics import Diagnosis
 from omnirouter.evaluate.routing import routing_stats
 from omnirouter.model import CTCEncoder, EncoderOutput
 from omnirouter.train.interrupt import Interrupt
@@ -123,6 +124,9 @@ class Trainer:
         elif (state := self.folder.newest_state()) is not None:
             self.restore(self.folder.load_state(state))
         self.folder.rewind_metrics(self.progress.step)
+        self.diagnosis = Diagnosis()
+        for row in self.folder.rows("train"):  # of a resumed run
+            self.diagnosis.see(row)
 
     def run(self) -> TrainResult:
         """Train to the last step, a plateau or an interrupt."""
@@ -259,6 +263,9 @@ class Trainer:
         self.sums = [0.0, 0.0, 0.0]
         self.folder.log(row)
         self.watch.losses(row)
+        for text in self.diagnosis.see(row):
+            self.folder.log({"step": row["step"], "kind": "diagnosis", "text": text})
+            self.watch.note(f"step {row['step']}: {text}")
 
     def finish(self, stopped: str) -> TrainResult:
         """Average if asked, write what was rejected, sum up."""
