@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from omnirouter.checkpoint import Checkpoint
+from omnirouter.checkpoint import Checkpoint, save_checkpoint
+from omnirouter.cli import main
 from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.analyse import choose_examples, collect, strip_examples, summarise
+from omnirouter.evaluate.analyse import choose_examples, look, strip_examples
 from omnirouter.evaluate.score import SetResult, score_groups
 from omnirouter.evaluate.tables import (
     Condition,
@@ -156,7 +158,16 @@ def models(checkpoints: dict[str, Checkpoint], manifest: Path) -> list[ModelRepo
     for name, checkpoint in checkpoints.items():
         metrics = [{"step": 10 * i, "kind": "train", "ctc": 90 - 3.0 * i} for i in range(20)]
         metrics += [{"step": 50, "kind": "validation", "wer": 0.9, "loss": 50.0}]
-        routed = checkpoint.config.routing != "dense"
+        found = look(checkpoint, cuts) if checkpoint.config.routing != "dense" else None
+        if found is not None:
+            routing = {
+                "expert_usage": found.numbers.usage,
+                "router_entropy": found.numbers.router_entropy,
+                "mean_gate": found.numbers.mean_gate,
+                "cramers_v": found.numbers.cramers_v,
+            }
+            metrics = [row | routing if row["kind"] == "train" else row for row in metrics]
+            metrics += [{"step": 60, "kind": "diagnosis", "text": "expert 3 of layer 1 is <dead>"}]
         made.append(
             ModelReport(
                 name=name.title(),
@@ -165,7 +176,8 @@ def models(checkpoints: dict[str, Checkpoint], manifest: Path) -> list[ModelRepo
                 metrics=metrics,
                 steps=200,
                 train_seconds=61.5,
-                routing=summarise(collect(checkpoint, cuts), name) if routed else None,
+                routing=found.numbers if found else None,
+                meaning=found.meaning if found else None,
                 strips=strip_examples(checkpoint, examples),
             )
         )
@@ -205,11 +217,58 @@ def test_page_says_what_was_measured(models: list[ModelReport], tmp_path: Path) 
             assert f"{model.routing.cramers_v_mean:.2f} for {model.name}" in text
     for words in ("Noise <loud>", "omnirouter demo <nothing else>", "1 test utterance", "experts"):
         assert words in text
+    for words in ("What the experts do", "by chance", "Omni: condition", "3 of layer 1 is <dead>"):
+        assert words in text
 
 
 def test_page_without_routed_models_or_strips(models: list[ModelReport], tmp_path: Path) -> None:
     plain = replace(models[0], strips=[])
-    assert "Cramér" not in write(tmp_path / "report.html", [plain])
+    text = write(tmp_path / "report.html", [plain])
+    for words in ("Cramér", "What the experts do", "routing while"):
+        assert words not in text
+
+
+def save_run(checkpoint: Checkpoint, folder: Path, rows: list[dict[str, object]]) -> str:
+    folder.mkdir()
+    save_checkpoint(
+        folder / "best",
+        model_state=checkpoint.model.state_dict(),
+        config=checkpoint.config,
+        tokenizer=checkpoint.tokenizer,
+    )
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def test_report_of_runs(
+    checkpoints: dict[str, Checkpoint],
+    manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command takes run folders: one without cuts, or several with them."""
+    rows: list[dict[str, object]] = [
+        {"step": 10 * i, "kind": "train", "ctc": 9.0, "elapsed_s": 5.0 * i} for i in range(1, 4)
+    ]
+    dense = save_run(checkpoints["dense"], tmp_path / "dense", rows)
+    omni = save_run(checkpoints["omni"], tmp_path / "v1.2", rows)
+    out = tmp_path / "pages" / "report.html"
+    assert main(["report", omni, "--out", str(out)]) == 0
+    page = out.read_text()
+    assert "<h1>v1.2</h1>" in page and "Training" in page and "Word error rate</h2>" not in page
+    arguments = [f"Dense={dense}", omni, "--cuts", f"[{manifest}]", "--title", "A & B"]
+    assert main(["report", *arguments, "--out", str(out), "--limit", "3"]) == 0
+    page = out.read_text()
+    for words in ("<h1>A &amp; B</h1>", "Word error rate</h2>", "What the experts do", "30</td>"):
+        assert words in page
+    capsys.readouterr()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(["report", str(empty), "--out", str(out)]) == 2
+    assert "holds no metrics.jsonl" in capsys.readouterr().err
+    assert main(["report", dense, "--cuts", "[nowhere.jsonl]", "--out", str(out)]) == 2
+    assert main(["report", dense, "--limit", "0"]) == 2
+    assert out.read_text() == page
 
 
 def test_same_results_give_the_same_page(models: list[ModelReport], tmp_path: Path) -> None:

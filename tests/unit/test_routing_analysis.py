@@ -150,6 +150,7 @@ def test_analyse_writes_numbers_and_figures(
     assert values["routing"] == "switch"
     assert len(values["cramers_v"]) == 2
     drawn = {"expert_strips_1", "contingency", "cramers_v", "cramers_v_matrix", "usage"}
+    drawn |= {"sounds", "sounds_by_layer", "run_lengths", "router_inputs"}
     written = {path.name for path in (tmp_path / "out").iterdir()} - {"routing.json"}
     assert written == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert written == set(values["figures"])

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
-from omnirouter.cli.comparing import tables
+from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
 from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate,
     "analyse": analyse,
     "tables": tables,
+    "report": report,
     "transcribe": transcribe,
     "average": average,
     "upcycle": upcycle,

@@ -1,11 +1,11 @@
-"""Commands that set results side by side: tables."""
+"""Commands that set results side by side: tables, report."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from omnirouter.cli.common import DONE, require_writable
+from omnirouter.cli.common import DONE, Compute, require_writable
 from omnirouter.config import BadInput
 
 
@@ -60,6 +60,73 @@ def tables(
         write_atomically(output, lambda path: _write(path, text))
         show.note(f"table: {output}")
     return DONE
+
+
+def report(
+    runs: list[str],
+    compute: Compute,
+    *,
+    cuts: list[str] | None = None,
+    out: Path = Path("report.html"),
+    title: str = "",
+    limit: int = 200,
+    random_experts: bool = False,
+) -> int:
+    """Write one self-contained page on a training run, or on several side by side.
+
+    Without --cuts it shows how training went; with them also word error rates, what the models
+    hear, and what their routers and experts do. It opens without a network.
+
+    Args:
+        runs: folders of training runs, each as FOLDER or NAME=FOLDER, from the baseline to the one
+            that matters.
+        compute: where to run.
+        cuts: list of manifests to score the runs' best checkpoints on, such as '[a.jsonl,
+            b.jsonl]'; routing is looked at on the first.
+        out: HTML file to write.
+        title: heading; made from the runs' names if not given.
+        limit: utterances of the first manifest whose routing is looked at.
+        random_experts: also measure word errors with frames sent to random experts (slow).
+    """
+    from omnirouter.cli import show
+    from omnirouter.cli.scoring import counting, named_manifests
+    from omnirouter.data.prepare import read_manifest
+    from omnirouter.evaluate.results import named_files
+    from omnirouter.evaluate.tables import Condition
+    from omnirouter.study.model_report import Look, of_run
+    from omnirouter.study.report import write_report
+
+    if limit < 1:
+        raise BadInput(f"limit: at least 1, not {limit}")
+    require_writable(out)
+    folders = {_title(name, path): path for name, path in named_files(runs).items()}
+    manifests = named_manifests(cuts or [])
+    sets = {name: read_manifest(path) for name, path in manifests.items()}
+    options = Look(
+        limit=limit,
+        random_experts=random_experts,
+        device=compute.torch_device(),
+        precision=compute.precision,
+    )
+    models = []
+    for name, folder in folders.items():
+        total = sum(sum(1 for _ in own) for own in sets.values())
+        with show.progress(name, total + limit, "utterances") as update:
+            models.append(of_run(folder, name, sets, options, counting(update)))
+    write_report(
+        out,
+        title=title or " and ".join(folders),
+        models=models,
+        conditions=[Condition(name=name, label=name) for name in sets],
+        facts={name: str(path) for name, path in (folders | manifests).items()},
+    )
+    show.note(f"report: {out}")
+    return DONE
+
+
+def _title(name: str, path: Path) -> str:
+    """The name given, or the folder's whole name, which may have dots."""
+    return path.name if name == path.stem else name
 
 
 def _write(path: Path, text: str) -> None:

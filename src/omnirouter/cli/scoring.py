@@ -13,6 +13,8 @@ from omnirouter.cli.common import DONE, Compute, require_writable, status
 from omnirouter.config import BadInput
 
 if TYPE_CHECKING:
+    from omnirouter.checkpoint import Checkpoint
+    from omnirouter.evaluate.collect import RoutingNumbers
     from omnirouter.evaluate.score import SetResult
 
 MANIFESTS = (".jsonl", ".jsonl.gz")
@@ -47,24 +49,39 @@ def evaluate(
         batch_seconds: audio in one batch, in seconds.
     """
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.cli import show
     from omnirouter.data.prepare import read_manifest
-    from omnirouter.evaluate.score import score, score_groups
 
     for path in (output, hypotheses):
         if path is not None:
             require_writable(path)
     # all are checked before hours are spent on the first
-    sets = {name: read_manifest(path) for name, path in _named(cuts).items()}
+    sets = {name: read_manifest(path) for name, path in named_manifests(cuts).items()}
     model = load_checkpoint(checkpoint, compute.torch_device())
     options: dict[str, Any] = {"batch_seconds": batch_seconds, "precision": compute.precision}
     results: dict[str, SetResult] = {}
+    failed = _score_all(sets, model, results, group_by=group_by, **options)
+    _report(results, json=json, output=output, hypotheses=hypotheses)
+    return status(failed, len(sets))
+
+
+def _score_all(
+    sets: Mapping[str, Any],
+    model: Checkpoint,
+    results: dict[str, SetResult],
+    *,
+    group_by: str | None,
+    **options: Any,
+) -> int:
+    """Score set after set into `results`; returns how many failed. Ctrl-C keeps what is done."""
+    from omnirouter.cli import show
+    from omnirouter.evaluate.score import score, score_groups
+
     failed = 0
     for name, utterances in sets.items():
         total = sum(1 for _ in utterances)
         try:
             with show.progress(name, total, "utterances") as update:
-                options["progress"] = _counting(update)
+                options["progress"] = counting(update)
                 if group_by is None:
                     found = {name: score(model, utterances, name=name, **options)}
                 else:
@@ -78,8 +95,7 @@ def evaluate(
             break  # what was scored so far is still shown and written
         results |= found
         _warn_of_rejected(found)
-    _report(results, json=json, output=output, hypotheses=hypotheses)
-    return status(failed, len(sets))
+    return failed
 
 
 def analyse(
@@ -90,12 +106,15 @@ def analyse(
     out: Path,
     limit: int = 500,
     examples: int = 3,
+    random_experts: bool = False,
     json: bool = False,
 ) -> int:
     """Show what the routers of a model do: numbers and figures.
 
-    Writes routing.json (use of experts, router entropy, contingency tables and Cramér's V of
-    layers) and figures as PNG and SVG.
+    Writes routing.json and figures as PNG and SVG: use of experts, router entropy, agreement of
+    layers, which expert takes which kind of sound and for how long, and how alike the routers'
+    inputs are. Dependence on speaker, accent, condition and the like needs those fields in the
+    manifest.
 
     Args:
         checkpoint: folder of a switch or omni model.
@@ -104,19 +123,23 @@ def analyse(
         out: folder to write to.
         limit: utterances, from the beginning of the manifest; 0 for all.
         examples: utterances whose experts are drawn under their spectrogram.
+        random_experts: also measure word errors with frames sent to random experts: five shares,
+            three seeds, three readings of the paper's test, so some fifty times the work.
         json: print the numbers as JSON.
     """
     from omnirouter.checkpoint import load_checkpoint
     from omnirouter.cli import show
     from omnirouter.data.prepare import read_manifests
     from omnirouter.evaluate.analyse import analyse as run_analysis
+    from omnirouter.evaluate.disturb import DisturbConfig
 
     if limit < 0 or examples < 1:
         raise BadInput(f"limit and examples: at least 0 and 1, not {limit} and {examples}")
     require_writable(out / "routing.json")
     utterances = read_manifests([cuts])
     model = load_checkpoint(checkpoint, compute.torch_device())
-    total = min(limit or 10**9, sum(1 for _ in utterances))
+    passes = 2 if random_experts else 1
+    total = passes * min(limit or 10**9, sum(1 for _ in utterances))
     with show.progress("analyse", total, "utterances") as update:
         numbers = run_analysis(
             model,
@@ -125,12 +148,20 @@ def analyse(
             limit=limit or None,
             examples=examples,
             precision=compute.precision,
-            progress=_counting(update),
+            random_experts=DisturbConfig() if random_experts else None,
+            progress=counting(update),
         )
     show.note(f"routing.json and figures: {out}")
     if json:
         show.as_json(asdict(numbers))
-        return DONE
+    else:
+        _show_layers(numbers)
+    return DONE
+
+
+def _show_layers(numbers: RoutingNumbers) -> None:
+    from omnirouter.cli import show
+
     next_layer = [f"{value:.2f}" for value in numbers.cramers_v] + [""]
     rows = [
         [str(layer), " ".join(f"{share:.0%}" for share in shares), f"{entropy:.2f}", agreement]
@@ -140,10 +171,9 @@ def analyse(
     ]
     columns = ("layer", "use of experts", "entropy (nats)", "Cramér's V with next")
     show.table(columns, {"": rows})
-    return DONE
 
 
-def _named(patterns: Sequence[str]) -> dict[str, Path]:
+def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
     """Manifests by file name without extension, or by path where names would clash."""
     paths = list(dict.fromkeys(path for pattern in patterns for path in _expanded(pattern)))
     stems = {path: path.name.removesuffix(".gz").removesuffix(".jsonl") for path in paths}
@@ -166,7 +196,7 @@ def _expanded(pattern: str) -> list[Path]:
     return found
 
 
-def _counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
+def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
     """A callback for batches that keeps the sum of their utterances."""
     done = 0
 

@@ -1,113 +1,46 @@
-"""What the routers of a checkpoint do on real utterances: numbers, and Figs. 2, 4 and 5 (Sec. VI).
+"""What the routers of a checkpoint do on real utterances: routing.json and its figures (Sec. VI).
 
-`collect` runs a model over cuts, `summarise` turns its decisions into numbers, `strip_examples`
-prepares single utterances for drawing, and `analyse` does all three and writes routing.json with
-its figures. Letters: L layers, T frames, N experts, B utterances, K mel frames, M mel bins.
+`strip_examples` prepares single utterances for drawing; `analyse` gathers numbers (`collect.py`,
+`meaning.py`, `disturb.py`) and draws Figs. 2 to 5. Letters: L layers, T frames, N experts, K mel
+frames, M mel bins.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from lhotse import CutSet
 
 from omnirouter.audio import log_mel
 from omnirouter.checkpoint import Checkpoint, write_atomically
-from omnirouter.config import BadInput, ModelConfig
-from omnirouter.evaluate.routing import (
-    Floats,
-    Ints,
-    adjacent_cramers_v,
-    align_layers,
-    aligned_labels,
-    best_mapping,
-    contingency,
-    cramers_v_matrix,
-    router_entropy,
-    top_expert,
-    usage,
-)
-from omnirouter.evaluate.score import (
-    Precision,
-    Progress,
-    evaluating,
-    evaluation_loader,
-    forward,
-    require_readable,
-)
+from omnirouter.config import ModelConfig
+from omnirouter.evaluate.collect import RoutingCollection, RoutingNumbers, collect, summarise
+from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
+from omnirouter.evaluate.meaning import Meaning
+from omnirouter.evaluate.routing import Floats, Ints, align_layers, aligned_labels, top_expert
+from omnirouter.evaluate.score import Precision, Progress, evaluating, evaluation_loader, forward
+from omnirouter.evaluate.watching import collect_meaning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+__all__ = [
+    "RoutingCollection",
+    "RoutingNumbers",
+    "StripExample",
+    "analyse",
+    "choose_examples",
+    "collect",
+    "strip_examples",
+    "summarise",
+]
+
 EXAMPLE_S = (2.5, 8.0)  # utterances shown as strips: long enough to see, short enough to read
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingCollection:
-    """The routing decisions of a model over many utterances.
-
-    Attributes:
-        experts_LT: expert of each frame in each layer, int8; utterances one after the other.
-        offsets: first frame of each utterance and the end of the last, int64 [B + 1].
-        ids: of the utterances.
-        texts: their references.
-        entropy_L: mean entropy of the routing distribution in nats.
-        gate_L: mean gate, the probability that scales the expert's output (Eq. 2).
-        num_experts: N.
-        frame_s: seconds of one frame.
-    """
-
-    experts_LT: npt.NDArray[np.int8]
-    offsets: Ints
-    ids: list[str]
-    texts: list[str]
-    entropy_L: Floats
-    gate_L: Floats
-    num_experts: int
-    frame_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerPair:
-    """Two adjacent layers, counted from 1.
-
-    Attributes:
-        layers: the lower and the upper one.
-        contingency: frames by expert in the lower (rows) and in the upper layer (columns).
-        mapping: the column that fits each row best.
-        agreement: share of the frames on that mapping.
-    """
-
-    layers: tuple[int, int]
-    contingency: list[list[int]]
-    mapping: list[int]
-    agreement: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingNumbers:
-    """Figures of a `RoutingCollection`; lists run over layers from the first to the last."""
-
-    routing: str
-    num_experts: int
-    utterances: int
-    frames: int
-    seconds: float
-    usage: list[list[float]]
-    router_entropy: list[float]
-    largest_entropy: float
-    mean_gate: list[float]
-    cramers_v: list[float]
-    cramers_v_mean: float
-    cramers_v_matrix: list[list[float]]
-    pairs: list[LayerPair]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,108 +60,6 @@ class StripExample:
     seconds: float
     mel_KM: Floats
     experts_LT: Ints | None
-
-
-def collect(
-    checkpoint: Checkpoint,
-    cuts: CutSet,
-    *,
-    limit: int | None = 500,
-    batch_seconds: float = 120.0,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
-) -> RoutingCollection:
-    """Run a model over cuts and keep its routing decisions.
-
-    Args:
-        checkpoint: of a model with experts.
-        cuts: what to run it on.
-        limit: utterances, from the beginning of `cuts`; None for all.
-        batch_seconds: seconds of audio in one batch.
-        precision: `bf16` runs the encoder under autocast.
-        progress: called after each batch with its number of utterances and seconds of audio.
-
-    Raises:
-        BadInput: the model is dense, or no utterance could be used.
-    """
-    if checkpoint.config.routing == "dense":
-        raise BadInput(
-            f"{checkpoint.path}: a dense model has no router to look at; give a checkpoint of a "
-            "switch or omni model"
-        )
-    config = checkpoint.config
-    experts, entropy, gates = [], np.zeros(config.num_layers), np.zeros(config.num_layers)
-    ids: list[str] = []
-    texts: list[str] = []
-    lengths: list[int] = []
-    rejected = []
-    chosen = cuts if limit is None else cuts.subset(first=limit)
-    with evaluating(checkpoint.model):
-        for batch in evaluation_loader(checkpoint, chosen, batch_seconds):
-            rejected += batch.rejected
-            if not batch.waveforms:
-                continue
-            output = forward(checkpoint, batch.waveforms, precision)
-            frames = int(output.lengths.sum())
-            experts.append(
-                torch.stack([top_expert(r) for r in output.routings]).to(torch.int8).cpu()
-            )
-            entropy += frames * np.array(
-                [float(router_entropy(r.probs_TN)) for r in output.routings]
-            )
-            gates += frames * np.array([float(r.gate_A.float().mean()) for r in output.routings])
-            ids += batch.ids
-            texts += batch.texts
-            lengths += output.lengths.tolist()
-            if progress is not None:
-                progress(len(batch.ids) + len(batch.rejected), batch.seconds)
-    require_readable("routing", len(ids), rejected)
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return RoutingCollection(
-        experts_LT=torch.cat(experts, dim=1).numpy(),
-        offsets=offsets,
-        ids=ids,
-        texts=texts,
-        entropy_L=entropy / offsets[-1],
-        gate_L=gates / offsets[-1],
-        num_experts=config.num_experts,
-        frame_s=config.features.frame_s,
-    )
-
-
-def summarise(collection: RoutingCollection, routing: str) -> RoutingNumbers:
-    """Figures of a collection; `routing` is the model's kind (`switch`, `omni`)."""
-    experts_LT, num_experts = collection.experts_LT, collection.num_experts
-    frames = experts_LT.shape[1]
-    pairs = []
-    for layer, (lower_T, upper_T) in enumerate(pairwise(experts_LT), start=1):
-        table = contingency(lower_T, upper_T, num_experts)
-        mapping = best_mapping(table)
-        agreement = float(np.trace(table[:, mapping]) / frames)
-        pairs.append(
-            LayerPair(
-                layers=(layer, layer + 1),
-                contingency=table.tolist(),
-                mapping=mapping.tolist(),
-                agreement=agreement,
-            )
-        )
-    adjacent = adjacent_cramers_v(experts_LT, num_experts)
-    return RoutingNumbers(
-        routing=routing,
-        num_experts=num_experts,
-        utterances=len(collection.ids),
-        frames=frames,
-        seconds=frames * collection.frame_s,
-        usage=[usage(expert_T, num_experts).tolist() for expert_T in experts_LT],
-        router_entropy=collection.entropy_L.tolist(),
-        largest_entropy=float(np.log(num_experts)),
-        mean_gate=collection.gate_L.tolist(),
-        cramers_v=adjacent,
-        cramers_v_mean=float(np.mean(adjacent)) if adjacent else 0.0,
-        cramers_v_matrix=cramers_v_matrix(experts_LT, num_experts).tolist(),
-        pairs=pairs,
-    )
 
 
 def choose_examples(cuts: CutSet, count: int = 3) -> CutSet:
@@ -281,12 +112,14 @@ def analyse(
     limit: int | None = 500,
     examples: int = 3,
     precision: Precision = "fp32",
+    random_experts: DisturbConfig | None = None,
     progress: Progress | None = None,
 ) -> RoutingNumbers:
     """Write routing.json and the figures (PNG and SVG) of a model with experts.
 
     The files are `expert_strips_1` (one for each example), `contingency` (the two layers nearest
-    the output), `cramers_v`, `cramers_v_matrix` and `usage`.
+    the output), `cramers_v`, `cramers_v_matrix`, `usage`, `sounds`, `sounds_by_layer`,
+    `run_lengths`, `router_inputs` and, if asked for, `random_experts`.
 
     Args:
         checkpoint: of a switch or omni model.
@@ -295,43 +128,83 @@ def analyse(
         limit: utterances, from the beginning of `cuts`; None for all.
         examples: utterances drawn as strips.
         precision: `bf16` runs the encoder under autocast.
-        progress: as in `collect`.
+        random_experts: also measure error rates with random experts (Fig. 3).
+        progress: as in `collect`; starts anew for the random experts.
 
     Raises:
         BadInput: the model is dense, or no utterance could be used.
         OmnirouterError: matplotlib is not installed, or `out` cannot be written.
     """
-    from omnirouter.evaluate import figures
+    from omnirouter.evaluate import drawing
 
-    collection = collect(checkpoint, cuts, limit=limit, precision=precision, progress=progress)
-    config = checkpoint.config
-    numbers = summarise(collection, config.routing)
-    labels_LN = aligned_labels(collection.experts_LT, config.num_experts)
+    analysis = look(checkpoint, cuts, limit=limit, precision=precision, progress=progress)
+    disturbance = None
+    if random_experts is not None:
+        disturbance = disturb(checkpoint, cuts, random_experts, limit=limit, progress=progress)
     shown = choose_examples(cuts if limit is None else cuts.subset(first=limit), examples)
-    strips = strip_examples(checkpoint, shown, labels_LN)
-
-    drawn = _draw(numbers, strips, config)
+    strips = strip_examples(checkpoint, shown, analysis.labels_LN)
+    drawn = _draw(analysis, disturbance, strips, checkpoint.config)
     folder = Path(out)
-    values: dict[str, Any] = {"checkpoint": str(checkpoint.path), **asdict(numbers)}
+    values: dict[str, Any] = {"checkpoint": str(checkpoint.path), **asdict(analysis.numbers)}
+    values["meaning"] = asdict(analysis.meaning)
+    values["random_experts"] = None if disturbance is None else asdict(disturbance)
     values["examples"] = [{"id": strip.id, "text": strip.text} for strip in strips]
-    values["figures"] = sorted(f"{name}.{kind}" for name in drawn for kind in figures.KINDS)
-    text = json.dumps(values, indent=2) + "\n"
+    values["figures"] = sorted(f"{name}.{kind}" for name in drawn for kind in drawing.KINDS)
+    text = json.dumps(_finite(values), indent=2) + "\n"
     write_atomically(folder / "routing.json", lambda path: _write(path, text))
     for name, figure in drawn.items():
-        figures.save(figure, folder / name)
-    return numbers
+        drawing.save(figure, folder / name)
+    return analysis.numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What is known of a model's routers.
+
+    Attributes:
+        numbers: usage, entropy, agreement of layers.
+        meaning: what the experts do.
+        labels_LN: names of the experts that make layers comparable.
+    """
+
+    numbers: RoutingNumbers
+    meaning: Meaning
+    labels_LN: Ints
+
+
+def look(
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    *,
+    limit: int | None = 500,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Analysis:
+    """All numbers of one pass over the cuts; arguments and errors are those of `collect`."""
+    collection, meaning = collect_meaning(
+        checkpoint, cuts, limit=limit, precision=precision, progress=progress
+    )
+    return Analysis(
+        numbers=summarise(collection, checkpoint.config.routing),
+        meaning=meaning,
+        labels_LN=aligned_labels(collection.experts_LT, checkpoint.config.num_experts),
+    )
 
 
 def _draw(
-    numbers: RoutingNumbers, strips: list[StripExample], config: ModelConfig
+    analysis: Analysis,
+    disturbance: Disturbance | None,
+    strips: list[StripExample],
+    config: ModelConfig,
 ) -> dict[str, Figure]:
     """All figures by the stem of their file."""
-    from omnirouter.evaluate import figures
+    from omnirouter.evaluate import figures, figures_experts
 
+    name, numbers, meaning = config.routing, analysis.numbers, analysis.meaning
     drawn = {
         f"expert_strips_{number}": figures.expert_strips(
             strip.mel_KM,
-            {config.routing: strip.experts_LT},
+            {name: strip.experts_LT},
             num_experts=config.num_experts,
             features=config.features,
             title=strip.text,
@@ -341,11 +214,28 @@ def _draw(
     }
     drawn["usage"] = figures.usage(numbers.usage)
     drawn["cramers_v_matrix"] = figures.cramers_v_matrix(numbers.cramers_v_matrix)
+    drawn["sounds"] = figures_experts.kinds_of_sound(meaning)
+    drawn["sounds_by_layer"] = figures_experts.told_by_layer({name: meaning})
+    drawn["run_lengths"] = figures_experts.run_lengths({name: meaning})
     if numbers.pairs:
         last = numbers.pairs[-1]
         drawn["contingency"] = figures.contingency(last.contingency, last.mapping, last.layers)
-        drawn["cramers_v"] = figures.cramers_v_lines({config.routing: numbers.cramers_v})
+        drawn["cramers_v"] = figures.cramers_v_lines({name: numbers.cramers_v})
+        drawn["router_inputs"] = figures_experts.router_inputs(
+            {name: meaning}, {name: numbers.cramers_v}
+        )
+    if disturbance is not None:
+        drawn["random_experts"] = figures_experts.random_experts({name: disturbance})
     return drawn
+
+
+def _finite(value: Any) -> Any:
+    """NaN, which JSON lacks, as None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _write(path: Path, text: str) -> None:

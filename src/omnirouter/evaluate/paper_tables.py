@@ -98,12 +98,14 @@ def build(
         if own.in_mean and all(_has(rates, own.label) for rates in ours.values())
     ]
     paper = {} if published is None else _published(published)
+    rows = _rows(ours, paper, published)
+    ordered = {row.name: ours[row.name] for row in rows if row.name in ours}
     return SideBySide(
         title="Word error rate" if published is None else published.title,
         sets=labels,
         mean_sets=counted,
-        rows=_rows(ours, paper, published),
-        differences=_differences(ours, counted),
+        rows=rows,
+        differences=_differences(ordered, counted),
         published_differences=_differences(paper, counted),
         unknown=sorted({name for sets in results.values() for name in sets} - known.keys()),
         by_set=published is None or published.by_set,

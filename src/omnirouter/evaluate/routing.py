@@ -121,16 +121,18 @@ def routing_stats(routings: Sequence[Routing], num_experts: int) -> dict[str, li
         num_experts: N.
 
     Returns:
-        `expert_usage` (shares [N] for each layer), `router_entropy` (nats, each layer) and
-        `cramers_v` (each pair of adjacent layers); lists of floats, empty for a dense model.
+        `expert_usage` (shares [N] for each layer), `router_entropy` (nats, each layer), `mean_gate`
+        (each layer) and `cramers_v` (each pair of adjacent layers); lists of floats, empty for a
+        dense model.
     """
     if not routings:
-        return {"expert_usage": [], "router_entropy": [], "cramers_v": []}
+        return {"expert_usage": [], "router_entropy": [], "mean_gate": [], "cramers_v": []}
     experts_LT = torch.stack([top_expert(routing) for routing in routings]).cpu().numpy()
     entropy_L = torch.stack([router_entropy(routing.probs_TN) for routing in routings])
     return {
         "expert_usage": [usage(expert_T, num_experts).tolist() for expert_T in experts_LT],
         "router_entropy": entropy_L.tolist(),
+        "mean_gate": [float(r.gate_A.float().mean()) if len(r.gate_A) else 0.0 for r in routings],
         "cramers_v": adjacent_cramers_v(experts_LT, num_experts),
     }
 

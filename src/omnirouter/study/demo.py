@@ -33,12 +33,12 @@ from omnirouter.config import (
 )
 from omnirouter.data.prepare import read_manifest
 from omnirouter.data.synthetic import SyntheticConfig, make_corpus
-from omnirouter.evaluate.analyse import choose_examples, collect, strip_examples, summarise
-from omnirouter.evaluate.routing import aligned_labels
+from omnirouter.evaluate.analyse import choose_examples, look, strip_examples
 from omnirouter.evaluate.score import SetResult, score
 from omnirouter.evaluate.tables import Condition, WerTable, to_rich
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
-from omnirouter.study.report import ModelReport, write_report
+from omnirouter.study.model_report import ModelReport
+from omnirouter.study.report import write_report
 from omnirouter.study.side_by_side import train_side_by_side
 from omnirouter.train import TrainResult
 from omnirouter.train.optim import build_optimizers
@@ -207,12 +207,10 @@ def _model_report(
         )
         for condition in CONDITIONS
     }
-    numbers, labels = None, None
+    analysis = None
     clean = read_manifest(manifests["test_clean"])
     if checkpoint.config.routing != "dense":
-        collection = collect(checkpoint, clean)
-        numbers = summarise(collection, checkpoint.config.routing)
-        labels = aligned_labels(collection.experts_LT, collection.num_experts)
+        analysis = look(checkpoint, clean)
     return ModelReport(
         name=NAMES[config.model.routing],
         config=checkpoint.config,
@@ -220,8 +218,11 @@ def _model_report(
         metrics=rows_of(Path(config.out) / "metrics.jsonl"),
         steps=result.steps,
         train_seconds=result.seconds,
-        routing=numbers,
-        strips=strip_examples(checkpoint, choose_examples(clean), labels),
+        routing=analysis.numbers if analysis else None,
+        meaning=analysis.meaning if analysis else None,
+        strips=strip_examples(
+            checkpoint, choose_examples(clean), analysis.labels_LN if analysis else None
+        ),
     )
 
 

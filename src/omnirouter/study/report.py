@@ -1,4 +1,4 @@
-"""One self-contained page on a few models trained alike: the table, and why it may look as it does.
+"""One self-contained page on one or a few models: the table, and why it may look as it does.
 
 Style sheet and figures are inside the file, so it can be sent by mail and opened without a network.
 """
@@ -7,46 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import jiwer
 
 from omnirouter.checkpoint import write_atomically
-from omnirouter.config import ModelConfig, count_parameters
-from omnirouter.evaluate import figures
-from omnirouter.evaluate.analyse import RoutingNumbers, StripExample
-from omnirouter.evaluate.score import SetResult
+from omnirouter.config import count_parameters
 from omnirouter.evaluate.tables import Condition, WerTable, change, per_cent
+from omnirouter.study import html, routing_page
+from omnirouter.study.model_report import ModelReport
 from omnirouter.text import whisper_normalise
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelReport:
-    """What the page says of one model.
-
-    Attributes:
-        name: heading of its column, such as `Omni`.
-        config: for the parameter counts.
-        results: by the conditions' names.
-        metrics: rows of its metrics.jsonl.
-        steps: optimiser steps it was trained for.
-        train_seconds: time the training took.
-        routing: its routing numbers; None for a dense model.
-        strips: the same utterances, in the same order, for every model that has any.
-    """
-
-    name: str
-    config: ModelConfig
-    results: Mapping[str, SetResult]
-    metrics: Sequence[Mapping[str, Any]]
-    steps: int
-    train_seconds: float
-    routing: RoutingNumbers | None = None
-    strips: Sequence[StripExample] = field(default_factory=list)
+__all__ = ["ModelReport", "mark_differences", "write_report"]
 
 
 def write_report(
@@ -73,21 +46,17 @@ def write_report(
     """
     table = WerTable(conditions=conditions, results={m.name: m.results for m in models})
     sections = [
-        _results(table),
-        _training(models),
-        _strips(models),
-        _agreement(models),
+        _results(table) if table.conditions else "",
+        routing_page.training(models),
+        routing_page.strips(models),
+        routing_page.experts(models),
+        routing_page.agreement(models),
+        routing_page.dynamics(models),
         _transcripts(models, conditions, transcripts),
         _facts(models, facts),
     ]
-    css = files("omnirouter.study").joinpath("page.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n{''.join(sections)}</body>\n</html>\n"
-    )
-    write_atomically(path, lambda temporary: _write(temporary, page))
+    text = html.page(title, sections)
+    write_atomically(path, lambda temporary: _write(temporary, text))
 
 
 def _write(path: Path, text: str) -> None:
@@ -102,14 +71,14 @@ def _results(table: WerTable) -> str:
         if not condition.in_mean:
             label += "<small>not in the mean</small>"
         cells = [
-            _cell(
+            html.cell(
                 per_cent(table.wer(name, condition)), name in best, table.interval(name, condition)
             )
             for name in table.results
         ]
         rows.append(f"<tr><td>{label}</td>{''.join(cells)}</tr>")
     best = table.best()
-    cells = [_cell(per_cent(table.mean(name)), name in best) for name in table.results]
+    cells = [html.cell(per_cent(table.mean(name)), name in best) for name in table.results]
     rows.append(f'<tr class="mean"><td>mean</td>{"".join(cells)}</tr>')
     return (
         f'<p class="lead">{_headline(table)}</p>\n'
@@ -119,7 +88,7 @@ def _results(table: WerTable) -> str:
         "move had other utterances been drawn. Where the intervals of two models overlap "
         "widely, their difference may be chance. Both sides are normalised as OpenAI's Whisper "
         "does before they are compared.</p>\n"
-        f"{_table(['', *table.results], rows)}{_changes(table)}"
+        f"{html.table(['', *table.results], rows)}{_changes(table)}"
     )
 
 
@@ -154,86 +123,7 @@ def _changes(table: WerTable) -> str:
         "<p>The same as relative changes, in the two ways in use; they differ because the first "
         "gives easy and hard sets the same weight, and the second follows the hard ones. "
         "Negative is better.</p>\n"
-        f"{_table(['', 'mean of the changes per set', 'change of the mean'], rows)}"
-    )
-
-
-def _training(models: Sequence[ModelReport]) -> str:
-    runs = {model.name: model.metrics for model in models}
-    loss = figures.loss_curves(runs)
-    wer = figures.curves(runs, key="wer", label="word error rate, %", scale=100.0)
-    return (
-        "<h2>Training</h2>\n"
-        "<p>First the loss that training lowers, step by step; then word errors on speech held "
-        "back for this purpose, measured now and then on the way. Where models are given the same "
-        "audio, a lower curve means more learnt from it.</p>\n"
-        f'<div class="figures">{_figure(loss, "CTC loss in training")}'
-        f"{_figure(wer, 'Word error rate on the development set')}</div>\n"
-    )
-
-
-def _strips(models: Sequence[ModelReport]) -> str:
-    shown = [model for model in models if model.strips and model.routing is not None]
-    if not shown:
-        return ""
-    drawn = []
-    for number, examples in enumerate(
-        zip(*(model.strips for model in shown), strict=True), start=1
-    ):
-        strips = {
-            model.name: example.experts_LT
-            for model, example in zip(shown, examples, strict=True)
-            if example.experts_LT is not None
-        }
-        config = shown[0].config
-        figure = figures.expert_strips(
-            examples[0].mel_KM,
-            strips,
-            num_experts=max(model.config.num_experts for model in shown),
-            features=config.features,
-        )
-        drawn.append(_figure(figure, f"Utterance {number}: “{examples[0].text}”"))
-    names = " and ".join(escape(model.name) for model in shown)
-    return (
-        "<h2>Which expert handles which sound</h2>\n"
-        "<p>Above, the spectrogram of an utterance: time runs to the right, pitch goes up, "
-        f"bright is loud. Below, for {names}, one row per layer: the colour says which expert of "
-        "that layer took the moment. Colours are matched between layers as well as they can be. "
-        "Columns of one colour mean that the layers agree; long runs mean that an expert keeps "
-        "to one kind of sound.</p>\n"
-        f'<div class="figures">{"".join(drawn)}</div>\n'
-    )
-
-
-def _agreement(models: Sequence[ModelReport]) -> str:
-    numbers = {model.name: model.routing for model in models if model.routing is not None}
-    if not numbers:
-        return ""
-    means = " and ".join(
-        f"{routing.cramers_v_mean:.2f} for {escape(name)}" for name, routing in numbers.items()
-    )
-    lines = figures.cramers_v_lines(
-        {model.name: model.routing.cramers_v if model.routing else [] for model in models}
-    )
-    drawn = [_figure(lines, "Cramér's V of adjacent layers")]
-    for name, routing in numbers.items():
-        if routing.pairs:
-            last = routing.pairs[-1]
-            table = figures.contingency(last.contingency, last.mapping, last.layers)
-            drawn.append(
-                _figure(table, f"{name}: experts in layers {last.layers[0]} and {last.layers[1]}")
-            )
-    for name, routing in numbers.items():
-        drawn.append(_figure(figures.usage(routing.usage), f"{name}: share of each expert"))
-    return (
-        "<h2>Do layers agree?</h2>\n"
-        "<p>Cramér's V says how well the expert chosen in one layer predicts the choice in the "
-        f"next: 0 not at all, 1 completely. Here the mean over neighbouring layers is {means}. "
-        "The squares show the two layers nearest the output: each counts the moments that went "
-        "to the row's expert first and the column's next, so a strong diagonal is agreement. "
-        "The last figures show how evenly the work is spread: with balanced experts all shares "
-        "are alike.</p>\n"
-        f'<div class="figures">{"".join(drawn)}</div>\n'
+        f"{html.table(['', 'mean of the changes per set', 'change of the mean'], rows)}"
     )
 
 
@@ -305,27 +195,10 @@ def _facts(models: Sequence[ModelReport], facts: Mapping[str, str]) -> str:
         "<h2>For the record</h2>\n"
         "<p>Active parameters are those one moment of sound passes through: they set the cost. "
         "Speed is seconds of audio recognised in one second.</p>\n"
-        f"{_table(head, rows)}"
+        f"{html.table(head, rows)}"
         + (
             f"<p>{rejected} test utterances could not be read and are left out.</p>"
             * bool(rejected)
         )
         + f"<dl>{items}</dl>\n"
     )
-
-
-def _figure(figure: Any, caption: str) -> str:
-    return (
-        f"<figure><figcaption>{escape(caption)}</figcaption>"
-        f"{figures.to_svg(figure, caption)}</figure>\n"
-    )
-
-
-def _table(head: Sequence[str], rows: Sequence[str]) -> str:
-    cells = "".join(f"<th>{escape(text)}</th>" for text in head)
-    return f'<div class="scroll"><table><tr>{cells}</tr>\n' + "\n".join(rows) + "</table></div>\n"
-
-
-def _cell(text: str, best: bool, interval: str = "") -> str:
-    shown = f"<strong>{text}</strong>" if best else text
-    return f"<td>{shown}{f'<small>{interval}</small>' if interval else ''}</td>"

@@ -21,6 +21,7 @@ from rich.console import Console
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch, RejectLog
 from omnirouter.data.loader import Deal
+from omnirouter.evaluate.dynamics import Diagnosis
 from omnirouter.evaluate.routing import routing_stats
 from omnirouter.model import CTCEncoder
 from omnirouter.train.flags import Flags
@@ -134,6 +135,9 @@ class Trainer:
             fit_routers(self.network, config, self.train_data, team.device)
             self.folder.start(config)
         self.folder.rewind_metrics(self.progress.step)
+        self.diagnosis = Diagnosis()
+        for row in self.folder.rows("train"):  # of a resumed run
+            self.diagnosis.see(row)
 
     def run(self) -> TrainResult:
         """Train to the last step, a plateau or an interrupt."""
@@ -255,6 +259,9 @@ class Trainer:
         self.sums.zero_()
         self.folder.log(row)
         self.watch.losses(row)
+        for text in self.diagnosis.see(row):
+            self.folder.log({"step": row["step"], "kind": "diagnosis", "text": text})
+            self.watch.note(f"step {row['step']}: {text}")
 
     def finish(self, stopped: str) -> TrainResult:
         """Average if asked, write what was rejected, sum up."""

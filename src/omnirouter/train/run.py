@@ -157,6 +157,12 @@ class RunFolder:
         rows = [json.dumps(row) + "\n" for row in rows_of(self.metrics) if row["step"] <= step]
         write_atomically(self.metrics, lambda p: _write_text(p, "".join(rows)))
 
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """What has been logged of one kind, oldest first."""
+        if not self.metrics.exists():
+            return []
+        return [row for row in rows_of(self.metrics) if row.get("kind") == kind]
+
     def close(self) -> None:
         """Flush TensorBoard."""
         if self._board is not None:

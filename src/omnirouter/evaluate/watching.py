@@ -1,0 +1,115 @@
+"""Runs a model and watches what its routers read and what sounds meanwhile, for `meaning.py`.
+
+Letters: L layers, T frames, N experts, R routers, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lhotse import CutSet
+from torch import Tensor
+
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.data.loader import Batch
+from omnirouter.evaluate.collect import RoutingCollection, collect, require_experts
+from omnirouter.evaluate.meaning import Frames, Meaning, interpret
+from omnirouter.evaluate.routing import Floats
+from omnirouter.evaluate.score import Precision, Progress
+from omnirouter.evaluate.sounds import fields_of, letters_of, quiet_frames
+from omnirouter.evaluate.wrapping import Recorder, wrapped_routers
+from omnirouter.model import EncoderOutput, Router
+
+
+def adjacent_cosines(inputs_LTD: Sequence[Tensor]) -> Floats:
+    """Sum over frames of the cosine between adjacent layers' inputs, float64 [L - 1]."""
+    pairs = pairwise(inputs_LTD)
+    return np.array(
+        [float(torch.cosine_similarity(a.float(), b.float(), dim=-1).sum()) for a, b in pairs]
+    )
+
+
+def shared_choices(weights: Sequence[Tensor], inputs_LTD: Sequence[Tensor]) -> npt.NDArray[np.int8]:
+    """Expert that each router [N, D] would choose in each layer, int8 [R, L, T]."""
+    chosen = [
+        torch.stack([(x_TD.float() @ w_ND.float().t()).argmax(-1) for x_TD in inputs_LTD])
+        for w_ND in weights
+    ]
+    return torch.stack(chosen).to(torch.int8).cpu().numpy()
+
+
+class _Watcher:
+    """Sees each batch of `collect`, and what every router reads."""
+
+    def __init__(self, checkpoint: Checkpoint, cuts: CutSet) -> None:
+        self.checkpoint = checkpoint
+        self.fields = {cut.id: fields_of(cut) for cut in cuts}
+        self.inputs: list[Tensor] = []
+        self.seen = Frames()
+        self.weights = [
+            router.weight_ND
+            for router in checkpoint.model.routers
+            if isinstance(router, Router) and router.weight_ND.shape[1] == checkpoint.config.dim
+        ]
+
+    def saw(self, layer: int, x_TD: Tensor) -> None:
+        """A router is asked."""
+        self.inputs.append(x_TD)
+
+    def batch(self, batch: Batch, output: EncoderOutput) -> None:
+        """A batch has passed the model."""
+        seen, features = self.seen, self.checkpoint.config.features
+        inputs_LTD, self.inputs = self.inputs, []
+        seen.cosines.append(adjacent_cosines(inputs_LTD))
+        if self.weights:
+            seen.shared.append(shared_choices(self.weights, inputs_LTD))
+        parts = output.log_probs.split(output.lengths.tolist())
+        rows = zip(batch.ids, batch.texts, batch.waveforms, parts, strict=True)
+        for identity, text, waveform, log_probs_TV in rows:
+            seen.fields.append(self.fields.get(identity, {}))
+            seen.quiet.append(quiet_frames(waveform, len(log_probs_TV), features))
+            try:
+                tokenizer = self.checkpoint.tokenizer
+                letter_T = letters_of(log_probs_TV, text, tokenizer, features.frame_s)
+            except ValueError:
+                letter_T = np.zeros(len(log_probs_TV), dtype=np.int64)
+                seen.unaligned += 1
+            seen.letters.append(letter_T)
+
+
+@torch.no_grad()
+def collect_meaning(
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    *,
+    limit: int | None = 500,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> tuple[RoutingCollection, Meaning]:
+    """Run a model over cuts, keep its decisions, and find out what they mean.
+
+    Arguments and errors are those of `collect`.
+    """
+    require_experts(checkpoint)
+    watcher = _Watcher(checkpoint, cuts)
+    with wrapped_routers(checkpoint.model, lambda router: Recorder(router, watcher.saw)):
+        collection = collect(
+            checkpoint,
+            cuts,
+            limit=limit,
+            precision=precision,
+            progress=progress,
+            on_batch=watcher.batch,
+        )
+    meaning = interpret(
+        collection.experts_LT,
+        collection.offsets,
+        watcher.seen,
+        collection.num_experts,
+        collection.frame_s,
+    )
+    return collection, meaning

@@ -1,0 +1,124 @@
+"""What a report says of one model, and how it is gathered from a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lhotse import CutSet
+
+from omnirouter.checkpoint import load_checkpoint
+from omnirouter.config import BadInput, ModelConfig
+from omnirouter.evaluate.analyse import StripExample, choose_examples, look, strip_examples
+from omnirouter.evaluate.collect import RoutingNumbers
+from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
+from omnirouter.evaluate.meaning import Meaning
+from omnirouter.evaluate.score import Precision, Progress, SetResult, score
+from omnirouter.train.run import rows_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReport:
+    """What the page says of one model.
+
+    Attributes:
+        name: heading of its column, such as `Omni`.
+        config: for the parameter counts.
+        results: by the conditions' names.
+        metrics: rows of its metrics.jsonl.
+        steps: optimiser steps it was trained for.
+        train_seconds: time the training took.
+        routing: its routing numbers; None for a dense model.
+        meaning: what its experts do; None for a dense model.
+        disturbance: its error rates with random experts, if they were measured.
+        strips: the same utterances, in the same order, for every model that has any.
+    """
+
+    name: str
+    config: ModelConfig
+    results: Mapping[str, SetResult]
+    metrics: Sequence[Mapping[str, Any]]
+    steps: int
+    train_seconds: float
+    routing: RoutingNumbers | None = None
+    meaning: Meaning | None = None
+    disturbance: Disturbance | None = None
+    strips: Sequence[StripExample] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How closely a report looks at a model.
+
+    Attributes:
+        limit: utterances of the first set whose routing is looked at.
+        examples: utterances drawn as strips.
+        random_experts: measure error rates with random experts too.
+        device: `cpu` or `cuda`.
+        precision: `bf16` runs the encoder under autocast.
+    """
+
+    limit: int = 200
+    examples: int = 3
+    random_experts: bool = False
+    device: str = "cpu"
+    precision: Precision = "fp32"
+
+
+def of_run(
+    folder: Path,
+    name: str,
+    sets: Mapping[str, CutSet],
+    options: Look,
+    progress: Progress | None = None,
+) -> ModelReport:
+    """Gather what a run's folder holds, and what its best checkpoint does on `sets`.
+
+    Args:
+        folder: of a run, with metrics.jsonl and best/.
+        name: heading of its column.
+        sets: test sets by name; on the first one routing is looked at. May be empty.
+        options: how closely.
+        progress: called after each batch with its number of utterances and seconds of audio.
+
+    Raises:
+        BadInput: the folder holds no run, or a set cannot be used.
+    """
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise BadInput(f"{folder}: holds no metrics.jsonl; give the folder of a training run")
+    rows = rows_of(metrics)
+    checkpoint = load_checkpoint(folder / "best", options.device)
+    results = {
+        key: score(checkpoint, cuts, name=key, progress=progress) for key, cuts in sets.items()
+    }
+    gathered: dict[str, Any] = {}
+    for cuts in list(sets.values())[:1]:
+        shown, labels = choose_examples(cuts, options.examples), None
+        if checkpoint.config.routing != "dense":
+            found = look(
+                checkpoint,
+                cuts,
+                limit=options.limit,
+                precision=options.precision,
+                progress=progress,
+            )
+            gathered |= {"routing": found.numbers, "meaning": found.meaning}
+            labels = found.labels_LN
+            if options.random_experts:
+                gathered["disturbance"] = disturb(
+                    checkpoint, cuts, DisturbConfig(), limit=options.limit, progress=progress
+                )
+        gathered["strips"] = strip_examples(checkpoint, shown, labels)
+    last = [row for row in rows if row.get("kind") == "train"][-1:]
+    return ModelReport(
+        name=name,
+        config=checkpoint.config,
+        results=results,
+        metrics=rows,
+        steps=last[0]["step"] if last else 0,
+        train_seconds=last[0].get("elapsed_s", 0.0) if last else 0.0,
+        **gathered,
+    )
