@@ -56,20 +56,29 @@ def evaluate(run: Path, speech: Path) -> dict[str, Any]:
     for name in TESTS:
         results[name] = score(checkpoint, read_manifest(speech / f"{name}.jsonl"), name=name)
     count = count_parameters(checkpoint.config)
-    rows = rows_of(run / "metrics.jsonl")
-    last = [row for row in rows if row["kind"] == "train"][-1]
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     return {
         "command": f"omnirouter train recipes/small-english/{run.name}.yaml",
-        "seed": config["seed"],
         "parameters": count.total,
         "active_parameters": count.active,
-        "steps": last["step"],
         "best_step": checkpoint.meta["step"],
-        "audio_hours": last["audio_seconds"] / 3600,
-        "train_seconds": last["elapsed_s"],
+        "runs": history(run),
         "sets": {name: result.to_dict() for name, result in results.items()},
     }
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The runs that led to a model, the one it started from (`init`) first."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    before = history(Path(config["init"]).parent) if config.get("init") else []
+    last = [row for row in rows_of(run / "metrics.jsonl") if row["kind"] == "train"][-1]
+    own = {
+        "out": run.name,
+        "seed": config["seed"],
+        "steps": last["step"],
+        "audio_hours": last["audio_seconds"] / 3600,
+        "train_seconds": last["elapsed_s"],
+    }
+    return [*before, own]
 
 
 def table(models: dict[str, Any]) -> str:

@@ -46,13 +46,14 @@ def test_a_recipe_says_what_it_costs(path: Path) -> None:
     assert path.relative_to(REPOSITORY).as_posix() in header
 
 
-def test_what_is_compared_is_trained_alike() -> None:
+@pytest.mark.parametrize("folder", ["", "start/"])
+def test_what_is_compared_is_trained_alike(folder: str) -> None:
     """Dense, Switch and Omni of `small-english` differ in routing and experts alone."""
     alike, routings = [], []
-    for path in sorted(REPOSITORY.glob("recipes/small-english/*.yaml")):
+    for path in sorted(REPOSITORY.glob(f"recipes/small-english/{folder}*.yaml")):
         values = parse("train", train, [str(path)])
         assert values is not None
-        run = replace(values["run"], out="", preset="")
+        run = replace(values["run"], out="", preset="", init="")
         routings.append(run.model.routing)
         alike.append(replace(run, model=replace(run.model, routing="dense", num_experts=1)))
     assert routings == ["dense", "omni", "switch"]
