@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,9 @@ from omnirouter.data.batch import Batch
 from omnirouter.model import EncoderOutput
 from omnirouter.train import step, train
 from omnirouter.train.loop import Trainer, TrainResult
-from omnirouter.train.parallel import Team, whole
+from omnirouter.train.parallel import whole
 from omnirouter.train.step import Stepper, Work
+from omnirouter.train.team import Team
 from omnirouter.train.watch import Watch
 
 Job = Callable[[RunConfig], Any]
@@ -36,18 +38,22 @@ def run_team(size: int, job: Job, config: RunConfig, out: Path, port: int) -> li
 
     They come from a server that has imported torch already: that is most of their time.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    processes = [
-        context.Process(target=work, args=(job, config, out, rank, size, port))
-        for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
+    processes = [start(rank, size, job, config, out, port) for rank in range(size)]
     for process in processes:
         process.join(600)
     assert [process.exitcode for process in processes] == [0] * size
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(size)]
+
+
+def start(
+    rank: int, size: int, job: Job, config: RunConfig, out: Path, port: int = 0
+) -> BaseProcess:
+    """Start one process of a team."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=work, args=(job, config, out, rank, size, port))
+    process.start()
+    return process
 
 
 def work(job: Job, config: RunConfig, out: Path, rank: int, size: int, port: int) -> None:
@@ -72,6 +78,11 @@ def trained(config: RunConfig) -> TrainResult:
 
 def resumed(config: RunConfig) -> TrainResult:
     return train(config, resume=True, watch=quiet(config))
+
+
+def begun_or_resumed(config: RunConfig) -> TrainResult:
+    """What a person does after a crash: the same command, with --resume once there is a run."""
+    return train(config, resume=(Path(config.out) / "config.yaml").exists(), watch=quiet(config))
 
 
 def poisoned(config: RunConfig) -> TrainResult:

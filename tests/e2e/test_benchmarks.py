@@ -37,3 +37,13 @@ def test_attention(repository: Path, tmp_path: Path) -> None:
     assert isinstance(cases, list) and len(cases) == 2 * 2 * 2
     assert all(case["padding"] == pytest.approx(0.46, abs=0.05) for case in cases)
     assert all(case["speedup"] > 0 for case in cases)
+
+
+def test_loader(repository: Path, tmp_path: Path) -> None:
+    """Every question has figures."""
+    values = run(repository, "loader.py", tmp_path / "loader.json")
+    resumed, loaded = values["resume"], values["throughput"]
+    assert isinstance(resumed, list) and isinstance(loaded, list)
+    assert [row["place"] for row in resumed] == ["start", "middle", "end"]
+    assert [row["workers"] for row in loaded] == [0, 1]
+    assert all(row["audio_hours_per_s"] > 0 for row in loaded)

@@ -28,22 +28,22 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self._fast: Callable[..., Tensor] = torch.compile(function, dynamic=True)
-        self._proved = False
+        self._ready: Callable[..., Tensor] | None = None
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         """The function's value."""
-        if self._proved:
-            return self._fast(*tensors)
+        if self._ready is not None:
+            return self._ready(*tensors)
         try:
-            result = self._fast(*tensors)
+            fast = torch.compile(self.function, dynamic=True)  # here: it imports a compiler
+            result = fast(*tensors)
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # whatever dynamo, Triton or a C compiler may raise
             reason = str(error).strip().split("\n", 1)[0]
             log.warning("experts run without fused kernels: torch.compile failed (%s)", reason)
-            self._fast, result = self.function, self.function(*tensors)
-        self._proved = True
+            fast, result = self.function, self.function(*tensors)
+        self._ready = fast
         return result
 
 

@@ -2,7 +2,7 @@
 
 What a step does is in `step.py`; everything a resumed run needs in `resume.py`. Randomness of
 the data hangs on (seed, epoch, cut), that of layer drop on (seed, step), dropout's generators
-are saved. With several processes (`parallel.py`) all of them run this loop in step.
+are saved. With several processes (`team.py`) all of them run this loop in step.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from omnirouter.model import CTCEncoder
 from omnirouter.train.flags import Flags
 from omnirouter.train.interrupt import Interrupt
 from omnirouter.train.optim import build_optimizers
-from omnirouter.train.parallel import Engine, Team, restarted
+from omnirouter.train.parallel import Engine
 from omnirouter.train.resume import restore, restore_weights, state_of
 from omnirouter.train.run import Progress, RunFolder
 from omnirouter.train.setup import (
@@ -39,6 +39,7 @@ from omnirouter.train.setup import (
     turns_of_a_step,
 )
 from omnirouter.train.step import Done, Stepper, Work
+from omnirouter.train.team import Team, restarted
 from omnirouter.train.validation import Validator, blank_share
 from omnirouter.train.watch import Watch
 

@@ -1,138 +1,27 @@
-"""Many processes, one training: torchrun starts them, DDP or FSDP2 joins their gradients.
+"""A model as several processes train it: DDP or FSDP2 join their gradients.
 
-A `Team` is the processes, an `Engine` the model as they train it. Every number that decides what a
-run does next (utterances, losses, non-finite gradients, Ctrl-C) is summed over the team first, so
-that all of them decide alike. Host numbers travel by gloo, so that they never wait for a GPU.
+With one process it is the model itself. Weights and optimizer states go to disk whole, whatever the
+strategy, so that any other can take them up.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from datetime import timedelta
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from omnirouter.config import BadInput, OmnirouterError, RunConfig
+from omnirouter.config import RunConfig
 from omnirouter.model import CTCEncoder, EncoderOutput
+from omnirouter.train.team import Team
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 
-PATIENCE = timedelta(hours=1)  # one process trains the tokenizer while the others wait
 STATE_BYTES = 16  # per parameter: weight, gradient and AdamW's two moments in float32
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-def restarted() -> bool:
-    """Whether torchrun has started this process anew after one of the run had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-
-
-class Team:
-    """The processes of a run: those torchrun started, or this one alone.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-
-    Attributes:
-        rank: number of this process, from 0. The first one writes files and talks to people.
-        size: how many there are.
-        device: what this one computes on.
-
-    Raises:
-        BadInput: more processes on this machine than CUDA devices.
-    """
-
-    def __init__(self, device: str = "auto") -> None:
-        launched = all(name in os.environ for name in TORCHRUN)
-        self.rank = int(os.environ["RANK"]) if launched else 0
-        self.size = int(os.environ["WORLD_SIZE"]) if launched else 1
-        self.device = torch.device("cpu")
-        if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-            local, here = (
-                int(os.environ["LOCAL_RANK"]) if launched else 0,
-                torch.cuda.device_count(),
-            )
-            if local >= here:
-                raise BadInput(
-                    f"{local + 1} or more processes, but PyTorch finds {here} CUDA devices here; "
-                    f"torchrun --nproc-per-node {max(here, 1)}, or --device cpu"
-                )
-            self.device = torch.device("cuda", local)
-            torch.cuda.set_device(self.device)
-        if self.size > 1:
-            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=PATIENCE)
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes and talks."""
-        return self.rank == 0
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums of host numbers over the team, in float64."""
-        if self.size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.tolist()
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is true for any process."""
-        return self.sum([flag])[0] > 0
-
-    def total(self, x: Tensor) -> Tensor:
-        """Sum of a tensor over the team, on its device; carries no gradient."""
-        x = x.detach()
-        if self.size > 1:
-            x = x.clone()
-            dist.all_reduce(x)
-        return x
-
-    def gather(self, value: Any) -> list[Any]:
-        """What each process has, by rank; values must be picklable."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
-
-    @contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        """The first process goes through the body alone, then the others: they find what it made.
-
-        If it fails there, it alone names the reason: they only learn that it has gone.
-        """
-        if not self.first:
-            self.sum([0])
-        yield
-        if self.first:
-            self.sum([0])
-        self.sum([0])
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """Say in one line that another process has gone, when waiting for it fails."""
-        try:
-            yield
-        except RuntimeError as error:
-            if self.size > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-                raise OmnirouterError(
-                    f"process {self.rank} of {self.size}: another process of the run has ended, "
-                    "its own message says why; go on with --resume"
-                ) from error
-            raise
-
-    def close(self) -> None:
-        """Leave the team."""
-        if self.size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def choose_strategy(config: RunConfig, network: nn.Module, team: Team) -> Strategy:

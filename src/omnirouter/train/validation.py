@@ -21,9 +21,9 @@ from omnirouter.data.loader import Deal
 from omnirouter.evaluate.score import require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss
 from omnirouter.text import Tokenizer, clean_text
-from omnirouter.train.parallel import Team
 from omnirouter.train.run import Progress, RunFolder
 from omnirouter.train.setup import dev_loader
+from omnirouter.train.team import Team
 from omnirouter.train.watch import Watch
 
 BLANK_PLATEAU = 0.98  # share of blank frames above which a model says next to nothing
