@@ -73,6 +73,8 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         option = "--" + name.replace("_", "-")
         if is_dataclass(kind):
             parser.add_class_arguments(kind)
+            if "recipe" not in texts:  # keys of a recipe are spelt as they are in it
+                _spell_with_dashes(parser)
         elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             label = name.upper()
             if get_origin(kind) is list:
@@ -96,6 +98,16 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         if action.metavar is None and "." in action.dest:
             action.metavar = action.dest.rsplit(".", 1)[1].upper()
     return parser
+
+
+def _spell_with_dashes(parser: ArgumentParser) -> None:
+    """Options of a dataclass's fields, --min_rate, as all others: --min-rate."""
+    known = parser._option_string_actions
+    for option in [name for name in known if "_" in name]:
+        action = known.pop(option)
+        dashed = option.replace("_", "-")
+        known[dashed] = action
+        action.option_strings = [dashed if o == option else o for o in action.option_strings]
 
 
 def _kinds(function: Command) -> dict[str, Any]:
