@@ -1,8 +1,9 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`data`, `making`, `scoring`, `transcription`) whose signatures and docstrings become
-parsers (`parser`). Nothing here loads torch, so help and most errors come at once.
+functions (`data`, `labelling`, `making`, `scoring`, `transcription`) whose signatures and
+docstrings become parsers (`parser`). Nothing here loads torch, so help and most errors come at
+once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
+from omnirouter.cli.labelling import pseudo_label
 from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.transcription import transcribe
@@ -27,6 +29,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "presets": presets,
     "corpora": corpora,
     "prepare": prepare,
+    "pseudo-label": pseudo_label,
     "inspect": inspect,
     "train": train,
     "evaluate": evaluate,
@@ -101,7 +104,7 @@ def _without_command(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `omnirouter --help`."""
-    rows = [f"  {name:<12}{_first_line(function)}" for name, function in COMMANDS.items()]
+    rows = [f"  {name:<14}{_first_line(function)}" for name, function in COMMANDS.items()]
     return "\n".join(
         [
             "usage: omnirouter COMMAND ... | --help | --version",

@@ -59,12 +59,19 @@ def table(
 
 
 @contextmanager
-def progress(title: str, total: float | None, unit: str) -> Iterator[Update]:
+def progress(title: str, total: float | None, unit: str, speed: str = "") -> Iterator[Update]:
     """Yield a function to call with how much of `total` (None: nobody knows) is done.
 
-    A bar on a terminal that vanishes at the end; elsewhere a line every half minute.
+    A bar on a terminal that vanishes at the end; elsewhere a line every half minute. With `speed`,
+    a unit for it, units an hour are shown too.
     """
     console = Console(stderr=True)
+    began = time.monotonic()
+
+    def fast(done: float) -> str:
+        hours = max(time.monotonic() - began, 1e-3) / 3600
+        return f"{done / hours:.1f} {speed}" if speed else ""
+
     if console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -72,11 +79,12 @@ def progress(title: str, total: float | None, unit: str) -> Iterator[Update]:
             TaskProgressColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"),
         )
         # standard output stays alone: it may be going to a file
         with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
+            task = bar.add_task(title, total=total, speed="")
+            yield lambda done: bar.update(task, completed=done, speed=fast(done))
         return
     printed = time.monotonic()
 
@@ -85,6 +93,6 @@ def progress(title: str, total: float | None, unit: str) -> Iterator[Update]:
         if time.monotonic() - printed >= PLAIN_EVERY_S:
             printed = time.monotonic()
             whole = "" if total is None else f" of {total:.0f}"
-            note(f"{title}: {done:.0f}{whole} {unit}")
+            note(", ".join(filter(None, [f"{title}: {done:.0f}{whole} {unit}", fast(done)])))
 
     yield update

@@ -1,0 +1,92 @@
+"""Commands that let a teacher transcribe: pseudo-label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omnirouter.cli.common import status
+from omnirouter.config import BadInput
+from omnirouter.data.labels import FilterConfig
+from omnirouter.data.teacher import TeacherConfig
+
+
+def pseudo_label(
+    src: Path,
+    out: Path,
+    teacher: TeacherConfig,
+    filters: FilterConfig,
+    *,
+    dev_files: int = 24,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Turn long recordings into segments with transcripts by a Whisper teacher.
+
+    Writes OUT/cuts_train.jsonl.gz and OUT/cuts_dev.jsonl.gz, every rejected segment with its filter
+    and figure to OUT/rejected.jsonl, recordings that failed to OUT/failed.jsonl, and prints hours
+    in and out of every filter. Killed or interrupted, the same command goes on where it stopped;
+    with other filters it sorts anew without listening again.
+
+    Args:
+        src: folder of recordings, a list of paths (.txt), or a manifest.
+        out: folder to write to.
+        teacher: the teacher.
+        filters: what is kept.
+        dev_files: whole recordings drawn for development.
+        seed: of that draw.
+        json: print the summary as JSON.
+    """
+    from omnirouter.cli import show
+    from omnirouter.data.pseudolabel import find_sources
+    from omnirouter.data.pseudolabel import pseudo_label as run
+    from omnirouter.data.teacher import require_teacher
+
+    if not src.exists():
+        raise BadInput(f"{src}: no such folder, list or manifest")
+    require_teacher()
+    sources = find_sources(src)
+    hours = sum(s.seconds for s in sources if not s.heard(out).exists()) / 3600
+    try:
+        with show.progress("listening", hours, "hours", "hours per hour") as update:
+            summary = run(
+                sources,
+                out,
+                teacher,
+                dev_files=dev_files,
+                seed=seed,
+                filters=filters,
+                progress=lambda seconds: update(seconds / 3600),
+            )
+    except KeyboardInterrupt:
+        show.note("interrupted; what was heard is kept, the same command goes on")
+        raise
+    for name, reason in summary.failed.items():
+        show.note(f"omnirouter pseudo-label: {name}: {reason}")
+    if json:
+        show.as_json(summary.to_dict())
+    else:
+        _show_summary(summary.to_dict())
+    return status(len(summary.failed), len(sources))
+
+
+def _show_summary(found: dict[str, Any]) -> None:
+    from omnirouter.cli import show
+
+    def row(name: str, segments: int | None, hours: float) -> list[str]:
+        return [name, "" if segments is None else f"{segments:,}", f"{hours:.3f}"]
+
+    kept = found["kept"]
+    silence = found["hours"] - found["speech_hours"]
+    taken = [row("no speech", None, silence)] + [
+        row(name, part["segments"], part["hours"]) for name, part in found["rejected"].items()
+    ]
+    groups = {
+        f"in: {found['files']:,} recordings": [row("audio", None, found["hours"])],
+        "rejected": taken,
+        "out": [row("kept", kept["segments"], kept["hours"])],
+    }
+    show.table(("", "segments", "hours"), groups)
+    for report in found["splits"]:
+        figures = f"{report['utterances']:,} segments, {report['hours']:.3f} h"
+        print(f"{report['split']}: {figures}: {report['cuts']}")

@@ -1,0 +1,348 @@
+"""Long recordings to training data: segments with a teacher's words, filtered, in two splits.
+
+Work goes by file. What the teacher heard in a file is one file of its own under OUT/heard, written
+whole or not at all: a killed run loses at most the files in work, and the same command goes on. The
+filters are applied when all is heard, so that another band needs no new listening.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import soundfile
+from lhotse import MonoCut
+
+from omnirouter.audio import AudioError, read_audio
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.cuts import SplitReport, write_split
+from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
+from omnirouter.data.prepare import read_manifest, utterance
+from omnirouter.data.synthetic import write_whole
+from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
+
+AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
+STAMP = "pseudo-label.json"
+ATTEMPTS = 2  # for a file whose failure may pass
+
+
+class Source(NamedTuple):
+    """A recording to label: its name, unique in the corpus, file and seconds."""
+
+    id: str
+    path: Path
+    seconds: float
+
+    def heard(self, out: Path) -> Path:
+        """Where what was heard in it is kept."""
+        name = hashlib.blake2b(self.id.encode(), digest_size=12).hexdigest()
+        return out / "heard" / name[:2] / f"{name}.json"
+
+
+@dataclass
+class Summary:
+    """What came of it; seconds of audio, by filter for what was rejected.
+
+    Attributes:
+        files: recordings heard.
+        seconds: their audio.
+        speech_seconds: of it in segments, all languages.
+        kept: segments that passed every filter, and their seconds.
+        rejected: segments and seconds by filter.
+        failed: recordings that could not be heard, with the reason.
+        splits: the cuts written.
+    """
+
+    files: int = 0
+    seconds: float = 0.0
+    speech_seconds: float = 0.0
+    kept: tuple[int, float] = (0, 0.0)
+    rejected: dict[str, tuple[int, float]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    splits: list[SplitReport] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        return {
+            "files": self.files,
+            "hours": self.seconds / 3600,
+            "speech_hours": self.speech_seconds / 3600,
+            "kept": {"segments": self.kept[0], "hours": self.kept[1] / 3600},
+            "rejected": {
+                name: {"segments": count, "hours": seconds / 3600}
+                for name, (count, seconds) in self.rejected.items()
+            },
+            "failed": self.failed,
+            "splits": [report.to_dict() for report in self.splits],
+        }
+
+
+def find_sources(src: Path) -> list[Source]:
+    """Recordings of a folder (searched whole), a list of paths (.txt), or a manifest.
+
+    Raises:
+        BadInput: there are none.
+    """
+    if src.is_dir():
+        paths = sorted(p for p in src.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+        named = [(p.relative_to(src).with_suffix("").as_posix(), p) for p in paths]
+    elif src.suffix.lower() in (".txt", ".lst"):
+        try:
+            lines = [x.strip() for x in src.read_text("utf-8").splitlines() if x.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"{src}: cannot be read as a list of paths ({error})") from error
+        named = [(str(Path(line).with_suffix("")), src.parent / line) for line in lines]
+    else:
+        named = []
+        for cut in read_manifest(src):
+            path = Path(cut.recording.sources[0].source)
+            inside = path.is_relative_to(src.parent)
+            short = path.relative_to(src.parent) if inside else path
+            named.append((str(short.with_suffix("")), path))
+    if not named:
+        raise BadInput(f"{src}: holds no audio ({' '.join(AUDIO)})")
+    taken = Counter[str]()
+    sources: dict[Path, Source] = {}
+    for name, path in named:
+        if path not in sources:
+            taken[name] += 1
+            unique = name if taken[name] == 1 else f"{name}{path.suffix}#{taken[name]}"
+            sources[path] = Source(unique, path.absolute(), _seconds(path))
+    return list(sources.values())
+
+
+def _seconds(path: Path) -> float:
+    try:
+        return float(soundfile.info(str(path)).duration)
+    except (soundfile.SoundFileError, OSError, TypeError):
+        return 0.0  # listed with its reason once it is read
+
+
+def claim(out: Path, config: TeacherConfig) -> None:
+    """Note what the folder is made with, or find the same noted there.
+
+    Raises:
+        BadInput: it holds something else.
+        OmnirouterError: it cannot be written.
+    """
+    # neither the device nor the size of batches changes what is heard
+    parts = asdict(config)
+    stamp = {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
+    try:
+        if (out / STAMP).exists():
+            if _stamp_of(out) != stamp:
+                raise BadInput(
+                    f"{out}: was made with another teacher or segmentation (see {STAMP}); choose "
+                    "another folder"
+                )
+            return
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BadInput(f"{out}: is not an empty folder; choose another")
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / STAMP, json.dumps(stamp, indent=2) + "\n")
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+
+
+def _stamp_of(out: Path) -> object:
+    try:
+        return json.loads((out / STAMP).read_text(errors="replace"))
+    except json.JSONDecodeError:
+        return None
+
+
+def hear(source: Source, out: Path, teacher: Teacher) -> None:
+    """Let the teacher listen to a recording, and keep what it heard.
+
+    Raises:
+        AudioError: it cannot be read.
+        OmnirouterError: the teacher fails.
+    """
+    heard = teacher.listen(read_audio(source.path, RATE))
+    values = {
+        "id": source.id,
+        "file": str(source.path),
+        "seconds": source.seconds,
+        "language": heard.language,
+        "probability": heard.probability,
+        "speech_seconds": heard.speech_seconds,
+        "segments": [segment.to_dict() for segment in heard.segments],
+    }
+    path = source.heard(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def hear_here(
+    sources: Sequence[Source], out: Path, config: TeacherConfig
+) -> Iterator[tuple[Source, str]]:
+    """Listen to recordings one after the other in this process.
+
+    Yields:
+        Each recording when it is done, with the reason if it failed, empty otherwise.
+    """
+    teacher = Teacher(config)
+    for source in sources:
+        yield source, attempt(source, out, teacher)
+
+
+def attempt(source: Source, out: Path, teacher: Teacher) -> str:
+    """Hear a recording, twice if the first failure may pass; the reason if it failed."""
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            hear(source, out, teacher)
+            return ""
+        except AudioError as error:
+            return f"unreadable audio: {error}"
+        except OmnirouterError as error:
+            reason = str(error)
+    return reason
+
+
+Engine = Callable[[Sequence[Source], Path, TeacherConfig], Iterable[tuple[Source, str]]]
+
+
+def pseudo_label(
+    sources: Sequence[Source],
+    out: Path,
+    config: TeacherConfig,
+    *,
+    dev_files: int,
+    seed: int = 0,
+    filters: FilterConfig | None = None,
+    engine: Engine = hear_here,
+    progress: Callable[[float], None] | None = None,
+) -> Summary:
+    """Label recordings that are not labelled yet, then filter and split all of them.
+
+    Args:
+        sources: recordings.
+        out: folder of the corpus.
+        config: the teacher.
+        dev_files: whole recordings drawn for development.
+        seed: of that draw.
+        filters: which segments to keep.
+        engine: how recordings are heard.
+        progress: called with the seconds of audio heard so far.
+
+    Raises:
+        BadInput: too few recordings, or a folder of something else.
+        OmnirouterError: every segment was rejected, or a file cannot be written.
+    """
+    if not 0 <= dev_files < len(sources):
+        raise BadInput(
+            f"dev-files: {dev_files} of {len(sources)} recordings leave none to train on; give "
+            f"a number below {len(sources)}"
+        )
+    claim(out, config)
+    summary, done = Summary(), 0.0
+    missing = [source for source in sources if not source.heard(out).exists()]
+    if missing:
+        for source, reason in engine(missing, out, config):
+            if reason:
+                summary.failed[source.id] = reason
+            done += source.seconds
+            if progress is not None:
+                progress(done)
+    try:
+        _write(sources, out, dev_files, seed, filters or FilterConfig(), summary)
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    return summary
+
+
+def _write(
+    sources: Sequence[Source],
+    out: Path,
+    dev_files: int,
+    seed: int,
+    filters: FilterConfig,
+    summary: Summary,
+) -> None:
+    failed = "".join(
+        json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in summary.failed.items()
+    )
+    write_whole(out / "failed.jsonl", failed)
+    _sort_out(sources, out, filters, summary)
+    if not summary.kept[0]:
+        reasons = ", ".join(f"{n} {name}" for name, (n, _) in summary.rejected.items())
+        raise OmnirouterError(
+            f"{out}: no segment is left ({reasons or 'there was no speech'}); see rejected.jsonl"
+        )
+
+    def drawn(source: Source) -> bytes:
+        return hashlib.blake2b(f"{seed}/{source.id}".encode(), digest_size=8).digest()
+
+    dev = {source.id for source in sorted(sources, key=drawn)[:dev_files]}
+    for split, wanted in (("train", False), ("dev", True)):
+        chosen = [source for source in sources if (source.id in dev) == wanted]
+        try:
+            summary.splits.append(write_split(_kept(chosen, out, filters), out, split))
+        except BadInput:  # nothing was kept of these recordings; the table says so
+            continue
+
+
+def _sort_out(
+    sources: Sequence[Source], out: Path, filters: FilterConfig, summary: Summary
+) -> None:
+    """Count what each filter rejects and list it."""
+    counts: dict[str, list[float]] = {name: [0, 0.0] for name in ("language", *FILTERS)}
+    kept, seconds = 0, 0.0
+    unfinished = out / "rejected.jsonl.tmp"
+    with unfinished.open("w", encoding="utf-8") as file:
+        for values, heard in _all_heard(sources, out):
+            summary.files += 1
+            summary.seconds += values["seconds"]
+            summary.speech_seconds += heard.speech_seconds
+            if heard.language and not heard.segments:
+                counts["language"][0] += 1
+                counts["language"][1] += heard.speech_seconds
+                row = {"id": values["id"], "filter": "language", "figure": heard.language}
+                file.write(json.dumps({**row, "probability": heard.probability}) + "\n")
+            for segment in heard.segments:
+                if why := rejection(segment, filters):
+                    counts[why[0]][0] += 1
+                    counts[why[0]][1] += segment.seconds
+                    row = {"id": values["id"], "filter": why[0], "figure": why[1]}
+                    line = json.dumps({**row, **segment.to_dict()}, ensure_ascii=False)
+                    file.write(line + "\n")
+                else:
+                    kept += 1
+                    seconds += segment.seconds
+    unfinished.replace(out / "rejected.jsonl")
+    summary.kept = kept, seconds
+    summary.rejected = {name: (int(n), s) for name, (n, s) in counts.items() if n}
+
+
+def _all_heard(sources: Iterable[Source], out: Path) -> Iterator[tuple[dict[str, Any], Heard]]:
+    for source in sources:
+        path = source.heard(out)
+        if path.exists():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            segments = [Segment(**segment) for segment in values["segments"]]
+            parts = (values["language"], values["probability"], values["speech_seconds"])
+            yield values, Heard(*parts, segments)
+
+
+def _kept(sources: Sequence[Source], out: Path, filters: FilterConfig) -> Iterator[MonoCut]:
+    for values, heard in _all_heard(sources, out):
+        for segment in heard.segments:
+            if rejection(segment, filters) is None:
+                yield utterance(
+                    Path(values["file"]),
+                    segment.text,
+                    id=f"{values['id']}-{segment.start:.2f}",
+                    start=segment.start,
+                    duration=round(segment.seconds, 3),
+                    custom={
+                        "language": heard.language,
+                        "log_prob": round(segment.log_prob, 4),
+                        "no_speech": round(segment.no_speech, 4),
+                    },
+                )
