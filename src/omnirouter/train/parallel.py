@@ -170,8 +170,14 @@ def whole_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[
 
 
 def part_of_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `whole_state`, for the parameters of `optimizer`."""
+    """The inverse of `whole_state`, for the parameters of `optimizer`.
+
+    Raises:
+        ValueError: it is the state of another number of parameters.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if sum(len(group["params"]) for group in state["param_groups"]) != len(parameters):
+        raise ValueError("the state of an optimizer of other parameters")
     cut = deepcopy({key: value for key, value in state.items() if key != "state"})
     cut["state"] = {
         number: {
