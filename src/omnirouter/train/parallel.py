@@ -173,11 +173,11 @@ def part_of_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     """The inverse of `whole_state`, for the parameters of `optimizer`.
 
     Raises:
-        ValueError: the state is of an optimizer of more parameters.
+        ValueError: it is the state of another number of parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(number >= len(parameters) for number in state["state"]):
-        raise ValueError("state of an optimizer of more parameters")
+    if sum(len(group["params"]) for group in state["param_groups"]) != len(parameters):
+        raise ValueError("the state of an optimizer of other parameters")
     cut = deepcopy({key: value for key, value in state.items() if key != "state"})
     cut["state"] = {
         number: {
