@@ -221,6 +221,16 @@ def test_page_says_what_was_measured(models: list[ModelReport], tmp_path: Path) 
         assert words in text
 
 
+def test_a_difference_that_may_be_chance_is_called_so(
+    models: list[ModelReport], tmp_path: Path
+) -> None:
+    """A model against itself: no change, an interval of nothing, p = 1."""
+    twin = replace(models[0], name="Twin")
+    text = write(tmp_path / "report.html", [models[0], twin])
+    assert "errors than Dense (which may be chance)" in text
+    assert "+0.0% to +0.0%" in text and "1.000" in text
+
+
 def test_page_without_routed_models_or_strips(models: list[ModelReport], tmp_path: Path) -> None:
     plain = replace(models[0], strips=[])
     text = write(tmp_path / "report.html", [plain])

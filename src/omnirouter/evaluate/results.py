@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from omnirouter.config import BadInput
+from omnirouter.evaluate.score import SetResult
 from omnirouter.metrics import CONFIDENCE, edit_counts, error_rate
 
 RESAMPLES = 1000
@@ -117,6 +118,11 @@ def _rate(texts: Mapping[str, tuple[str, str]]) -> SetRate:
     errors, words = edit_counts(references, hypotheses)
     counts = dict(zip(texts, zip(errors, words, strict=True), strict=True))
     return SetRate(wer=rate.rate, ci_low=rate.ci_low, ci_high=rate.ci_high, utterances=counts)
+
+
+def rate_of(result: SetResult) -> SetRate:
+    """A result just measured, as one read from a file."""
+    return _rate({identity: (said, heard) for identity, said, heard in result.hypotheses})
 
 
 def compare(

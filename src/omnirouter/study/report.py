@@ -8,16 +8,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import combinations
 from pathlib import Path
 
 import jiwer
 
 from omnirouter.checkpoint import write_atomically
 from omnirouter.config import count_parameters
+from omnirouter.evaluate.results import Difference, compare, rate_of
 from omnirouter.evaluate.tables import Condition, WerTable, change, per_cent
 from omnirouter.study import html, routing_page
 from omnirouter.study.model_report import ModelReport
 from omnirouter.text import whisper_normalise
+
+LIKELY = 0.05  # p above which a difference may be chance
+Pairs = Mapping[tuple[str, str], Difference]
 
 __all__ = ["ModelReport", "mark_differences", "write_report"]
 
@@ -63,8 +68,22 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _pairs(table: WerTable) -> Pairs:
+    """Paired differences of each two models, where their utterances are known."""
+    rates = {
+        model: {
+            condition.name: rate_of(results[condition.name])
+            for condition in table.counted
+            if results[condition.name].hypotheses
+        }
+        for model, results in table.results.items()
+    }
+    found = {(b, a): compare(b, rates[b], a, rates[a]) for a, b in combinations(rates, 2)}
+    return {names: pair for names, pair in found.items() if pair is not None}
+
+
 def _results(table: WerTable) -> str:
-    rows = []
+    rows, pairs = [], _pairs(table)
     for condition in table.conditions:
         best = table.best(condition)
         label = escape(condition.label)
@@ -81,28 +100,31 @@ def _results(table: WerTable) -> str:
     cells = [html.cell(per_cent(table.mean(name)), name in best) for name in table.results]
     rows.append(f'<tr class="mean"><td>mean</td>{"".join(cells)}</tr>')
     return (
-        f'<p class="lead">{_headline(table)}</p>\n'
+        f'<p class="lead">{_headline(table, pairs)}</p>\n'
         "<h2>Word error rate</h2>\n"
         "<p>Wrong, missing and added words per hundred words spoken: lower is better, and the "
         "best of each row is bold. The small figures are 95% intervals: how far the rate might "
         "move had other utterances been drawn. Where the intervals of two models overlap "
         "widely, their difference may be chance. Both sides are normalised as OpenAI's Whisper "
         "does before they are compared.</p>\n"
-        f"{html.table(['', *table.results], rows)}{_changes(table)}"
+        f"{html.table(['', *table.results], rows)}{_changes(table, pairs)}"
     )
 
 
-def _headline(table: WerTable) -> str:
+def _headline(table: WerTable, pairs: Pairs) -> str:
     comparisons = table.comparisons()
     if not comparisons or math.isnan(comparisons[-1].change_of_mean):
         return "How often each model gets a word wrong, and what its experts do."
     model = list(table.results)[-1]
-    parts = [
-        f"{abs(row.change_of_mean):.0%} {'fewer' if row.change_of_mean < 0 else 'more'} "
-        f"errors than {row.baseline}"
-        for row in comparisons
-        if row.model == model
-    ]
+    parts = []
+    for row in comparisons:
+        if row.model == model:
+            paired = pairs.get((row.model, row.baseline))
+            chance = paired is not None and paired.p is not None and paired.p > LIKELY
+            parts.append(
+                f"{abs(row.change_of_mean):.0%} {'fewer' if row.change_of_mean < 0 else 'more'} "
+                f"errors than {row.baseline}{' (which may be chance)' if chance else ''}"
+            )
     sets = len(table.counted)
     return escape(
         f"Over {sets} test {'set' if sets == 1 else 'sets'}, {model} has a mean word error rate of "
@@ -110,21 +132,37 @@ def _headline(table: WerTable) -> str:
     )
 
 
-def _changes(table: WerTable) -> str:
+def _changes(table: WerTable, pairs: Pairs) -> str:
     comparisons = table.comparisons()
     if not comparisons:
         return ""
-    rows = [
-        f"<tr><td>{escape(row.model)} against {escape(row.baseline)}</td>"
-        f"<td>{change(row.mean_of_changes)}</td><td>{change(row.change_of_mean)}</td></tr>"
-        for row in comparisons
-    ]
+    rows = []
+    for row in comparisons:
+        pair = pairs.get((row.model, row.baseline))
+        cells = [
+            html.cell(change(row.mean_of_changes), False, _range(pair.interval if pair else None)),
+            html.cell(
+                change(row.change_of_mean), False, _range(pair.interval_of_mean if pair else None)
+            ),
+            html.cell("–" if pair is None or pair.p is None else f"{pair.p:.3f}", False),
+        ]
+        rows.append(
+            f"<tr><td>{escape(row.model)} against {escape(row.baseline)}</td>{''.join(cells)}</tr>"
+        )
+    head = ["", "mean of the changes per set", "change of the mean", "p"]
     return (
         "<p>The same as relative changes, in the two ways in use; they differ because the first "
         "gives easy and hard sets the same weight, and the second follows the hard ones. "
-        "Negative is better.</p>\n"
-        f"{html.table(['', 'mean of the changes per set', 'change of the mean'], rows)}"
+        "Negative is better. Here both models are compared on the same utterances, drawn again "
+        "and again (a paired bootstrap): the small figures are where 95% of the changes lie, and "
+        "p says how readily chance alone would give such a change of the mean; below 0.05 that "
+        "is unlikely. Training again with another seed may move it more.</p>\n"
+        f"{html.table(head, rows)}"
     )
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{change(interval[0])} to {change(interval[1])}"
 
 
 def _transcripts(models: Sequence[ModelReport], conditions: Sequence[Condition], count: int) -> str:

@@ -192,10 +192,10 @@ def dynamics(models: Sequence[ModelReport]) -> str:
         return ""
     return (
         "<h2>How routing came about</h2>\n"
-        "<p>Time runs to the right, layers upwards. From top to bottom: the largest share of the "
-        "work that one expert has (bright is uneven), how undecided the router is, how much of an "
-        "expert's output is let through, and how well the choice of a layer predicts that of the "
-        "layer above.</p>\n"
+        "<p>Time runs to the right, layers upwards. Each panel is one figure: the largest share of "
+        "the work that one expert has (bright is uneven), the entropy (how undecided the router "
+        "is), the gate (how much of an expert's output is let through), and Cramér's V (how well "
+        "a layer's choice predicts that of the layer above).</p>\n"
         + (f"<p>Noted on the way:</p><ul>{''.join(notes)}</ul>\n" if notes else "")
         + f'<div class="figures">{"".join(drawn)}</div>\n'
     )
