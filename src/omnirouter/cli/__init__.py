@@ -1,8 +1,8 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`making`, `scoring`, `transcription`) whose signatures and docstrings become parsers
-(`parser`). Nothing here loads torch, so help and most errors come at once.
+functions (`making`, `scoring`, `transcription`, `shipping`) whose signatures and docstrings become
+parsers (`parser`). Nothing here loads torch, so help and most errors come at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.making import average, demo, presets, train
 from omnirouter.cli.scoring import analyse, evaluate
+from omnirouter.cli.shipping import export
 from omnirouter.cli.transcription import transcribe
 from omnirouter.config import BadInput, OmnirouterError
 
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "analyse": analyse,
     "transcribe": transcribe,
     "average": average,
+    "export": export,
 }
 
 
