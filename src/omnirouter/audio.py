@@ -117,6 +117,12 @@ def _samples(features: FeatureConfig) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
+def hamming(window: int) -> Tensor:
+    """Hamming window of that many samples, symmetric."""
+    return torch.hamming_window(window, periodic=False)
+
+
+@lru_cache(maxsize=8)
 def mel_filters(features: FeatureConfig, fft_size: int) -> Tensor:
     """Triangular filters, linear in mel as Kaldi's, [fft_size // 2 + 1, M]."""
     nyquist = features.sample_rate / 2
@@ -151,7 +157,7 @@ def log_mel(
     Returns:
         mels_KM float32 on `device`, and lengths_B, int64 on the CPU, in mel frames.
     """
-    window, shift = _samples(features)
+    _, shift = _samples(features)
     parts = [torch.as_tensor(w, dtype=torch.float32) for w in waveforms]
     lengths_B = torch.tensor([num_mel_frames(len(w), features) for w in parts], dtype=torch.int64)
     if not lengths_B.sum():
@@ -160,17 +166,24 @@ def log_mel(
         torch.arange(int(n)) * shift + begin
         for n, begin in zip(lengths_B, _begins([len(w) for w in parts]), strict=True)
     ]
-    signal = upload(torch.cat(parts), device) * INT16_SCALE
+    signal = upload(torch.cat(parts), device)
     start_K = upload(torch.cat(starts), device)
-    x_KW = signal[start_K[:, None] + torch.arange(window, device=device)]
+    return window_mels(signal, start_K, features), lengths_B
+
+
+def window_mels(signal: Tensor, start_K: Tensor, features: FeatureConfig) -> Tensor:
+    """Log-mel energies of the windows that begin at the samples start_K of [samples], mels_KM."""
+    window, _ = _samples(features)
+    device = signal.device
+    x_KW = (signal * INT16_SCALE)[start_K[:, None] + torch.arange(window, device=device)]
     x_KW = x_KW - x_KW.mean(dim=1, keepdim=True)
     before_KW = torch.cat([x_KW[:, :1], x_KW[:, :-1]], dim=1)
     x_KW = x_KW - features.preemphasis * before_KW
-    x_KW = x_KW * torch.hamming_window(window, periodic=False, device=device)
+    x_KW = x_KW * upload(hamming(window), device)
     fft_size = 1 << (window - 1).bit_length()
     power = torch.fft.rfft(x_KW, n=fft_size).abs().square()
-    mels_KM = power @ upload(mel_filters(features, fft_size), device)
-    return mels_KM.clamp_min(torch.finfo(torch.float32).eps).log(), lengths_B
+    mels_KM: Tensor = power @ upload(mel_filters(features, fft_size), device)
+    return mels_KM.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
 def _begins(sizes: Sequence[int]) -> list[int]:

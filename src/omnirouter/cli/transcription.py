@@ -84,7 +84,8 @@ def transcribe(
         listening: how audio is taken apart.
         search: beam search with a language model.
         writing: what to write.
-        model: checkpoint folder, such as best/ of a run.
+        model: checkpoint folder, such as best/ of a run; or what `omnirouter export` wrote, the
+            folder or one of its graphs.
         output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
             folder keep their place below it.
         overwrite: replace files that exist; without it their audio is left out.
@@ -115,17 +116,25 @@ def _recogniser(
             "model: no trained model comes with this version; give --model DIR, a checkpoint "
             "folder such as best/ of a run"
         )
-    from omnirouter.checkpoint import load_checkpoint
     from omnirouter.decode import BeamSearch
-    from omnirouter.serve.transcriber import Transcriber
+    from omnirouter.serve.onnx import OnnxTranscriber, is_export
 
-    checkpoint = load_checkpoint(model, compute.torch_device())
-    decoder = None
+    recogniser: Recogniser
+    if is_export(model):
+        if compute.device == "cuda" or compute.precision == "bf16":
+            raise BadInput(
+                "device and precision: an exported model runs on the CPU as it is; leave them out"
+            )
+        recogniser = OnnxTranscriber(model, listening=listening)
+    else:
+        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.serve.transcriber import Transcriber
+
+        checkpoint = load_checkpoint(model, compute.torch_device())
+        recogniser = Transcriber(checkpoint, precision=compute.precision, listening=listening)
     if search.language_model is not None:
-        decoder = BeamSearch(checkpoint.tokenizer, search)
-    return Transcriber(
-        checkpoint, precision=compute.precision, listening=listening, decoder=decoder
-    )
+        recogniser.decoder = BeamSearch(recogniser.tokenizer, search)
+    return recogniser
 
 
 def _run(recogniser: Recogniser, sources: Sequence[Source], deliver: Deliver) -> int:

@@ -68,7 +68,7 @@ class Packing:
         """Row of each frame when every utterance is followed by `gap` empty rows, [T]."""
         moved_B = torch.arange(len(self.lengths_B)) * self.gap
         moved_T = moved_B.repeat_interleave(self.lengths_B)
-        return (torch.arange(len(moved_T)) + moved_T).to(self.device, non_blocking=True)
+        return upload(torch.arange(len(moved_T)) + moved_T, self.device)
 
     @cached_property
     def groups(self) -> list[Group]:

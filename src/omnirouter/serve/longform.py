@@ -26,8 +26,8 @@ PAUSE = 0.01  # energy of a real pause, as a share of the window's mean
 SEAM_FRAMES = 2  # both windows must hear nothing this far to either side of a seam
 
 SPEECH, NO_SPEECH = 0.5, 0.35  # silero's thresholds: to begin, and to go on
-SILENCE_S = 1.0  # shorter gaps stay inside a region
-PAD_S = 0.3  # kept before and after speech
+SILENCE_S = 0.5  # shorter gaps stay inside a region
+PAD_S = 0.2  # kept before and after speech
 LEAST_SPEECH_S = 0.1
 
 Samples = NDArray[np.float32]

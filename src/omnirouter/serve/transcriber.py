@@ -11,6 +11,7 @@ import torch
 from omnirouter.audio import extract
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, Listening
+from omnirouter.serve.hub import fetch, is_hub_name, push
 from omnirouter.serve.recogniser import Decoder, LogProbs, Recogniser, Samples
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
@@ -49,6 +50,23 @@ class Transcriber(Recogniser):
                 log_probs_TV = model(frames_TS, lengths).log_probs
         return [part.numpy() for part in log_probs_TV.float().cpu().split(lengths.tolist())]
 
+    def push_to_hub(self, name: str, *, private: bool = True, token: str | None = None) -> str:
+        """Publish the model on the Hugging Face Hub with a card of its own figures.
+
+        Args:
+            name: `org/name`; made if it is not there.
+            private: of a model that is made: seen by its owners only.
+            token: for writing; the one huggingface_hub knows if None.
+
+        Returns:
+            The address of what was published.
+
+        Raises:
+            BadInput: the name is none.
+            OmnirouterError: the Hub refuses or cannot be reached.
+        """
+        return push(self.checkpoint, name, private=private, token=token)
+
 
 def load(
     path: str | Path | None = None, device: str = "cpu", *, listening: Listening | None = None
@@ -56,17 +74,21 @@ def load(
     """Load a model for use.
 
     Args:
-        path: a checkpoint folder, such as the `best` of a training run.
+        path: a checkpoint folder, such as the `best` of a training run; or `org/name` of a model
+            on the Hugging Face Hub.
         device: `cpu` or `cuda`.
         listening: how audio is taken apart and batched.
 
     Raises:
-        BadInput: the folder is not a whole checkpoint, or no path is given: no trained model comes
-            with this version.
+        BadInput: the folder is not a whole checkpoint, there is no such model, or no path is given:
+            no trained model comes with this version.
+        OmnirouterError: the Hub cannot be reached.
     """
     if path is None:
         raise BadInput(
             "no trained model comes with this version: give a checkpoint folder, such as the "
             "best/ of a training run"
         )
+    if is_hub_name(path):
+        path = fetch(str(path))
     return Transcriber(load_checkpoint(path, device), listening=listening)

@@ -1,0 +1,320 @@
+"""A checkpoint as an ONNX graph: samples of one utterance in, log-probabilities out.
+
+The features of `audio.py` are part of the graph. Each expert is two constant matrices over the rows
+that the router gave it, so a frame is computed once and int8 reaches the weights. `OneUtterance`
+runs the encoder's own modules; only what packs several utterances is written anew. T frames, D
+model width, N experts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from omnirouter.audio import SMALLEST_STD, window_mels
+from omnirouter.checkpoint import Checkpoint, flush, write_atomically
+from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
+from omnirouter.model import CTCEncoder
+from omnirouter.model.encoder import distance_slopes, position_angles
+from omnirouter.model.layers import EncoderBlock, Experts, Rotation, rotate
+from omnirouter.model.routing import Router, Routing, RoutingContext
+from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, TOKENIZER, OnnxTranscriber
+from omnirouter.serve.transcriber import Transcriber
+
+OPSET = 20  # newest with every operator that the graph needs in torch's exporter and onnxruntime
+TRACED_S = 1.3  # of the utterance that the graph is traced with
+LONGEST_S = 3600.0  # that the graph takes
+COMPARED_S = (0.03, 0.7, 3.2, 11.0)  # lengths at which graph and torch are compared
+TOLERANCE = 1e-2  # largest difference of log-probabilities between float32 graph and torch
+ONE_FILE = 1_500_000_000  # bytes of weights; a protobuf ends at two gigabytes
+
+Samples = NDArray[np.float32]
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far a graph is from the checkpoint it was made of, over several lengths of noise.
+
+    Attributes:
+        max_difference: of log-probabilities.
+        same_piece: share of frames whose most probable piece is the same.
+        megabytes: size of the graph with its weights.
+    """
+
+    max_difference: float
+    same_piece: float
+    megabytes: float
+
+
+def export(
+    checkpoint: Checkpoint, out: Path, *, note: Note = lambda text: None
+) -> dict[str, Parity]:
+    """Write a checkpoint as ONNX, in float32 and int8, and compare both with it.
+
+    Args:
+        checkpoint: the model, on the CPU.
+        out: folder to write; an earlier export in it is replaced.
+        note: called with what is being done.
+
+    Returns:
+        What the comparison found, by graph.
+
+    Raises:
+        BadInput: `out` holds something else, or the packages for exporting are not installed.
+        OmnirouterError: the float32 graph differs from the checkpoint, or `out` cannot be written.
+    """
+    require_packages()
+    if out.exists() and not _replaceable(out):
+        raise BadInput(f"{out}: exists and is no export; choose another folder or empty it")
+    found: dict[str, Parity] = {}
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        note("tracing the graph")
+        _trace(checkpoint, folder / GRAPHS["fp32"])
+        note("quantising to int8")
+        _quantise(checkpoint.config, folder / GRAPHS["fp32"], folder / GRAPHS["int8"])
+        checkpoint.tokenizer.save(folder / TOKENIZER)
+        features = asdict(checkpoint.config.features)
+        text = json.dumps({"format": FORMAT, "features": features}, indent=2) + "\n"
+        (folder / CONFIG).write_text(text, encoding="utf-8")
+        note("comparing with the checkpoint")
+        found.update(_compare(checkpoint, folder))
+        for path in folder.iterdir():
+            flush(path)
+
+    write_atomically(out, write)
+    return found
+
+
+def require_packages() -> None:
+    """Raise `BadInput` that names the extra to install, if a package for exporting is missing."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(name) is None:
+            raise BadInput(f'export needs {name}: pip install "omnirouter[onnx]"')
+
+
+def _replaceable(out: Path) -> bool:
+    names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
+    return not names or {CONFIG, *GRAPHS.values()} <= names
+
+
+def _trace(checkpoint: Checkpoint, path: Path) -> None:
+    config = checkpoint.config
+    rate = config.features.sample_rate
+    model = OneUtterance(checkpoint.model).eval()
+    samples = torch.from_numpy(_noise(TRACED_S, rate))
+    least = round(config.features.window_s * rate)
+    length = torch.export.Dim("samples", min=least, max=round(LONGEST_S * rate))
+    weights = sum(t.numel() * t.element_size() for t in checkpoint.model.state_dict().values())
+    with torch.no_grad(), _quiet():
+        model(samples)  # constants kept by `audio` must be made before tracing, not by it
+        program = torch.onnx.export(
+            model,
+            (samples,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["samples"],
+            output_names=["log_probs"],
+            dynamic_shapes={"samples": {0: length}},
+            verbose=False,
+        )
+    assert program is not None
+    program.save(path, external_data=weights > ONE_FILE)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells of packages it does not need and of its own deprecations."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
+    """Weights to int8, by channel; activations are quantised as they come.
+
+    Spectrum, first layer and routers stay in float32: rounding would move features and flip close
+    routing decisions.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    features = config.features
+    kept = [(config.dim, features.width), (config.dim, config.num_experts)]
+    model = onnx.load(source)
+    graph = model.graph
+    # the quantiser turns weights around and then trips over the shapes on record
+    del graph.value_info[:]
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    exact = [
+        node.name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        for name in node.input
+        if (shape := shapes.get(name)) is not None
+        and len(shape) == 2
+        and (shape in kept or shape[::-1] in kept or shape[1] == features.num_mels)
+    ]
+    with _quiet(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        quantize_dynamic(
+            model,
+            Path(folder, target.name),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=exact,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=source.with_name(source.name + ".data").exists(),
+        )
+        for path in Path(folder).iterdir():
+            path.replace(target.parent / path.name)
+
+
+def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, Parity]:
+    rate = checkpoint.config.features.sample_rate
+    waveforms = [_noise(seconds, rate) for seconds in COMPARED_S]
+    expected = Transcriber(checkpoint).log_probs(waveforms)
+    found = {}
+    for name, file in GRAPHS.items():
+        graph = OnnxTranscriber(folder / file)
+        pairs = list(zip(graph.log_probs(waveforms), expected, strict=True))
+        same = np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in pairs])
+        size = sum(path.stat().st_size for path in folder.glob(f"{file}*"))
+        found[name] = Parity(
+            max_difference=max(float(np.abs(a - b).max()) for a, b in pairs),
+            same_piece=float(same.mean()),
+            megabytes=round(size / 1e6, 2),
+        )
+    if found["fp32"].max_difference > TOLERANCE:
+        raise OmnirouterError(
+            f"the graph differs from the checkpoint by {found['fp32'].max_difference:.2g} in "
+            "log-probability; report this with your versions of torch and onnxruntime"
+        )
+    return found
+
+
+def _noise(seconds: float, rate: int) -> Samples:
+    """Coloured noise that waxes and wanes, the same each time."""
+    rng = np.random.default_rng(round(1000 * seconds))
+    noise = np.cumsum(rng.standard_normal(round(seconds * rate)))
+    noise = np.diff(noise, prepend=0.0) + 0.05 * np.sin(noise)
+    wave = noise * (1.1 + np.sin(np.arange(len(noise)) * 8 / rate))
+    return (0.05 * wave).astype(np.float32)
+
+
+class OneUtterance(nn.Module):
+    """The encoder and its features for a single utterance [samples], to be traced."""
+
+    def __init__(self, encoder: CTCEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.config = encoder.config
+        self.experts = nn.ModuleList(_apart(block.ffn) for block in encoder.blocks)  # type: ignore[arg-type]
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """log_probs_TV."""
+        encoder, config = self.encoder, self.config
+        x_TD = encoder.input(_frames(samples, config.features))
+        position_T = torch.arange(x_TD.shape[0], device=x_TD.device, dtype=torch.float32)
+        rotation = bias_HTT = None
+        if config.positions == "sinusoidal":
+            wave = position_angles(position_T, config.dim)
+            x_TD = x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
+        else:
+            angles = position_angles(position_T, config.dim // config.heads)[:, None]
+            rotation = Rotation(angles.cos(), angles.sin())
+        if config.positions == "rope-local":
+            distance_TT = (position_T[:, None] - position_T).abs()
+            bias_HTT = -distance_slopes(config.heads)[:, None, None] * distance_TT
+        for layer, block in enumerate(encoder.blocks):
+            router = encoder.routers[config.router_map[layer]] if encoder.routers else None
+            x_TD = _attend(block, x_TD, rotation, bias_HTT)  # type: ignore[arg-type]
+            h_TD = block.ffn_norm(x_TD)  # type: ignore[operator]
+            if router is None:
+                x_TD = x_TD + block.ffn(h_TD)  # type: ignore[operator]
+            else:
+                x_TD = x_TD + _routed(router, self.experts[layer], h_TD)  # type: ignore[arg-type]
+        return encoder.head(encoder.norm(x_TD)).log_softmax(dim=-1)  # type: ignore[no-any-return]
+
+
+def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
+    """What `audio.extract` gives for one utterance, frames_TS."""
+    window = round(features.window_s * features.sample_rate)
+    shift = round(features.shift_s * features.sample_rate)
+    count = (samples.shape[0] - window) // shift + 1
+    mels_KM = window_mels(samples, torch.arange(count) * shift, features)
+    if features.normalisation == "global":
+        mean_M, std_M = (mels_KM.new_tensor(v) for v in (features.mean, features.std))
+        mels_KM = (mels_KM - mean_M) / std_M
+    else:
+        centred = mels_KM - mels_KM.mean(dim=0)
+        mels_KM = centred / centred.square().mean(dim=0).sqrt().clamp_min(SMALLEST_STD)
+    stacks = (count + features.stack - 1) // features.stack
+    padded = torch.cat([mels_KM, mels_KM.new_zeros(features.stack - 1, features.num_mels)])
+    return padded[: stacks * features.stack].reshape(-1, features.width)
+
+
+def _attend(
+    block: EncoderBlock, x_TD: Tensor, rotation: Rotation | None, bias_HTT: Tensor | None
+) -> Tensor:
+    """x_TD and what attention adds to it."""
+    heads, width = block.attention.heads, x_TD.shape[1]
+    qkv = block.attention.qkv(block.attention_norm(x_TD))
+    q, k, v = qkv.view(-1, 3, heads, width // heads).unbind(1)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
+    scores_HTT = (q / math.sqrt(q.shape[-1])).transpose(0, 1) @ k.permute(1, 2, 0)
+    if bias_HTT is not None:
+        scores_HTT = scores_HTT + bias_HTT
+    y_THE = (scores_HTT.softmax(dim=-1) @ v.transpose(0, 1)).transpose(0, 1)
+    return x_TD + block.attention.out(y_THE.reshape(-1, width))  # type: ignore[no-any-return]
+
+
+def _apart(experts: nn.Module) -> nn.ModuleList:
+    """Each expert with its own matrices: of a stack the quantiser sees no constants."""
+    if not isinstance(experts, Experts):
+        return nn.ModuleList()
+    found = nn.ModuleList()
+    count, width, dim = experts.up_NFD.shape
+    for n in range(count):
+        up, down = nn.Linear(dim, width), nn.Linear(width, dim)
+        with torch.no_grad():
+            up.weight.copy_(experts.up_NFD[n])
+            up.bias.copy_(experts.up_bias_NF[n])
+            down.weight.copy_(experts.down_NDF[n])
+            down.bias.copy_(experts.down_bias_ND[n])
+        found.append(nn.Sequential(up, nn.ReLU(), down))
+    return found
+
+
+def _routed(router: Router, experts: nn.ModuleList, x_TD: Tensor) -> Tensor:
+    """Every expert over its own rows, and one row of zeros: int8 takes no empty matrix."""
+    none = torch.zeros(0, dtype=torch.int64)
+    routing: Routing = router(x_TD, RoutingContext(layer=0, lengths_B=none))
+    padded = F.pad(x_TD, (0, 0, 0, 1))
+    rows, parts = [], []
+    for n, expert in enumerate(experts):
+        own = F.pad((routing.expert_A == n).to(torch.int64), (0, 1), value=1).nonzero()[:, 0]
+        rows.append(own)
+        parts.append(expert(padded.index_select(0, own)))
+    y_TD: Tensor = torch.zeros_like(padded).index_put((torch.cat(rows),), torch.cat(parts))
+    return y_TD[:-1] * routing.gate_A[:, None]

@@ -1,0 +1,173 @@
+"""Models on the Hugging Face Hub: fetch one by name, publish one with a card of its own figures.
+
+What is published is the checkpoint and the card. Paths of the training run, which config.json keeps
+for the machine it was made on, stay behind.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omnirouter.checkpoint import FILES, Checkpoint, save_checkpoint
+from omnirouter.config import BadInput, OmnirouterError, count_parameters
+
+CARD = "README.md"
+PRIVATE = ("run", "averaged")  # what meta holds of the machine
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_hub_name(path: str | Path) -> bool:
+    """Whether this can only be a model on the Hub: `org/name`, and no folder `org` here."""
+    return (
+        isinstance(path, str)
+        and NAME.fullmatch(path) is not None
+        and not path.startswith(".")
+        and not Path(path).parent.exists()
+    )
+
+
+def fetch(name: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
+    """Download a checkpoint from the Hub, or find it in the local cache.
+
+    Args:
+        name: `org/name`.
+        revision: branch, tag or commit; the main branch if None.
+        endpoint: address of the Hub; huggingface_hub's own (HF_ENDPOINT) if None.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        BadInput: there is no such model, or it may not be read.
+        OmnirouterError: the Hub cannot be reached.
+    """
+    _require_hub()
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, endpoint=endpoint, allow_patterns=[*FILES, CARD]
+        )
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise BadInput(
+            f"{name}: no such folder, and no such model (or revision) on the Hub, or it is private"
+        ) from error
+    except errors.HFValidationError as error:
+        raise BadInput(f"{name}: is no name of a model ({_one_line(error)})") from error
+    except Exception as error:  # of whichever client this version of huggingface_hub uses
+        raise OmnirouterError(
+            f"{name}: no such folder, and the Hub cannot be reached ({_one_line(error)})"
+        ) from error
+    return Path(folder)
+
+
+def push(
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    private: bool = True,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> str:
+    """Publish a checkpoint with its card.
+
+    Args:
+        checkpoint: the model.
+        name: `org/name`; made if it is not there.
+        private: of a model that is made: seen by its owners only.
+        token: for writing; the one huggingface_hub knows if None.
+        endpoint: address of the Hub; huggingface_hub's own (HF_ENDPOINT) if None.
+
+    Returns:
+        The address of what was published.
+
+    Raises:
+        BadInput: the name is none.
+        OmnirouterError: the Hub refuses or cannot be reached.
+    """
+    _require_hub()
+    from huggingface_hub import HfApi, errors
+
+    if not NAME.fullmatch(name):
+        raise BadInput(f"{name}: a model on the Hub is called org/name")
+    api = HfApi(endpoint=endpoint, token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")
+        meta = {key: value for key, value in checkpoint.meta.items() if key not in PRIVATE}
+        save_checkpoint(
+            folder,
+            model_state=checkpoint.model.state_dict(),
+            config=checkpoint.config,
+            tokenizer=checkpoint.tokenizer,
+            meta=meta,
+        )
+        (folder / CARD).write_text(card(checkpoint, name), encoding="utf-8")
+        try:
+            api.create_repo(name, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message="Upload a model of omnirouter"
+            )
+        except errors.HFValidationError as error:
+            raise BadInput(f"{name}: is no name of a model ({_one_line(error)})") from error
+        except Exception as error:  # of whichever client this version of huggingface_hub uses
+            raise OmnirouterError(f"{name}: not published ({_one_line(error)})") from error
+    return str(done.commit_url)
+
+
+def card(checkpoint: Checkpoint, name: str) -> str:
+    """The model card: what the model is and the figures of its own run, nothing else."""
+    config, meta = checkpoint.config, checkpoint.meta
+    count = count_parameters(config)
+    rows: list[tuple[str, Any]] = [
+        ("routing", config.routing),
+        ("experts in each layer", config.num_experts),
+        ("layers", config.num_layers),
+        ("width", config.dim),
+        ("word pieces", config.vocab_size),
+        ("parameters", f"{count.total / 1e6:.1f} M"),
+        ("parameters that a frame passes through", f"{count.active / 1e6:.1f} M"),
+        ("sample rate", f"{config.features.sample_rate} Hz"),
+    ]
+    if isinstance(step := meta.get("step"), int):
+        rows.append(("training steps", step))
+    if isinstance(hours := meta.get("audio_hours"), int | float):
+        rows.append(("audio seen in training, repeats counted", f"{hours:.1f} h"))
+    if isinstance(wer := meta.get("dev_wer"), int | float):
+        rows.append(("word error rate on the run's development set", f"{wer:.1%}"))
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
+    return f"""---
+library_name: omnirouter
+pipeline_tag: automatic-speech-recognition
+tags: [speech-recognition, ctc, mixture-of-experts]
+---
+
+# {name}
+
+A CTC Transformer for speech recognition, made with omnirouter (Omni-Router, arXiv 2507.05724).
+
+| | |
+| --- | --- |
+{table}
+
+```python
+import omnirouter
+
+print(omnirouter.load("{name}").transcribe("talk.flac").text)
+```
+
+The development set chose this checkpoint, so its error rate is lower there than on other speech.
+"""
+
+
+def _require_hub() -> None:
+    if find_spec("huggingface_hub") is None:
+        raise BadInput('the Hub needs huggingface_hub: pip install "omnirouter[hub]"')
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

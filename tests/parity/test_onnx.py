@@ -1,0 +1,172 @@
+"""An exported graph says what the checkpoint says, at any length, without torch at run time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import soundfile
+import torch
+
+from omnirouter.audio import extract
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import BadInput, FeatureConfig, Listening, ModelConfig
+from omnirouter.model import CTCEncoder
+from omnirouter.serve.export import OneUtterance, export
+from omnirouter.serve.onnx import OnnxTranscriber, is_export
+from omnirouter.serve.transcriber import Transcriber
+from omnirouter.text import Tokenizer, train_tokenizer
+
+TINY = ModelConfig(
+    routing="switch",
+    num_experts=4,
+    dim=32,
+    ffn_dim=64,
+    num_layers=2,
+    num_heads=2,
+    vocab_size=20,
+    positions="rope-local",
+)
+GLOBAL = FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80)
+LENGTHS = (400, 559, 560, 16_000, 50_001, 200_000)  # samples; one window is 400
+
+
+def noise(samples: int) -> np.ndarray:
+    return (0.1 * np.random.default_rng(samples).standard_normal(samples)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["turn on the light", "what time is it", "call my sister"], 20)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
+    torch.manual_seed(3)
+    return Checkpoint(CTCEncoder(TINY).eval(), tokenizer, TINY, {}, Path("tiny"))
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "out"
+    found = export(checkpoint, folder)
+    assert found["fp32"].max_difference < 1e-3
+    assert found["fp32"].same_piece > 0.99
+    assert found["int8"].megabytes < found["fp32"].megabytes
+    return folder
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rope", "rope-local"])
+@pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
+@pytest.mark.parametrize("features", [FeatureConfig(), GLOBAL], ids=["utterance", "global"])
+def test_what_is_traced_is_the_encoder(
+    routing: str, positions: str, features: FeatureConfig
+) -> None:
+    experts = 1 if routing == "dense" else 4
+    config = replace(
+        TINY, routing=routing, num_experts=experts, positions=positions, features=features
+    )
+    torch.manual_seed(0)
+    encoder = CTCEncoder(config).eval()
+    for length in LENGTHS[:5]:
+        samples = noise(length)
+        with torch.no_grad():
+            expected = encoder(*extract([samples], features)).log_probs
+            found = OneUtterance(encoder)(torch.from_numpy(samples))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_graph_is_the_checkpoint_at_any_length(
+    exported: Path, checkpoint: Checkpoint, length: int
+) -> None:
+    (expected,) = Transcriber(checkpoint).log_probs([noise(length)])
+    (found,) = OnnxTranscriber(exported).log_probs([noise(length)])
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    (rounded,) = OnnxTranscriber(exported / "model.int8.onnx", threads=1).log_probs([noise(length)])
+    assert np.isfinite(rounded).all()
+    np.testing.assert_allclose(rounded, expected, atol=0.3)
+
+
+@pytest.mark.parametrize("graph", ["model.onnx", "model.int8.onnx"])
+def test_a_frame_passes_through_one_expert(exported: Path, tmp_path: Path, graph: str) -> None:
+    """Rows of all products with an expert's weights: the frames, and one for each expert."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(tmp_path / "profile")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # shows all inputs
+    session = onnxruntime.InferenceSession(exported / graph, sess_options=options)
+    (log_probs,) = session.run(None, {"samples": noise(32_000)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    kinds = {"model.onnx": "Gemm", "model.int8.onnx": "MatMulInteger"}
+    rows = {"up": 0, "down": 0}
+    for event in events:
+        if event.get("args", {}).get("op_name") != kinds[graph]:
+            continue
+        left, right = (next(iter(s.values())) for s in event["args"]["input_type_shape"][:2])
+        if {*right} == {TINY.dim, TINY.ffn_dim}:
+            rows["up" if left[-1] == TINY.dim else "down"] += left[0]
+    expected = TINY.num_layers * (len(log_probs) + TINY.num_experts)
+    assert rows == {"up": expected, "down": expected}
+
+
+def test_the_text_is_that_of_torch(exported: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", noise(60_000), 16_000)
+    listening = Listening(vad="off")
+    expected = Transcriber(checkpoint, listening=listening).transcribe(tmp_path / "a.flac")
+    found = OnnxTranscriber(exported, listening=listening).transcribe(tmp_path / "a.flac")
+    assert found.text == expected.text != ""
+    assert [(w.start, w.end) for w in found.words] == [(w.start, w.end) for w in expected.words]
+
+
+WITHOUT_TORCH = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "lhotse", "lightning_fabric"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+from omnirouter.serve.onnx import OnnxTranscriber
+from omnirouter.config import Listening
+from omnirouter.cli import main
+model = OnnxTranscriber(sys.argv[1], listening=Listening(vad="off"))
+print(model.transcribe(sys.argv[2]).text)
+options = ["--model", sys.argv[1], "--format", "srt"]
+raise SystemExit(main(["transcribe", sys.argv[2], *options, "--vad", "silero"]))
+"""
+
+
+def test_neither_torch_nor_lhotse_is_needed(exported: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(60_000), 16_000, subtype="FLOAT")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(exported), str(tmp_path / "a.wav")]
+    result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert result.returncode == 0, result.stderr
+    model = OnnxTranscriber(exported, listening=Listening(vad="off"))
+    assert result.stdout.splitlines()[0] == model.transcribe(noise(60_000)).text
+
+
+def test_exports_that_are_not_whole(exported: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    assert is_export(exported) and not is_export(tmp_path)
+    (tmp_path / "config.json").write_bytes((exported / "config.json").read_bytes())
+    with pytest.raises(BadInput, match=r"tokenizer\.model is missing"):
+        OnnxTranscriber(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes((exported / "tokenizer.model").read_bytes())
+    (tmp_path / "model.onnx").write_bytes((exported / "model.onnx").read_bytes()[:1000])
+    with pytest.raises(BadInput, match=r"model\.onnx: damaged"):
+        OnnxTranscriber(tmp_path)
+    (tmp_path / "config.json").write_text('{"format": "other"}')
+    with pytest.raises(BadInput, match="export format other"):
+        OnnxTranscriber(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(BadInput, match="exists and is no export"):
+        export(checkpoint, tmp_path / "mine.txt")
+    assert (tmp_path / "mine.txt").read_text() == "mine"

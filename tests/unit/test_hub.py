@@ -1,0 +1,182 @@
+"""The Hub: what is published can be loaded by name, with a card of its figures and no paths."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+
+import omnirouter
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
+from omnirouter.config import BadInput, Listening, OmnirouterError
+from omnirouter.serve import hub
+from omnirouter.serve.transcriber import Transcriber
+
+META = {"step": 1200, "dev_wer": 0.1234, "audio_hours": 5.5, "run": {"out": "/secret/place"}}
+COMMIT = "a" * 40
+
+
+@dataclass
+class StandIn:
+    """A Hub on the loopback: one repository, files kept in memory."""
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The part of the Hub's interface that a download and an upload need."""
+
+    protocol_version = "HTTP/1.1"
+    hub: StandIn
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def answer(
+        self, body: bytes = b"", headers: dict[str, str] | None = None, status: int = 200
+    ) -> None:
+        self.send_response(status)
+        for key, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def json(self, value: object) -> None:
+        self.answer(json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def do_GET(self) -> None:
+        path, files = self.path.split("?")[0], self.hub.files
+        if not files or "/org/model" not in path:
+            headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "none"}
+            self.answer(b"", headers, 404)
+        elif path.startswith("/api/models/org/model/tree"):
+            sizes = {name: len(content) for name, content in files.items()}
+            self.json(
+                [{"type": "file", "path": p, "oid": "0", "size": n} for p, n in sizes.items()]
+            )
+        elif path.startswith("/api/models/org/model"):
+            siblings = [{"rfilename": name} for name in files]
+            self.json({"id": "org/model", "sha": COMMIT, "siblings": siblings})
+        else:
+            content = files[path.rsplit("/", 1)[1]]
+            etag = hashlib.sha1(content).hexdigest()
+            self.answer(content, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/api/repos/create":
+            self.hub.made.append(json.loads(body)["name"])
+            self.json({"url": f"{self.hub.url}/org/model"})
+        elif "/preupload/" in self.path:
+            asked = [entry["path"] for entry in json.loads(body)["files"]]
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            self.json({"files": [{"path": path, **mode} for path in asked]})
+        elif "/commit/" in self.path:
+            entries = [json.loads(line) for line in body.decode().splitlines()]
+            for value in [entry["value"] for entry in entries if entry["key"] == "file"]:
+                self.hub.files[value["path"]] = base64.b64decode(value["content"])
+            url = f"{self.hub.url}/org/model/commit/{COMMIT}"
+            self.json({"commitUrl": url, "commitOid": COMMIT})
+        else:
+            self.json({})
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    hub_ = StandIn()
+    own = type("Own", (Handler,), {"hub": hub_})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), own)
+    hub_.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    snapshot = huggingface_hub.snapshot_download
+
+    def into_cache(name: str, **options: object) -> str:
+        return snapshot(name, **(options | {"cache_dir": tmp_path / "cache", "token": False}))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", into_cache)
+    yield hub_
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def checkpoint(checkpoints: dict[str, Checkpoint]) -> Checkpoint:
+    return replace(checkpoints["omni"], meta=META)
+
+
+def test_what_is_published_can_be_loaded(stand_in: StandIn, checkpoint: Checkpoint) -> None:
+    url = hub.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
+    assert url == f"{stand_in.url}/org/model/commit/{COMMIT}"
+    assert stand_in.made == ["model"]
+    names = {"README.md", "config.json", "tokenizer.model", "model.safetensors"}
+    assert names <= set(stand_in.files)
+    folder = hub.fetch("org/model", endpoint=stand_in.url)
+    found = load_checkpoint(folder)
+    assert found.config == checkpoint.config
+    assert found.meta == {"step": 1200, "dev_wer": 0.1234, "audio_hours": 5.5}
+    assert all(b"/secret/place" not in content for content in stand_in.files.values())
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
+    listening = Listening(vad="off")
+    expected = Transcriber(checkpoint, listening=listening).transcribe(noise)
+    assert Transcriber(found, listening=listening).transcribe(noise) == expected
+
+
+def test_load_takes_a_name(
+    stand_in: StandIn, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
+    asked: list[str] = []
+
+    def fetch(name: str) -> Path:
+        asked.append(name)
+        return hub.fetch(name, endpoint=stand_in.url)
+
+    monkeypatch.setattr("omnirouter.serve.transcriber.fetch", fetch)
+    assert omnirouter.load("org/model").checkpoint.config == checkpoint.config
+    assert asked == ["org/model"]
+
+
+def test_what_is_not_there(stand_in: StandIn, checkpoint: Checkpoint) -> None:
+    with pytest.raises(BadInput, match=r"^org/model: no such folder, and no such model"):
+        hub.fetch("org/model", endpoint=stand_in.url)
+    with pytest.raises(OmnirouterError, match="cannot be reached"):
+        hub.fetch("org/model", endpoint="http://127.0.0.1:9")
+    with pytest.raises(BadInput, match="is called org/name"):
+        hub.push(checkpoint, "model", endpoint=stand_in.url)
+    with pytest.raises(OmnirouterError, match="not published"):
+        hub.push(checkpoint, "org/model", token="none", endpoint="http://127.0.0.1:9")
+
+
+def test_a_folder_here_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert hub.is_hub_name("org/model")
+    for path in ("runs/best", "model", "./org/model", "../model", "/org/model", "a/b/c"):
+        assert not hub.is_hub_name(path)
+    assert not hub.is_hub_name(Path("org/model"))
+    with pytest.raises(BadInput, match="is not a folder"):
+        omnirouter.load("runs/best")
+
+
+def test_the_card_tells_the_run_s_figures(checkpoint: Checkpoint) -> None:
+    text = hub.card(checkpoint, "org/model")
+    assert text.startswith("---\nlibrary_name: omnirouter\n")
+    assert "| word error rate on the run's development set | 12.3% |" in text
+    assert "| training steps | 1200 |" in text
+    assert "| audio seen in training, repeats counted | 5.5 h |" in text
+    bare = hub.card(replace(checkpoint, meta={}), "org/model")
+    assert "error rate on" not in bare
