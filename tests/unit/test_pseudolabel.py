@@ -490,6 +490,8 @@ def test_killed_runs_go_on(talks: Path, tmp_path: Path, model: Path) -> None:
         (["--dev-files", "4"], "dev-files: 4 of 4 recordings"),
         (["--max-seconds", "40"], "max-seconds: between 1 and 30"),
         (["--min-rate", "9999"], "min-rate and max-rate"),
+        (["--workers", "2"], "--workers: only for --engine ray"),
+        (["--engine", "ray", "--workers", "0"], "--workers: at least 1, not 0"),
         (["--teacher", "/nowhere/at/all"], "teacher: /nowhere/at/all cannot be loaded"),
     ],
 )

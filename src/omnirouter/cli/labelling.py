@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omnirouter.cli.common import status
 from omnirouter.config import BadInput
@@ -11,11 +13,32 @@ from omnirouter.data.labels import FilterConfig
 from omnirouter.data.teacher import TeacherConfig
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where the teacher works.
+
+    Attributes:
+        engine: `local` listens in this process; `ray` on a Ray cluster, that of RAY_ADDRESS or one
+            started here, with a teacher for every GPU, or for every so many cores as --threads.
+        workers: for `ray`, teachers at the same time; as many as there is room for if not given.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine == "local" and self.workers is not None:
+            raise BadInput("--workers: only for --engine ray; leave it out")
+        if self.workers is not None and self.workers < 1:
+            raise BadInput(f"--workers: at least 1, not {self.workers}")
+
+
 def pseudo_label(
     src: Path,
     out: Path,
     teacher: TeacherConfig,
     filters: FilterConfig,
+    engine: EngineConfig,
     *,
     dev_files: int = 24,
     seed: int = 0,
@@ -33,18 +56,25 @@ def pseudo_label(
         out: folder to write to.
         teacher: the teacher.
         filters: what is kept.
+        engine: where the work is done.
         dev_files: whole recordings drawn for development.
         seed: of that draw.
         json: print the summary as JSON.
     """
     from omnirouter.cli import show
-    from omnirouter.data.pseudolabel import find_sources
+    from omnirouter.data.pseudolabel import Engine, find_sources, hear_here
     from omnirouter.data.pseudolabel import pseudo_label as run
     from omnirouter.data.teacher import require_teacher
 
     if not src.exists():
         raise BadInput(f"{src}: no such folder, list or manifest")
     require_teacher()
+    hear: Engine = hear_here
+    if engine.engine == "ray":
+        from omnirouter.data.ray_engine import hear_on_ray, require_ray
+
+        require_ray()
+        hear = partial(hear_on_ray, workers=engine.workers)
     sources = find_sources(src)
     hours = sum(s.seconds for s in sources if not s.heard(out).exists()) / 3600
     try:
@@ -56,6 +86,7 @@ def pseudo_label(
                 dev_files=dev_files,
                 seed=seed,
                 filters=filters,
+                engine=hear,
                 progress=lambda seconds: update(seconds / 3600),
             )
     except KeyboardInterrupt:
