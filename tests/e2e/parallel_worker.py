@@ -80,11 +80,6 @@ def resumed(config: RunConfig) -> TrainResult:
     return train(config, resume=True, watch=quiet(config))
 
 
-def begun_or_resumed(config: RunConfig) -> TrainResult:
-    """What a person does after a crash: the same command, with --resume once there is a run."""
-    return train(config, resume=(Path(config.out) / "config.yaml").exists(), watch=quiet(config))
-
-
 def poisoned(config: RunConfig) -> TrainResult:
     """Trains; the second process's third loss is NaN."""
     real, calls = Stepper.losses, []
