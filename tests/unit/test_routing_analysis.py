@@ -104,7 +104,12 @@ def test_stats_of_routers_with_several_experts_per_frame_follow_the_most_probabl
 
 
 def test_dense_models_have_empty_stats() -> None:
-    assert routing_stats([], 1) == {"expert_usage": [], "router_entropy": [], "cramers_v": []}
+    assert routing_stats([], 1) == {
+        "expert_usage": [],
+        "router_entropy": [],
+        "mean_gate": [],
+        "cramers_v": [],
+    }
 
 
 def test_collected_decisions_are_the_models(

@@ -12,12 +12,8 @@ from lhotse import CutSet
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.score import (
-    evaluation_loader,
-    score,
-    score_batches,
-    score_groups,
-)
+from omnirouter.evaluate.running import evaluation_loader
+from omnirouter.evaluate.score import score, score_batches, score_groups
 from omnirouter.metrics import error_rate
 
 

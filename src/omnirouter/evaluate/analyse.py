@@ -23,7 +23,7 @@ from omnirouter.evaluate.collect import RoutingCollection, RoutingNumbers, colle
 from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
 from omnirouter.evaluate.meaning import Meaning
 from omnirouter.evaluate.routing import Floats, Ints, align_layers, aligned_labels, top_expert
-from omnirouter.evaluate.score import Precision, Progress, evaluating, evaluation_loader, forward
+from omnirouter.evaluate.running import Precision, Progress, evaluating, evaluation_loader, forward
 from omnirouter.evaluate.watching import collect_meaning
 
 if TYPE_CHECKING:

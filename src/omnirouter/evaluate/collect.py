@@ -27,15 +27,15 @@ from omnirouter.evaluate.routing import (
     top_expert,
     usage,
 )
-from omnirouter.evaluate.score import (
+from omnirouter.evaluate.running import (
     OnOutput,
     Precision,
     Progress,
     evaluating,
     evaluation_loader,
     forward,
-    require_readable,
 )
+from omnirouter.evaluate.score import require_readable
 from omnirouter.model import EncoderOutput
 
 

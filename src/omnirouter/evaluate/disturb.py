@@ -24,7 +24,8 @@ from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.decode import greedy
 from omnirouter.evaluate.collect import require_experts
-from omnirouter.evaluate.score import Progress, evaluating, evaluation_loader, require_readable
+from omnirouter.evaluate.running import Progress, evaluating, evaluation_loader
+from omnirouter.evaluate.score import require_readable
 from omnirouter.evaluate.wrapping import wrapped_routers
 from omnirouter.metrics import CONFIDENCE, edit_counts
 from omnirouter.model import Routing

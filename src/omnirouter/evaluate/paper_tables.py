@@ -190,9 +190,8 @@ def cells(table: SideBySide, bold: str) -> list[list[str]]:
     Each system has a column (or row) for the paper's rate, where the table has any, and ours.
     """
     printed = any(row.published for row in table.rows)
-    kinds = ("paper", "ours") if printed else ("ours",)
-    heads = [(row.name, kind) for row in table.rows for kind in kinds]
-    grid = [["", *(f"{name}, {kind}" if printed else name for name, kind in heads)]]
+    forms = ("{}, paper", "{}, ours") if printed else ("{}",)
+    grid = [["", *(form.format(row.name) for row in table.rows for form in forms)]]
     for label in table.sets:
         line = [label if label in table.mean_sets or not printed else f"{label}*"]
         rates = [per_cent(r.ours[label].wer) for r in table.rows if _has(r.ours, label)]
@@ -258,7 +257,7 @@ def notes(table: SideBySide) -> list[str]:
     lines = ["Word error rate in per cent, in brackets the 95% bootstrap interval over utterances."]
     if any(row.published for row in table.rows):
         lines.append("The paper prints no intervals. Sets with * are in no mean or change.")
-    if len(table.differences) or len(table.published_differences):
+    if table.differences or table.published_differences:
         lines.append(
             "Relative changes in both ways in use: mean of the sets' changes (the paper's 11.2% "
             "and 8.2%), and change of the mean rate; p of the latter, two-sided, by a paired "

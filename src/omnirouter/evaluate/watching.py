@@ -19,7 +19,7 @@ from omnirouter.data.loader import Batch
 from omnirouter.evaluate.collect import RoutingCollection, collect, require_experts
 from omnirouter.evaluate.meaning import Frames, Meaning, interpret
 from omnirouter.evaluate.routing import Floats
-from omnirouter.evaluate.score import Precision, Progress
+from omnirouter.evaluate.running import Precision, Progress
 from omnirouter.evaluate.sounds import fields_of, letters_of, quiet_frames
 from omnirouter.evaluate.wrapping import Recorder, wrapped_routers
 from omnirouter.model import EncoderOutput, Router

@@ -15,7 +15,8 @@ from omnirouter.evaluate.analyse import StripExample, choose_examples, look, str
 from omnirouter.evaluate.collect import RoutingNumbers
 from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
 from omnirouter.evaluate.meaning import Meaning
-from omnirouter.evaluate.score import Precision, Progress, SetResult, score
+from omnirouter.evaluate.running import Precision, Progress
+from omnirouter.evaluate.score import SetResult, score
 from omnirouter.train.run import rows_of
 
 
