@@ -475,6 +475,16 @@ def test_transcripts_do_not_overwrite_each_other(
     assert "a/x.wav and b/x.flac" in capsys.readouterr().err
 
 
+def test_subtitles_of_several_files_need_a_folder(
+    model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
+    assert main(["transcribe", *audio, "--model", model, "--format", "srt"]) == 2
+    assert "srt of several files needs --output-dir" in capsys.readouterr().err
+    assert main(["transcribe", audio[0], "--model", model, "--format", "srt", *VAD_OFF]) == 0
+    assert capsys.readouterr().out.startswith("1\n00:00:0")
+
+
 def test_a_language_model_is_used(
     model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
