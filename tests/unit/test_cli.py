@@ -499,3 +499,35 @@ def test_a_language_model_is_used(
     assert words == {"kitchen"}
     assert main(["transcribe", audio, *options, "--hot-words", "zebra"]) == 0
     assert main(["transcribe", audio, "--model", model, "--hot-words", "zebra"]) == 2
+
+
+# --- export ---
+
+
+def test_export_tells_how_near_the_graphs_are(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Tracing takes a while: what is traced and compared is tested in tests/parity/test_onnx.py."""
+    from omnirouter.serve import export
+
+    parity = export.Parity(max_difference=1e-4, same_piece=1.0, megabytes=2.5)
+    made: list[Path] = []
+
+    def stand_in(checkpoint: Checkpoint, out: Path, **_: object) -> dict[str, export.Parity]:
+        made.append(out)
+        return {"fp32": parity, "int8": parity}
+
+    monkeypatch.setattr(export, "export", stand_in)
+    out = tmp_path / "exported"
+    assert main(["export", model, str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"fp32": asdict(parity), "int8": asdict(parity)}
+    assert main(["export", model, str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "0.0001" in printed and "100.0%" in printed and "2.5 MB" in printed
+    assert made == [out, out]
+    assert main(["export", model, model]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none"), str(out)]) == 2
