@@ -475,6 +475,16 @@ def test_transcripts_do_not_overwrite_each_other(
     assert "a/x.wav and b/x.flac" in capsys.readouterr().err
 
 
+def test_subtitles_of_several_files_need_a_folder(
+    model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
+    assert main(["transcribe", *audio, "--model", model, "--format", "srt"]) == 2
+    assert "srt of several files needs --output-dir" in capsys.readouterr().err
+    assert main(["transcribe", audio[0], "--model", model, "--format", "srt", *VAD_OFF]) == 0
+    assert capsys.readouterr().out.startswith("1\n00:00:0")
+
+
 def test_a_language_model_is_used(
     model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -489,3 +499,35 @@ def test_a_language_model_is_used(
     assert words == {"kitchen"}
     assert main(["transcribe", audio, *options, "--hot-words", "zebra"]) == 0
     assert main(["transcribe", audio, "--model", model, "--hot-words", "zebra"]) == 2
+
+
+# --- export ---
+
+
+def test_export_tells_how_near_the_graphs_are(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Tracing takes a while: what is traced and compared is tested in tests/parity/test_onnx.py."""
+    from omnirouter.serve import export
+
+    parity = export.Parity(max_difference=1e-4, same_piece=1.0, megabytes=2.5)
+    made: list[Path] = []
+
+    def stand_in(checkpoint: Checkpoint, out: Path, **_: object) -> dict[str, export.Parity]:
+        made.append(out)
+        return {"fp32": parity, "int8": parity}
+
+    monkeypatch.setattr(export, "export", stand_in)
+    out = tmp_path / "exported"
+    assert main(["export", model, str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"fp32": asdict(parity), "int8": asdict(parity)}
+    assert main(["export", model, str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "0.0001" in printed and "100.0%" in printed and "2.5 MB" in printed
+    assert made == [out, out]
+    assert main(["export", model, model]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none"), str(out)]) == 2

@@ -94,6 +94,8 @@ def transcribe(
     if len(formats) > 1 and output_dir is None:
         raise BadInput("format: several formats need --output-dir DIR")
     sources = _sources(audio)
+    if len(sources) > 1 and output_dir is None and formats[0] not in ("txt", "json"):
+        raise BadInput(f"format: {formats[0]} of several files needs --output-dir DIR")
     deliver: _Printing | _Files = _Printing(formats[0], writing, several=len(sources) > 1)
     skipped: set[Source] = set()
     if output_dir is not None:
