@@ -19,6 +19,7 @@ from omnirouter.audio import extract
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput, FeatureConfig, Listening, ModelConfig
 from omnirouter.model import CTCEncoder
+from omnirouter.router_config import RouterConfig
 from omnirouter.serve.export import OneUtterance, export
 from omnirouter.serve.onnx import OnnxTranscriber, is_export
 from omnirouter.serve.transcriber import Transcriber
@@ -33,6 +34,7 @@ TINY = ModelConfig(
     num_heads=2,
     vocab_size=20,
     positions="rope-local",
+    local_width=5,
 )
 GLOBAL = FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80)
 LENGTHS = (400, 559, 560, 16_000, 50_001, 200_000)  # samples; one window is 400
@@ -70,11 +72,20 @@ def test_what_is_traced_is_the_encoder(
     routing: str, positions: str, features: FeatureConfig
 ) -> None:
     experts = 1 if routing == "dense" else 4
+    width = 5 if positions == "rope-local" else 0
     config = replace(
-        TINY, routing=routing, num_experts=experts, positions=positions, features=features
+        TINY,
+        routing=routing,
+        num_experts=experts,
+        positions=positions,
+        features=features,
+        local_width=width,
     )
     torch.manual_seed(0)
     encoder = CTCEncoder(config).eval()
+    for block in encoder.blocks:
+        if block.local is not None:
+            torch.nn.init.normal_(block.local.filter_KD, std=0.3)
     for length in LENGTHS[:5]:
         samples = noise(length)
         with torch.no_grad():
@@ -152,6 +163,13 @@ def test_neither_torch_nor_lhotse_is_needed(exported: Path, tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
     model = OnnxTranscriber(exported, listening=Listening(vad="off"))
     assert result.stdout.splitlines()[0] == model.transcribe(noise(60_000)).text
+
+
+def test_other_routers_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = replace(TINY, router=RouterConfig(top_k=2))
+    other = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("other"))
+    with pytest.raises(BadInput, match="routing: switch with these router options has no ONNX"):
+        export(other, tmp_path / "out")
 
 
 def test_exports_that_are_not_whole(exported: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:

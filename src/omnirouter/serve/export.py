@@ -30,7 +30,7 @@ from omnirouter.checkpoint import Checkpoint, flush, write_atomically
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
 from omnirouter.model.encoder import distance_slopes, position_angles
-from omnirouter.model.layers import EncoderBlock, Experts, Rotation, rotate
+from omnirouter.model.layers import EncoderBlock, Experts, LocalConvolution, Rotation, rotate
 from omnirouter.model.routing import Router, Routing, RoutingContext
 from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, TOKENIZER, OnnxTranscriber
 from omnirouter.serve.transcriber import Transcriber
@@ -75,10 +75,16 @@ def export(
         What the comparison found, by graph.
 
     Raises:
-        BadInput: `out` holds something else, or the packages for exporting are not installed.
+        BadInput: `out` holds something else, the packages for exporting are not installed, or the
+            model has another kind of router than the paper's.
         OmnirouterError: the float32 graph differs from the checkpoint, or `out` cannot be written.
     """
     require_packages()
+    if any(type(router) is not Router for router in checkpoint.model.routers):
+        raise BadInput(
+            f"routing: {checkpoint.config.routing} with these router options has no ONNX export; "
+            "dense, switch and omni with top_k 1 and without balance_bias have"
+        )
     if out.exists() and not _replaceable(out):
         raise BadInput(f"{out}: exists and is no export; choose another folder or empty it")
     found: dict[str, Parity] = {}
@@ -247,6 +253,8 @@ class OneUtterance(nn.Module):
             bias_HTT = -distance_slopes(config.heads)[:, None, None] * distance_TT
         for layer, block in enumerate(encoder.blocks):
             router = encoder.routers[config.router_map[layer]] if encoder.routers else None
+            if block.local is not None:
+                x_TD = _convolved(block.local, x_TD)  # type: ignore[arg-type]
             x_TD = _attend(block, x_TD, rotation, bias_HTT)  # type: ignore[arg-type]
             h_TD = block.ffn_norm(x_TD)  # type: ignore[operator]
             if router is None:
@@ -271,6 +279,16 @@ def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
     stacks = (count + features.stack - 1) // features.stack
     padded = torch.cat([mels_KM, mels_KM.new_zeros(features.stack - 1, features.num_mels)])
     return padded[: stacks * features.stack].reshape(-1, features.width)
+
+
+def _convolved(local: LocalConvolution, x_TD: Tensor) -> Tensor:
+    """x_TD and the local convolution over it."""
+    width = len(local.filter_KD)
+    padded = F.pad(x_TD, (0, 0, width // 2, width // 2))
+    frames = x_TD.shape[0]
+    for offset in range(width):
+        x_TD = x_TD + padded[offset : offset + frames] * local.filter_KD[offset]
+    return x_TD
 
 
 def _attend(
