@@ -25,8 +25,8 @@ def sample(seconds: list[float], data: LoaderConfig, *where: Any) -> list[tuple[
     cuts = CutSet([MonoCut(str(i), 0.0, s, channel=0) for i, s in enumerate(seconds)])
     loader = Loader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
     return [
-        (epoch, index, tuple((c.id, c.duration) for c in batch))
-        for epoch, index, batch in loader._sample(loader._bins, *where)
+        (item.epoch, item.index, tuple((c.id, c.duration) for c in item.cuts))
+        for item in loader._sample(loader._bins, *where)
     ]
 
 
