@@ -31,14 +31,15 @@ case "${1:-tests}" in
   train)
     shift
     for recipe in "$@"; do
-      name=$(basename "$recipe" .yaml)
+      run=$(sed -n 's/^out: *//p' "$recipe") # where the recipe says: a later one may start from it
+      name=$(basename "$run")
       resume=()
-      [[ -e runs/gpu/$name/config.yaml ]] && resume=(--resume)
-      python3 -m omnirouter train "$recipe" --out "runs/gpu/$name" --device cuda "${resume[@]}" \
+      [[ -e $run/config.yaml ]] && resume=(--resume)
+      python3 -m omnirouter train "$recipe" --device cuda "${resume[@]}" \
         2>&1 | tee "$OUT/$name.log"
-      cp "runs/gpu/$name/metrics.jsonl" "$OUT/$name.metrics.jsonl"
+      cp "$run/metrics.jsonl" "$OUT/$name.metrics.jsonl"
       # files of at most 15 MB, so that they travel: cat NAME.tar.* | tar x
-      tar c -C "runs/gpu/$name" best | split -b 15M - "$OUT/$name.tar."
+      tar c -C "$run" best | split -b 15M - "$OUT/$name.tar."
     done
     ;;
   *)
