@@ -22,11 +22,11 @@ from torch import Tensor
 
 from omnirouter.config import OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch
-from omnirouter.model import EncoderOutput
 from omnirouter.train import step, train
 from omnirouter.train.loop import Trainer, TrainResult
+from omnirouter.train.objective import Objective
 from omnirouter.train.parallel import whole
-from omnirouter.train.step import Stepper, Work
+from omnirouter.train.step import Work
 from omnirouter.train.team import Team
 from omnirouter.train.watch import Watch
 
@@ -82,15 +82,16 @@ def resumed(config: RunConfig) -> TrainResult:
 
 def poisoned(config: RunConfig) -> TrainResult:
     """Trains; the second process's third loss is NaN."""
-    real, calls = Stepper.losses, []
+    real, calls = step.objective, []
 
-    def losses(self: Stepper, batch: Batch, output: EncoderOutput) -> tuple[Tensor, Tensor | None]:
-        ctc, uneven = real(self, batch, output)
-        calls.append(batch)
-        bad = self.team.rank == 1 and len(calls) == 3
-        return ctc * float("nan") if bad else ctc, uneven
+    def objective(*arguments: Any) -> Objective:
+        part = real(*arguments)
+        calls.append(part)
+        if torch.distributed.get_rank() != 1 or len(calls) != 3:
+            return part
+        return Objective(*(value * float("nan") for value in part))
 
-    Stepper.losses = losses  # type: ignore[method-assign]
+    step.objective = objective  # type: ignore[assignment]
     return trained(config)
 
 
