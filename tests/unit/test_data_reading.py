@@ -158,6 +158,15 @@ def test_speech_of_other_settings_is_refused(
     assert files(tmp_path / "out") == before
 
 
+def test_another_text_of_as_many_lines_is_refused(text: Path, tmp_path: Path) -> None:
+    make(text, tmp_path / "out")
+    before = files(tmp_path / "out")
+    text.write_text(re.sub(r"[a-z]+", "other", text.read_text("utf-8")))
+    with pytest.raises(BadInput, match="holds speech of another text or setting"):
+        make(text, tmp_path / "out")
+    assert files(tmp_path / "out") == before
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(text: Path) -> None:
     with pytest.raises(OmnirouterError, match="cannot write to") as caught:
         make(text, text / "below")

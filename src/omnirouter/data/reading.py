@@ -9,6 +9,7 @@ there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -121,7 +122,7 @@ def read_aloud(
         "format": "omnirouter reading",
         "version": VERSION,
         **asdict(config),
-        "sentences": len(sentences),
+        "text": hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest(),
         "flite": bool(voices),
     }
     manifest = out / "train.jsonl"
