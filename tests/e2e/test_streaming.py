@@ -22,6 +22,7 @@ from omnirouter.config import (
     OptimConfig,
     RunConfig,
 )
+from omnirouter.serve.transcriber import Transcriber
 from omnirouter.train import train
 from omnirouter.train.run import rows_of
 
@@ -108,6 +109,18 @@ def test_statistics_are_those_of_the_training_data(trained: Checkpoint) -> None:
     # files hold 16 bits
     np.testing.assert_allclose(features.mean, mels.mean(dim=0), rtol=0, atol=0.01)
     np.testing.assert_allclose(features.std, mels.std(dim=0), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("size", [160, 1_601, 100_000])
+def test_a_trained_model_streams(trained: Checkpoint, size: int) -> None:
+    """It hears each sentence in pieces of any size, and says words before the sentence ends."""
+    for number, text in enumerate(TEXTS):
+        samples = tune(text, number)
+        pieces = [samples[begin : begin + size] for begin in range(0, len(samples), size)]
+        updates = list(Transcriber(trained).stream().run(pieces))
+        assert " ".join(word.text for update in updates for word in update.final) == text
+        early = [word for update in updates[:-2] for word in (*update.final, *update.partial)]
+        assert early[0].text.startswith(text[0])
 
 
 def test_a_run_goes_on_with_its_own_statistics(manifest: Path, tmp_path: Path) -> None:
