@@ -47,3 +47,12 @@ def test_loader(repository: Path, tmp_path: Path) -> None:
     assert [row["place"] for row in resumed] == ["start", "middle", "end"]
     assert [row["workers"] for row in loaded] == [0, 1]
     assert all(row["audio_hours_per_s"] > 0 for row in loaded)
+
+
+def test_stream(repository: Path, tmp_path: Path) -> None:
+    """Each chunk size has its time, beside that of the whole recording at once."""
+    cases = run(repository, "stream.py", tmp_path / "stream.json")["cost"]
+    assert isinstance(cases, list)
+    assert [(case["chunk"], case["chunk_s"]) for case in cases] == [(4, 0.16), (8, 0.32)]
+    assert all(case["real_time_factor"] > 0 for case in cases)
+    assert all(case["real_time_factor_at_once"] > 0 for case in cases)
