@@ -15,6 +15,8 @@ from typing import Any, Literal
 from omnirouter.router_config import ONE_ROUTER, RouterConfig, RouterLossConfig, Routing
 
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
+SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
+SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
 
 
 class OmnirouterError(Exception):
@@ -444,7 +446,8 @@ class LanguageModelConfig:
     Only words the language model knows (and hot words) can be recognised with it.
 
     Attributes:
-        language_model: n-gram model, an ARPA file or KenLM's binary form; none if not given.
+        language_model: n-gram model, an ARPA file or KenLM's binary form; `english` for the one
+            that comes with omnirouter; none if not given.
         lm_words: its words, one per line; needed with a binary model, which does not tell them.
         lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
         word_score: added for each word; higher gives more, shorter words.
@@ -468,6 +471,10 @@ class LanguageModelConfig:
             raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
         if self.hot_words and self.language_model is None:
             raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        if self.language_model == Path("english") and not self.language_model.exists():
+            if not SHIPPED_WORDS.exists():
+                raise BadInput("language_model: none comes with this installation; name a file")
+            object.__setattr__(self, "language_model", SHIPPED_WORDS)
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:

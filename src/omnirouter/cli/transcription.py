@@ -85,7 +85,8 @@ def transcribe(
         search: beam search with a language model.
         writing: what to write.
         model: checkpoint folder, such as best/ of a run; or what `omnirouter export` wrote, the
-            folder or one of its graphs.
+            folder or one of its graphs. The small English model that comes with omnirouter if not
+            given.
         output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
             folder keep their place below it.
         overwrite: replace files that exist; without it their audio is left out.
@@ -113,26 +114,21 @@ def transcribe(
 def _recogniser(
     model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
 ) -> Recogniser:
-    if model is None:
-        raise BadInput(
-            "model: no trained model comes with this version; give --model DIR, a checkpoint "
-            "folder such as best/ of a run"
-        )
     from omnirouter.decode import BeamSearch
     from omnirouter.serve.onnx import OnnxTranscriber, is_export
 
     recogniser: Recogniser
-    if is_export(model):
+    if model is not None and is_export(model):
         if compute.device == "cuda" or compute.precision == "bf16":
             raise BadInput(
                 "device and precision: an exported model runs on the CPU as it is; leave them out"
             )
         recogniser = OnnxTranscriber(model, listening=listening)
     else:
-        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.checkpoint import load_checkpoint, shipped
         from omnirouter.serve.transcriber import Transcriber
 
-        checkpoint = load_checkpoint(model, compute.torch_device())
+        checkpoint = load_checkpoint(model or shipped(), compute.torch_device())
         recogniser = Transcriber(checkpoint, precision=compute.precision, listening=listening)
     if search.language_model is not None:
         recogniser.decoder = BeamSearch(recogniser.tokenizer, search)

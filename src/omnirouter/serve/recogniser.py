@@ -20,7 +20,7 @@ import soxr
 from numpy.typing import NDArray
 
 from omnirouter.config import BadInput, FeatureConfig, Listening
-from omnirouter.decode import Hypothesis, best_paths
+from omnirouter.decode import Decoder, Hypothesis, best_paths
 from omnirouter.serve import voice
 from omnirouter.serve.longform import Window, seam, spoken, whole, windows
 from omnirouter.serve.reading import BLOCK_S, AudioStream, OpenFile
@@ -37,7 +37,6 @@ Samples = NDArray[np.float32]
 LogProbs = NDArray[np.float32]  # [T, V]
 Audio = str | Path | OpenFile | NDArray[Any]
 Progress = Callable[[float, float], None]
-Decoder = Callable[[LogProbs], Hypothesis]
 
 
 class Recogniser(ABC):
