@@ -106,13 +106,18 @@ def transcribe(
     wanted = [source for source in sources if source not in skipped]
     failed = len(skipped)
     if wanted:
-        failed += _run(_recogniser(model, compute, listening, search), wanted, deliver)
+        failed += _run(recogniser_of(model, compute, listening, search), wanted, deliver)
     return status(failed, len(sources))
 
 
-def _recogniser(
+def recogniser_of(
     model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
 ) -> Recogniser:
+    """A checkpoint or an export ready for use.
+
+    Raises:
+        BadInput: it is not whole, or none is given: no trained model comes with this version.
+    """
     if model is None:
         raise BadInput(
             "model: no trained model comes with this version; give --model DIR, a checkpoint "
