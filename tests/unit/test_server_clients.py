@@ -139,6 +139,7 @@ def test_answers_are_as_described(served: list[Served]) -> None:
         check()
     assert names == {
         "POST /v1/audio/transcriptions",
+        "POST /v1/inspect",
         "GET /v1/models",
         "GET /v1/models/{model}",
         "GET /health",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 
 import omnirouter
-from omnirouter.serve.http import errors, transcriptions
+from omnirouter.serve.http import errors, looking, transcriptions
 from omnirouter.serve.http.engine import Engine
 from omnirouter.serve.http.gate import Gate
 from omnirouter.serve.http.measures import CONTENT_TYPE_LATEST, Measures
@@ -19,6 +21,7 @@ from omnirouter.serve.http.settings import FIELDS_BYTES, Access, Limits
 from omnirouter.serve.http.transcriptions import Service
 
 MOST_FIELDS = 64
+WEB = Path(__file__).parent / "web"
 ABOUT = """Speech to text, in the shape of OpenAI's API: its client works with this server's address
 as `base_url`. Errors are `{"error": {"message", "type", "param", "code"}}`."""
 
@@ -64,7 +67,10 @@ def create_app(
     )
     app.state.service = Service({m.name: m for m in models}, limits, engine, measures)
     app.include_router(transcriptions.router)
+    app.include_router(looking.router)
     _add_facts(app)
+    # last: it takes all other addresses
+    app.mount("/", StaticFiles(directory=WEB, html=True), name="page")
     errors.install(app)
     app.add_middleware(Gate, access=access or Access(), limits=limits, measures=measures)
     return app
