@@ -1,9 +1,9 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`data`, `labelling`, `making`, `scoring`, `comparing`, `transcription`, `shipping`)
-whose signatures and docstrings become parsers (`parser`). Nothing here loads torch, so help and
-most errors come at once.
+functions (`data`, `labelling`, `making`, `scoring`, `comparing`, `transcription`, `serving`,
+`shipping`) whose signatures and docstrings become parsers (`parser`). Nothing here loads torch, so
+help and most errors come at once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from omnirouter.cli.data import corpora, inspect, prepare
 from omnirouter.cli.labelling import pseudo_label
 from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
+from omnirouter.cli.serving import serve
 from omnirouter.cli.shipping import export
 from omnirouter.cli.transcription import transcribe
 from omnirouter.config import BadInput, OmnirouterError
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "tables": tables,
     "report": report,
     "transcribe": transcribe,
+    "serve": serve,
     "average": average,
     "upcycle": upcycle,
     "export": export,

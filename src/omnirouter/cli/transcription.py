@@ -107,13 +107,18 @@ def transcribe(
     wanted = [source for source in sources if source not in skipped]
     failed = len(skipped)
     if wanted:
-        failed += _run(_recogniser(model, compute, listening, search), wanted, deliver)
+        failed += _run(recogniser_of(model, compute, listening, search), wanted, deliver)
     return status(failed, len(sources))
 
 
-def _recogniser(
+def recogniser_of(
     model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
 ) -> Recogniser:
+    """A checkpoint or an export ready for use; the model of the package if none is given.
+
+    Raises:
+        BadInput: it is not whole.
+    """
     from omnirouter.decode import BeamSearch
     from omnirouter.serve.onnx import OnnxTranscriber, is_export
 
