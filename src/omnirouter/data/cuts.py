@@ -23,7 +23,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.batch import SPHERE
+from omnirouter.data.cut_audio import SPHERE
 from omnirouter.data.prepare import Manifest, UniqueIds
 from omnirouter.text import clean_text
 

@@ -27,6 +27,7 @@ from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput
 
+AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 _FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
 _CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
 # A Recording must have a rate, but nobody opens the file when the manifest gives the duration. The
@@ -109,6 +110,11 @@ def find_manifests(pattern: str) -> list[Path]:
     if not paths:
         raise BadInput(f"{pattern}: no manifest matches this pattern")
     return paths
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """Audio in a folder and those below it, by its extension, in sorted order."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
 
 
 def utterance(

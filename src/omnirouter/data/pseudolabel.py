@@ -22,11 +22,10 @@ from omnirouter.audio import AudioError, read_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cuts import SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
-from omnirouter.data.prepare import read_manifest, utterance
+from omnirouter.data.prepare import AUDIO, audio_files, read_manifest, utterance
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
 
-AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 STAMP = "pseudo-label.json"
 ATTEMPTS = 2  # for a file whose failure may pass
 
@@ -89,8 +88,7 @@ def find_sources(src: Path) -> list[Source]:
         BadInput: there are none.
     """
     if src.is_dir():
-        paths = sorted(p for p in src.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
-        named = [(p.relative_to(src).with_suffix("").as_posix(), p) for p in paths]
+        named = [(p.relative_to(src).with_suffix("").as_posix(), p) for p in audio_files(src)]
     elif src.suffix.lower() in (".txt", ".lst"):
         try:
             lines = [x.strip() for x in src.read_text("utf-8").splitlines() if x.strip()]
