@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
-from omnirouter.cli.labelling import pseudo_label
+from omnirouter.cli.labelling import pseudo_label, relabel
 from omnirouter.cli.making import average, demo, presets, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.shipping import export
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "corpora": corpora,
     "prepare": prepare,
     "pseudo-label": pseudo_label,
+    "relabel": relabel,
     "inspect": inspect,
     "train": train,
     "evaluate": evaluate,
