@@ -393,10 +393,16 @@ class TokenizerConfig:
     Attributes:
         path: an existing tokenizer.model; if empty one is trained from `data.train` (and `texts`).
         texts: further text files, one sentence per line, to train it on.
+        sentences: it is trained on, at most; of more, so many are drawn at random.
     """
 
     path: str = ""
     texts: tuple[str, ...] = ()
+    sentences: int = 1_000_000  # not in paper
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise BadInput(f"tokenizer.sentences: at least 1, not {self.sentences}")
 
 
 @dataclass(frozen=True, kw_only=True)

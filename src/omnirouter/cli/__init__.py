@@ -19,7 +19,7 @@ from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
 from omnirouter.cli.labelling import pseudo_label, relabel
-from omnirouter.cli.making import average, demo, presets, train, upcycle
+from omnirouter.cli.making import average, demo, presets, tokenizer, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.shipping import export
 from omnirouter.cli.transcription import transcribe
@@ -33,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "pseudo-label": pseudo_label,
     "relabel": relabel,
     "inspect": inspect,
+    "tokenizer": tokenizer,
     "train": train,
     "evaluate": evaluate,
     "analyse": analyse,

@@ -117,6 +117,11 @@ def audio_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
 
 
+def open_manifest(path: Path) -> Manifest:
+    """A manifest of any form, checked; raises BadInput as `read_manifest` does."""
+    return Manifest(path)
+
+
 def utterance(
     audio: Path,
     text: str,
@@ -214,6 +219,11 @@ class Manifest:
                 reason = f"{type(error).__name__}: {error}"
                 raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
 
+    def texts(self) -> Iterator[str]:
+        """Transcripts alone, a supervision each, in the order of the cuts; opens no audio."""
+        for _, row in self._rows():
+            yield from _texts(row)
+
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
         try:
@@ -264,6 +274,15 @@ class Manifest:
             except (soundfile.SoundFileError, OSError):
                 self.durations[audio] = 0.0
         return self.durations[audio]
+
+
+def _texts(row: dict[str, Any]) -> Iterator[str]:
+    if "audio_filepath" in row:
+        yield row["text"] or ""
+    for supervision in row.get("supervisions") or ():
+        yield supervision.get("text") or ""
+    for track in row.get("tracks") or ():  # of a mixture
+        yield from _texts(track["cut"])
 
 
 def _problem(row: dict[str, Any]) -> str | None:
