@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
-from omnirouter.cli.labelling import pseudo_label
-from omnirouter.cli.making import average, demo, presets, train, upcycle
+from omnirouter.cli.labelling import pseudo_label, relabel
+from omnirouter.cli.making import average, demo, presets, tokenizer, train, upcycle
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.serving import serve
 from omnirouter.cli.shipping import export
@@ -32,7 +32,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "corpora": corpora,
     "prepare": prepare,
     "pseudo-label": pseudo_label,
+    "relabel": relabel,
     "inspect": inspect,
+    "tokenizer": tokenizer,
     "train": train,
     "evaluate": evaluate,
     "analyse": analyse,

@@ -80,7 +80,7 @@ class Loader:
         tokenizer: makes training targets of the transcripts; without one `Batch.tokens` is empty
             and any transcript will do.
         data: how batches are made.
-        augment: speed and noise, for training.
+        augment: what is done to waveforms, for training.
     """
 
     def __init__(
