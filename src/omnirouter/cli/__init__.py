@@ -1,9 +1,9 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`data`, `labelling`, `making`, `scoring`, `comparing`, `transcription`, `shipping`)
-whose signatures and docstrings become parsers (`parser`). Nothing here loads torch, so help and
-most errors come at once.
+functions (`data`, `labelling`, `making`, `scoring`, `comparing`, `transcription`, `shipping`,
+`measuring`) whose signatures and docstrings become parsers (`parser`). Nothing here loads torch, so
+help and most errors come at once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
 from omnirouter.cli.labelling import pseudo_label
 from omnirouter.cli.making import average, demo, presets, train, upcycle
+from omnirouter.cli.measuring import bench
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.shipping import export
 from omnirouter.cli.transcription import transcribe
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "average": average,
     "upcycle": upcycle,
     "export": export,
+    "bench": bench,
 }
 
 
