@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from omnirouter.study.bench import timing
 from omnirouter.study.bench.program import benchmark
+from omnirouter.study.rates import against
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -125,11 +126,34 @@ def experts(values: dict[str, Any]) -> str:
     return timing.table([*columns, "fastest other, to dense"], rows)
 
 
+def plans() -> str:
+    """`omnirouter plan` against measurement: each result by the rates of each other one."""
+    results: dict[str, dict[str, Any]] = {}
+    for path in sorted((HERE / "results").glob("train-step-*.json")):
+        results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for name, values in results.items():
+        for by, other in results.items():
+            if by == name or any(values[key] != other[key] for key in ("gpu", "dtype")):
+                continue
+            for row in against(values, other):
+                times = (row["predicted_s"], row["measured_s"])
+                ratio = f"{times[0] / times[1]:.2f}"
+                rows.append([name, row["model"], by, *(f"{1e3 * s:.0f}" for s in times), ratio])
+    title = "### `omnirouter plan` against measurement\n\n"
+    if not rows:
+        needed = "two training results of one device and precision are needed"
+        return f"{title}Not measured yet: {needed}.\n"
+    columns = ["result", "model", "by the rates of", "predicted ms", "measured ms", "ratio"]
+    return f"{title}{timing.table(columns, rows)}\n"
+
+
 def page(text: str) -> str:
     """The page with its tables made anew."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    return before + BEGIN + "\n" + "\n".join(map(section, EXPECTED)) + "\n" + END + after
+    sections = [*map(section, EXPECTED), plans()]
+    return before + BEGIN + "\n" + "\n".join(sections) + "\n" + END + after
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare
 from omnirouter.cli.labelling import pseudo_label
 from omnirouter.cli.making import average, demo, presets, train, upcycle
-from omnirouter.cli.measuring import bench
+from omnirouter.cli.measuring import bench, plan
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.shipping import export
 from omnirouter.cli.transcription import transcribe
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "upcycle": upcycle,
     "export": export,
     "bench": bench,
+    "plan": plan,
 }
 
 
