@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.router_config import ONE_ROUTER, RouterConfig, RouterLossConfig, Routing
+from omnirouter.router_config import (
+    ONE_ROUTER,
+    WHOLE_UTTERANCE,
+    RouterConfig,
+    RouterLossConfig,
+    Routing,
+)
 
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
 SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
@@ -44,8 +50,8 @@ class FeatureConfig:
         preemphasis: coefficient of the first-order high-pass filter.
         normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
             of the training set, kept in `mean` and `std`.
-        mean: for `global`, one value per mel bin.
-        std: for `global`, one value per mel bin.
+        mean: for `global`, one value per mel bin; taken from the training data if not given.
+        std: for `global`, one value per mel bin; taken from the training data if not given.
     """
 
     sample_rate: int = 16_000
@@ -70,6 +76,33 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """Which frames of an utterance a frame sees: all, or those a stream has when it comes.
+
+    With chunks every frame sees the frames of its own chunk and `left` frames before the chunk; so
+    what comes later changes nothing, and a model can stream (see `model/streaming.py`).
+
+    Attributes:
+        chunk: frames in a chunk, from the utterance's first on; 0 lets every frame see all others.
+        left: frames before its chunk that a frame sees in every layer.
+    """
+
+    chunk: int = 0
+    left: int = 0
+
+    def problem(self) -> str | None:
+        """What is wrong with it, in one line that starts with the key to change."""
+        for name in ("chunk", "left"):
+            if getattr(self, name) < 0:
+                return f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
+        if self.left and not self.chunk:
+            return (
+                "attention_context.chunk: frames before a chunk (left) need chunks; set chunk too"
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A CTC Transformer with pre-norm blocks (Sec. IV), dense or with experts.
 
@@ -87,12 +120,13 @@ class ModelConfig:
             local from the first step; small models learn much sooner from few hours with it.
         local_width: frames, an odd number, over which every block first convolves its input
             depthwise (a filter for each channel, added to the input); 0 for none. Small models
-            learn sooner with it.
+            learn sooner with it. With an `attention_context` it ends with the chunk.
         dropout: probability, in training, after each sub-layer and inside the feed-forward layer.
         layer_drop: probability, in training, that a block is skipped.
         router_of_layer: which router each layer gets; `l % num_routers` if not given.
         features: what the model was trained to read.
         router: what is unlike the paper's routers.
+        attention_context: what a frame sees; for models that stream.
     """
 
     routing: Routing = "omni"
@@ -110,9 +144,14 @@ class ModelConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     # not in paper; checkpoints written before this key existed have the paper's routers
     router: RouterConfig = field(default_factory=RouterConfig, metadata={"added": True})
+    # not in paper; checkpoints written before this key existed see whole utterances
+    attention_context: AttentionContext = field(
+        default_factory=AttentionContext, metadata={"added": True}
+    )
 
     def __post_init__(self) -> None:
-        for problem in (self._sizes(), self._experts(), self._probabilities()):
+        checks = (self._sizes(), self._experts(), self._probabilities(), self._context())
+        for problem in checks:
             if problem:
                 raise BadInput(problem)
 
@@ -164,6 +203,28 @@ class ModelConfig:
                 return f"{name}: a probability in [0, 1), not {getattr(self, name)}"
         return None
 
+    def _context(self) -> str | None:
+        if problem := self.attention_context.problem():
+            return problem
+        if not self.streams:
+            return None
+        if self.features.normalisation != "global":
+            return (
+                "features.normalisation: with an attention_context it must be global; a stream "
+                "does not know the mean of what is still to come"
+            )
+        if self.routing in WHOLE_UTTERANCE:
+            return (
+                f"attention_context.chunk: routing: {self.routing} looks at the whole utterance; "
+                "choose another routing, or leave attention_context out"
+            )
+        return None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the output never depends on what comes after the chunk."""
+        return self.attention_context.chunk > 0
+
     @property
     def heads(self) -> int:
         """Attention heads H."""
@@ -201,6 +262,7 @@ class ModelConfig:
             positions=self.positions,
             dropout=self.dropout,
             features=self.features,
+            attention_context=self.attention_context,
         )
 
     @property
@@ -461,6 +523,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if problem := self.router_losses.problem():
             raise BadInput(problem)
+        if self.model.streams and self.augment.cape:
+            raise BadInput(
+                "augment.cape: a model with an attention_context counts frames from the beginning "
+                "of the stream, which CAPE moves about; set it to false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,7 @@ def test_the_command_stops_gracefully(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "model: no trained model comes with this version"),
+        ([], "model: this installation comes without a trained model"),
         (["--model", "nowhere"], "nowhere: is not a folder"),
         (["--model", "a=x,a=y"], "both called a"),
         (["--model", "x", "--port", "70000"], "port: from 0 to 65535"),

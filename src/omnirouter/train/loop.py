@@ -38,6 +38,7 @@ from omnirouter.train.setup import (
     micro_batches,
     train_loader,
     turns_of_a_step,
+    with_statistics,
 )
 from omnirouter.train.step import Done, Stepper, Work
 from omnirouter.train.team import Team, restarted
@@ -112,9 +113,12 @@ class Trainer:
             self.tokenizer = build_tokenizer(config, self.folder.path, resume=known)
         torch.manual_seed(config.seed)
         network = build_model(config, self.tokenizer)
-        self.config = config = replace(config, model=network.config)
         newest = self.folder.newest_state() if resume else None
         state = self.folder.load_state(newest) if newest is not None else None
+        config = replace(config, model=network.config)
+        self.train_data = train_loader(config, self.tokenizer)
+        network.config = with_statistics(network.config, self.train_data, state, team)
+        self.config = config = replace(config, model=network.config)
         if state is not None:
             restore_weights(network, state, self.folder)
         if not team.first:
@@ -123,7 +127,6 @@ class Trainer:
         self.network: CTCEncoder = self.engine.network
         self.optimizers = build_optimizers(self.network, config.optim)
         self.stepper = Stepper(config, self.engine, self.optimizers)
-        self.train_data = train_loader(config, self.tokenizer)
         self.validator = Validator(config, self.tokenizer, self.folder, self.watch, team)
         self.progress = Progress()
         self.rejected = RejectLog()
