@@ -8,6 +8,7 @@ L `num_layers`, V `vocab_size`, S `input_dim`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from omnirouter.router_config import (
 )
 
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
+SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
+SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
 
 
 class OmnirouterError(Exception):
@@ -328,9 +331,15 @@ class AugmentConfig:
             align speech and text much later.
         speeds: factors, one of which is drawn per utterance (for example 0.9, 1.0, 1.1); empty for
             none.
-        noise_snr_db: range of the signal-to-noise ratio of added coloured noise in dB; empty for
-            none.
+        noise_snr_db: range of the signal-to-noise ratio of added noise in dB; empty for none.
         noise_probability: share of utterances that get noise.
+        noise: folders of audio and manifests (such as prepared MUSAN) whose sounds are the noise;
+            if empty it is coloured noise, made up.
+        reverb_probability: share of utterances put into a room.
+        rirs: folders and manifests of recorded impulse responses; if empty rooms are simulated.
+        telephone_probability: share of utterances sent through a telephone: 300 to 3400 Hz at
+            8 kHz, mu-law or GSM.
+        volume_db: range of a gain in dB, drawn for every utterance; empty for none.
         cape: global shift, local jitter and scale of the positions (CAPE).
     """
 
@@ -343,7 +352,35 @@ class AugmentConfig:
     speeds: tuple[float, ...] = ()  # not in paper
     noise_snr_db: tuple[float, ...] = ()  # not in paper
     noise_probability: float = 0.0  # not in paper
+    noise: tuple[str, ...] = ()  # not in paper
+    reverb_probability: float = 0.0  # not in paper
+    rirs: tuple[str, ...] = ()  # not in paper
+    telephone_probability: float = 0.0  # not in paper
+    volume_db: tuple[float, ...] = ()  # not in paper
     cape: bool = True  # not in paper
+
+    def __post_init__(self) -> None:
+        for problem in (self._ranges(), self._sounds()):
+            if problem:
+                raise BadInput(problem)
+
+    def _ranges(self) -> str | None:
+        for name in ("noise_probability", "reverb_probability", "telephone_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                return f"augment.{name}: a share in [0, 1], not {getattr(self, name)}"
+        for name in ("noise_snr_db", "volume_db"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
+        if not all(0 < speed < math.inf for speed in self.speeds):
+            return f"augment.speeds: factors above 0, not {list(self.speeds)}"
+        return None
+
+    def _sounds(self) -> str | None:
+        if self.noise and not (self.noise_snr_db and self.noise_probability):
+            return "augment.noise: set noise_snr_db and noise_probability too, or nothing gets it"
+        if self.rirs and not self.reverb_probability:
+            return "augment.rirs: set reverb_probability too, or nothing gets them"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,10 +457,16 @@ class TokenizerConfig:
     Attributes:
         path: an existing tokenizer.model; if empty one is trained from `data.train` (and `texts`).
         texts: further text files, one sentence per line, to train it on.
+        sentences: it is trained on, at most; of more, so many are drawn at random.
     """
 
     path: str = ""
     texts: tuple[str, ...] = ()
+    sentences: int = 1_000_000  # not in paper
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise BadInput(f"tokenizer.sentences: at least 1, not {self.sentences}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,7 +554,8 @@ class LanguageModelConfig:
     Only words the language model knows (and hot words) can be recognised with it.
 
     Attributes:
-        language_model: n-gram model, an ARPA file or KenLM's binary form; none if not given.
+        language_model: n-gram model, an ARPA file or KenLM's binary form; `english` for the one
+            that comes with omnirouter; none if not given.
         lm_words: its words, one per line; needed with a binary model, which does not tell them.
         lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
         word_score: added for each word; higher gives more, shorter words.
@@ -535,6 +579,10 @@ class LanguageModelConfig:
             raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
         if self.hot_words and self.language_model is None:
             raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        if self.language_model == Path("english") and not self.language_model.exists():
+            if not SHIPPED_WORDS.exists():
+                raise BadInput("language_model: none comes with this installation; name a file")
+            object.__setattr__(self, "language_model", SHIPPED_WORDS)
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:

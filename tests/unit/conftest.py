@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ import soundfile
 import torch
 
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import ModelConfig
+from omnirouter.config import Listening, ModelConfig
 from omnirouter.model import CTCEncoder
+from omnirouter.serve.http.models import Served
+from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer, train_tokenizer
 
 SENTENCES = [
@@ -72,3 +76,27 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = folder / "test.jsonl"
     target.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return target
+
+
+def wave_bytes(seconds: float, *, seed: int = 0, rate: int = 16_000, kind: str = "WAV") -> bytes:
+    """A file of noise."""
+    noise = 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise, rate, format=kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def noise_file() -> Callable[..., bytes]:
+    """`wave_bytes`, for tests that upload."""
+    return wave_bytes
+
+
+@pytest.fixture(scope="session")
+def served(checkpoints: dict[str, Checkpoint]) -> list[Served]:
+    """Two models of a server, `omni` and `switch`; they take all audio for speech."""
+    found = []
+    for name in ("omni", "switch"):
+        recogniser = Transcriber(checkpoints[name], listening=Listening(vad="off"))
+        found.append(Served(name, recogniser, checkpoints[name].config, created=1))
+    return found

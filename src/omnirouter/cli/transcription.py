@@ -105,7 +105,10 @@ def transcribe(
         search: beam search with a language model.
         writing: what to write.
         model: checkpoint folder, such as best/ of a run; or what `omnirouter export` wrote, the
-            folder or one of its graphs.
+            folder or one of its graphs. The small English model that comes with omnirouter if not
+            given.
+        output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
+            folder keep their place below it.
         overwrite: replace files that exist; without it their audio is left out.
         stream: print words while they are said: on a terminal a line that grows, elsewhere final
             words; with --format json an object per word. Needs a model with an attention_context.
@@ -113,7 +116,7 @@ def transcribe(
     formats, output_dir = writing.formats(), writing.output_dir
     if stream:
         require_streamable(audio, formats, listening, folder=output_dir is not None)
-        recogniser = _recogniser(model, compute, listening, search)
+        recogniser = recogniser_of(model, compute, listening, search)
         return listen(audio[0], recogniser.stream, listening.sample_rate, formats[0])
     if len(formats) > 1 and output_dir is None:
         raise BadInput("format: several formats need --output-dir DIR")
@@ -130,33 +133,33 @@ def transcribe(
     wanted = [source for source in sources if source not in skipped]
     failed = len(skipped)
     if wanted:
-        failed += _run(_recogniser(model, compute, listening, search), wanted, deliver)
+        failed += _run(recogniser_of(model, compute, listening, search), wanted, deliver)
     return status(failed, len(sources))
 
 
-def _recogniser(
+def recogniser_of(
     model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
 ) -> Recogniser:
-    if model is None:
-        raise BadInput(
-            "model: no trained model comes with this version; give --model DIR, a checkpoint "
-            "folder such as best/ of a run"
-        )
+    """A checkpoint or an export ready for use; the model of the package if none is given.
+
+    Raises:
+        BadInput: it is not whole.
+    """
     from omnirouter.decode import BeamSearch
     from omnirouter.serve.onnx import OnnxTranscriber, is_export
 
     recogniser: Recogniser
-    if is_export(model):
+    if model is not None and is_export(model):
         if compute.device == "cuda" or compute.precision == "bf16":
             raise BadInput(
                 "device and precision: an exported model runs on the CPU as it is; leave them out"
             )
         recogniser = OnnxTranscriber(model, listening=listening)
     else:
-        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.checkpoint import load_checkpoint, shipped
         from omnirouter.serve.transcriber import Transcriber
 
-        checkpoint = load_checkpoint(model, compute.torch_device())
+        checkpoint = load_checkpoint(model or shipped(), compute.torch_device())
         recogniser = Transcriber(checkpoint, precision=compute.precision, listening=listening)
     if search.language_model is not None:
         recogniser.decoder = BeamSearch(recogniser.tokenizer, search)

@@ -23,7 +23,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.batch import SPHERE
+from omnirouter.data.cut_audio import SPHERE
 from omnirouter.data.prepare import Manifest, UniqueIds
 from omnirouter.text import clean_text
 
@@ -87,7 +87,7 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
         BadInput: nothing to read, a broken manifest, two manifests of one name, or a split of
             which no utterance can be used.
     """
-    manifests = [Manifest(path) for path in _manifests_of(src)]  # all checked before any is written
+    manifests = [Manifest(path) for path in manifests_of(src)]  # all checked before any is written
     reports, done = [], 0.0
     for manifest in manifests:
         before = done
@@ -98,7 +98,8 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
     return reports
 
 
-def _manifests_of(src: Path) -> list[Path]:
+def manifests_of(src: Path) -> list[Path]:
+    """A manifest, or those of a folder; raises BadInput if there is none, or two of one split."""
     if not src.is_dir():
         return [src]
     found = sorted(p for p in src.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")))

@@ -27,6 +27,7 @@ from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput
 
+AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 _FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
 _CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
 # A Recording must have a rate, but nobody opens the file when the manifest gives the duration. The
@@ -109,6 +110,16 @@ def find_manifests(pattern: str) -> list[Path]:
     if not paths:
         raise BadInput(f"{pattern}: no manifest matches this pattern")
     return paths
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """Audio in a folder and those below it, by its extension, in sorted order."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+
+
+def open_manifest(path: Path) -> Manifest:
+    """A manifest of any form, checked; raises BadInput as `read_manifest` does."""
+    return Manifest(path)
 
 
 def utterance(
@@ -208,6 +219,11 @@ class Manifest:
                 reason = f"{type(error).__name__}: {error}"
                 raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
 
+    def texts(self) -> Iterator[str]:
+        """Transcripts alone, a supervision each, in the order of the cuts; opens no audio."""
+        for _, row in self._rows():
+            yield from _texts(row)
+
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         number = 0
         try:
@@ -258,6 +274,15 @@ class Manifest:
             except (soundfile.SoundFileError, OSError):
                 self.durations[audio] = 0.0
         return self.durations[audio]
+
+
+def _texts(row: dict[str, Any]) -> Iterator[str]:
+    if "audio_filepath" in row:
+        yield row["text"] or ""
+    for supervision in row.get("supervisions") or ():
+        yield supervision.get("text") or ""
+    for track in row.get("tracks") or ():  # of a mixture
+        yield from _texts(track["cut"])
 
 
 def _problem(row: dict[str, Any]) -> str | None:

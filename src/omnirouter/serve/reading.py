@@ -23,6 +23,13 @@ from numpy.typing import NDArray
 from omnirouter.config import BadInput
 
 BLOCK_S = 10.0  # read at a time
+BLOCK_VALUES = 2**22  # but no more than this, whatever rate and channels a header claims
+RATES = (100, 1_000_000)  # Hz; any other is no audio
+# FFmpeg's demuxers that read one file: none that fetches what a playlist names
+AV_FORMATS = (
+    "aac,ac3,aiff,amr,ape,asf,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,mxf,ogg,rm,tta,"
+    "wav,wv"
+)
 AV_SUFFIXES = "3gp aac ac3 amr avi flv m4a m4b mka mkv mov mp4 mpeg mpg ts webm wma wmv"
 SOUND_SUFFIXES = "aif aiff au caf flac mp3 oga ogg opus sph w64 wav"
 NEEDS_AV = frozenset(f".{name}" for name in AV_SUFFIXES.split(" "))
@@ -137,7 +144,7 @@ class _Sound:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._name = name
         self._sound = soundfile.SoundFile(file)
-        self.rate = int(self._sound.samplerate)
+        self.rate = _sane_rate(int(self._sound.samplerate), name)
 
     @property
     def duration(self) -> float | None:
@@ -146,7 +153,7 @@ class _Sound:
         return frames / self.rate if 0 < frames < 1 << 62 else None
 
     def blocks(self) -> Iterator[Samples]:
-        size = round(BLOCK_S * self.rate)
+        size = max(1, min(round(BLOCK_S * self.rate), BLOCK_VALUES // self._sound.channels))
         done = 0
         while True:
             try:
@@ -170,14 +177,25 @@ class _Container:
 
         self._name = name
         try:
-            self._container = av.open(file, mode="r", metadata_errors="ignore")
+            self._container = av.open(
+                file,
+                mode="r",
+                metadata_errors="ignore",
+                io_open=_no_other_file,
+                container_options={"format_whitelist": AV_FORMATS},
+            )
         except (av.FFmpegError, OSError, ValueError) as error:
             raise _NoAudio from error
         if not self._container.streams.audio:
             self._container.close()
             raise _NoAudio
         self._track = self._container.streams.audio[0]
-        self.rate = int(self._track.rate)
+        try:
+            # a track that no decoder knows has no rate
+            self.rate = _sane_rate(int(getattr(self._track, "rate", 0) or 0), name)
+        except BaseException:
+            self._container.close()
+            raise
 
     @property
     def duration(self) -> float | None:
@@ -206,6 +224,17 @@ class _Container:
 
     def close(self) -> None:
         self._container.close()
+
+
+def _no_other_file(url: str, flags: int, options: dict[str, str]) -> BinaryIO:
+    """Playlists and the like name further files or addresses: nobody asked for those."""
+    raise OSError("a file that names other files")
+
+
+def _sane_rate(rate: int, name: str) -> int:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise BadInput(f"{name}: not readable as audio (a sample rate of {rate} Hz)")
+    return rate
 
 
 def _open(path: Path) -> BinaryIO:

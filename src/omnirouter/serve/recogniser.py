@@ -20,7 +20,7 @@ import soxr
 from numpy.typing import NDArray
 
 from omnirouter.config import BadInput, FeatureConfig, Listening
-from omnirouter.decode import Hypothesis, best_paths
+from omnirouter.decode import Decoder, Hypothesis, best_paths
 from omnirouter.serve import voice
 from omnirouter.serve.longform import Window, seam, spoken, whole, windows
 from omnirouter.serve.reading import BLOCK_S, AudioStream, OpenFile
@@ -40,7 +40,6 @@ Samples = NDArray[np.float32]
 LogProbs = NDArray[np.float32]  # [T, V]
 Audio = str | Path | OpenFile | NDArray[Any]
 Progress = Callable[[float, float], None]
-Decoder = Callable[[LogProbs], Hypothesis]
 
 
 class Recogniser(ABC):
@@ -128,11 +127,11 @@ class Recogniser(ABC):
         Yields:
             The number of a recording and its transcript, or what is wrong with it, in order.
         """
-        waiting: list[_Recording] = []
-        batch: list[tuple[_Recording, Window]] = []
+        waiting: list[Recording] = []
+        batch: list[tuple[Recording, Window]] = []
         held = 0.0
         for number, source in enumerate(audio):
-            recording = _Recording(number, self._joining, progress)
+            recording = self.begin(number, progress)
             waiting.append(recording)
             try:
                 for window in self._windows(source, recording):
@@ -152,19 +151,31 @@ class Recogniser(ABC):
         for recording in waiting:
             yield recording.result()
 
-    def _windows(self, source: Audio, recording: _Recording) -> Iterator[Window]:
+    def begin(
+        self, number: int = 0, progress: Callable[[int, float, float], None] | None = None
+    ) -> Recording:
+        """A recording to which the log-probabilities of its windows can be added, in order."""
+        return Recording(number, self._joining, progress)
+
+    def _windows(self, source: Audio, recording: Recording) -> Iterator[Window]:
         """The windows of a recording that hold anything; counts its seconds."""
         rate = self.features.sample_rate
         if isinstance(source, np.ndarray):
             recording.total = len(source) / rate
-            yield from self._cut(recording.count(_in_blocks(source, rate), rate))
+            yield from self.windows_in(_in_blocks(source, rate), recording)
             return
         with AudioStream(source, rate) as stream:
             recording.total = stream.duration or 0.0
-            yield from self._cut(recording.count(stream.blocks(), rate))
+            yield from self.windows_in(stream.blocks(), recording)
 
-    def _cut(self, blocks: Iterator[Samples]) -> Iterator[Window]:
+    def windows_in(self, blocks: Iterator[Samples], recording: Recording) -> Iterator[Window]:
+        """The windows that hold anything of audio that comes in blocks [samples], mono.
+
+        For those who run the windows of several recordings themselves: what `log_probs` makes of a
+        window goes to `recording.add`. Blocks are at the model's rate; a recording counts them.
+        """
         rate = self.features.sample_rate
+        blocks = recording.count(blocks, rate)
         regions = spoken(blocks, rate) if self._detects() else whole(blocks)
         for window in windows(regions, rate, round(self.features.frame_s * rate)):
             if self._audible(window.samples):
@@ -179,7 +190,7 @@ class Recogniser(ABC):
         least = round(self.features.window_s * self.features.sample_rate)
         return len(samples) >= least and float(np.ptp(samples)) > SILENCE
 
-    def _run(self, batch: Sequence[tuple[_Recording, Window]]) -> None:
+    def _run(self, batch: Sequence[tuple[Recording, Window]]) -> None:
         if not batch:
             return
         found = self.log_probs([window.samples for _, window in batch])
@@ -276,8 +287,8 @@ class _Joining:
 
 
 @dataclass
-class _Recording:
-    """One recording on its way."""
+class Recording:
+    """One recording on its way; `Recogniser.begin` makes it."""
 
     number: int
     make: Callable[[], _Joining]
@@ -299,7 +310,13 @@ class _Recording:
             self.seconds = samples / rate
             yield block
 
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What has been recognised; only the last word may still change, where it is parted."""
+        return self.joining.segments
+
     def add(self, window: Window, log_probs_TV: LogProbs) -> None:
+        """Take what the model makes of the next window."""
         self.joining.add(window, log_probs_TV)
         if self.progress is not None:
             rate = self.joining._recogniser.features.sample_rate
@@ -307,6 +324,7 @@ class _Recording:
             self.progress(self.number, done, max(self.total, done))
 
     def result(self) -> tuple[int, Transcript | BadInput]:
+        """Its number and its transcript, or what was wrong with it."""
         if self.error is not None:
             return self.number, self.error
         self.joining.flush()

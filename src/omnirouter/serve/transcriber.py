@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from omnirouter.audio import extract
-from omnirouter.checkpoint import Checkpoint, load_checkpoint
-from omnirouter.config import BadInput, Listening
+from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
+from omnirouter.config import Listening
+from omnirouter.decode import Decoder
 from omnirouter.model import EncoderOutput
 from omnirouter.model.streaming import Past
 from omnirouter.serve.hub import fetch, is_hub_name, push
-from omnirouter.serve.recogniser import Decoder, LogProbs, Recogniser, Samples
+from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
 from omnirouter.serve.streaming import Stream, Update
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
@@ -102,20 +103,16 @@ def load(
 
     Args:
         path: a checkpoint folder, such as the `best` of a training run; or `org/name` of a model
-            on the Hugging Face Hub.
+            on the Hugging Face Hub; the English model that comes with this version if not given.
         device: `cpu` or `cuda`.
         listening: how audio is taken apart and batched.
 
     Raises:
-        BadInput: the folder is not a whole checkpoint, there is no such model, or no path is given:
-            no trained model comes with this version.
+        BadInput: the folder is not a whole checkpoint, or there is no such model.
         OmnirouterError: the Hub cannot be reached.
     """
     if path is None:
-        raise BadInput(
-            "no trained model comes with this version: give a checkpoint folder, such as the "
-            "best/ of a training run"
-        )
+        path = shipped()
     if is_hub_name(path):
         path = fetch(str(path))
     return Transcriber(load_checkpoint(path, device), listening=listening)

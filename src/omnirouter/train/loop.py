@@ -26,6 +26,7 @@ from omnirouter.evaluate.routing import routing_stats
 from omnirouter.model import CTCEncoder
 from omnirouter.train.flags import Flags
 from omnirouter.train.interrupt import Interrupt
+from omnirouter.train.memory import naming_the_knob
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import Engine
 from omnirouter.train.resume import restore, restore_weights, state_of
@@ -192,7 +193,9 @@ class Trainer:
 
     def step(self, work: Work) -> None:
         """One optimiser step, and what is to be known of it."""
-        self.last: Done = self.stepper.step(work, self.progress.step)
+        number = self.progress.step
+        with naming_the_knob(self.config, number, several=self.team.size > 1):
+            self.last: Done = self.stepper.step(work, number)
         self.progress.step += 1
         losses, finite = self.last.losses, self.last.finite
         self.sums = torch.where(

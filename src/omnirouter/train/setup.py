@@ -17,6 +17,7 @@ from omnirouter.checkpoint import TOKENIZER, load_checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
 from omnirouter.data.loader import Loader, LoaderConfig
 from omnirouter.data.prepare import read_manifests, read_training
+from omnirouter.data.vocabulary import read_texts, reservoir
 from omnirouter.model import CTCEncoder
 from omnirouter.model.routing_variants import HashRouter
 from omnirouter.text import Tokenizer, clean_text, train_tokenizer
@@ -33,8 +34,8 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     """The run's tokenizer, kept as tokenizer.model in the run folder.
 
     On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
-    transcripts of `data.train` and the sentences of `tokenizer.texts`, with `model.vocab_size`
-    pieces.
+    transcripts of `data.train` and the sentences of `tokenizer.texts` (of more than
+    `tokenizer.sentences` so many are drawn), with `model.vocab_size` pieces.
 
     Raises:
         BadInput: no training data is given, or the tokenizer cannot be read or trained.
@@ -49,7 +50,8 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     elif config.init:
         tokenizer = Tokenizer.load(_model_file(config.init))
     else:
-        tokenizer = train_tokenizer(_sentences(config), config.model.vocab_size)
+        drawn = reservoir(_sentences(config), config.tokenizer.sentences, config.seed)
+        tokenizer = train_tokenizer(drawn, config.model.vocab_size)
     tokenizer.save(own)
     return tokenizer
 
@@ -60,9 +62,8 @@ def _model_file(path: str) -> Path:
 
 
 def _sentences(config: RunConfig) -> Iterator[str]:
-    for cut in read_manifests(config.data.train):
-        for supervision in cut.supervisions:
-            yield clean_text(supervision.text or "")
+    for text in read_texts(config.data.train):
+        yield clean_text(text)
     for name in config.tokenizer.texts:
         try:
             with open(name, encoding="utf-8") as file:

@@ -1,0 +1,139 @@
+"""The command that offers models to others: serve."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omnirouter.cli.common import DONE, Compute
+from omnirouter.config import BadInput, LanguageModelConfig, Listening
+from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
+
+if TYPE_CHECKING:
+    from omnirouter.serve.http.models import Served
+
+KEY_VARIABLE = "OMNIROUTER_API_KEY"
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+SHORTEST_KEY = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """Where a server listens and whom it serves.
+
+    Attributes:
+        host: address to listen on; others than this machine's own are reached by the network.
+        port: port to listen on; 0 for any free one.
+        host_names: names under which callers address the server, separated by commas, where they
+            are others than localhost and it has no key (behind a proxy on this machine).
+        api_key_file: file with the key that callers must show; the variable OMNIROUTER_API_KEY
+            does the same.
+        grace: seconds that running requests get to finish when the server is stopped.
+        access_log: write a line for every request to standard error.
+    """
+
+    host: str = LOOPBACK[0]
+    port: int = 8000
+    host_names: str = ""
+    api_key_file: Path | None = None
+    grace: float = 30.0
+    access_log: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise BadInput(f"port: from 0 to 65535, not {self.port}")
+        if not self.grace > 0:
+            raise BadInput(f"grace: more than 0 seconds, not {self.grace:g}")
+
+    def access(self) -> Access:
+        """Whom to serve, with the key read.
+
+        Raises:
+            BadInput: the key cannot be read or is too short.
+        """
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if self.api_key_file is not None:
+            try:
+                key = self.api_key_file.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise BadInput(f"{self.api_key_file}: cannot be read as a key") from error
+            if not key:
+                raise BadInput(f"{self.api_key_file}: holds no key")
+        if key and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable()):
+            raise BadInput(f"api key: at least {SHORTEST_KEY} ASCII letters, digits or signs")
+        names = tuple(name.strip().lower() for name in self.host_names.split(",") if name.strip())
+        return Access(api_key=key, hosts=(*own_names(self.host), *names))
+
+
+def serve(
+    compute: Compute,
+    listening: Listening,
+    limits: Limits,
+    network: Network,
+    *,
+    model: str = "",
+) -> int:
+    """Serve models to OpenAI clients and browsers, on this machine only unless told otherwise.
+
+    POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
+    of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it.
+
+    Args:
+        compute: where to run.
+        listening: how audio is taken apart and batched.
+        limits: what the server takes on.
+        network: where it listens.
+        model: checkpoint folder, such as best/ of a run, an export, or org/name on the Hugging Face
+            Hub; several separated by commas; NAME=DIR sets the name that callers use. The small
+            English model that comes with omnirouter if not given.
+    """
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise BadInput(f'serve needs {missing[0]}: pip install "omnirouter[serve]"')
+    from omnirouter.checkpoint import shipped
+    from omnirouter.cli import show
+    from omnirouter.serve.http.app import create_app
+    from omnirouter.serve.http.models import named
+    from omnirouter.serve.http.run import Place, bound, run
+
+    wanted = [part for part in model.split(",") if part.strip()] or [str(shipped())]
+    places = named(wanted)
+    access = network.access()
+    opened = bound(network.host, network.port)
+    try:
+        models = [_served(name, place, compute, listening) for name, place in places.items()]
+        app = create_app(models, limits, access)
+        if network.host not in LOOPBACK and not access.api_key:
+            show.note(
+                "omnirouter serve: anybody who reaches this machine can use the server; set "
+                f"{KEY_VARIABLE} to ask for a key"
+            )
+        port = opened.getsockname()[1]
+        address = f"[{network.host}]" if ":" in network.host else network.host
+        show.note(f"serving {', '.join(places)} at http://{address}:{port} (Ctrl-C stops)")
+        place = Place(
+            host=network.host, port=port, grace=network.grace, access_log=network.access_log
+        )
+        run(app, opened, place, limits.max_requests)
+    finally:
+        opened.close()
+    return DONE
+
+
+def _served(name: str, place: str, compute: Compute, listening: Listening) -> Served:
+    from omnirouter.cli.transcription import recogniser_of
+    from omnirouter.serve import voice
+    from omnirouter.serve.http.models import Served
+    from omnirouter.serve.hub import fetch, is_hub_name
+    from omnirouter.serve.onnx import OnnxTranscriber
+
+    if listening.vad == "silero" and not voice.available():
+        raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
+    path = fetch(place) if is_hub_name(place) else Path(place)
+    recogniser = recogniser_of(path, compute, listening, LanguageModelConfig())
+    config = None
+    if not isinstance(recogniser, OnnxTranscriber):
+        config = recogniser.checkpoint.config  # type: ignore[attr-defined]
+    return Served(name, recogniser, config, int(path.stat().st_mtime))

@@ -1,0 +1,107 @@
+"""The application: routes, page, limits and errors put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+
+import omnirouter
+from omnirouter.serve.http import errors, looking, transcriptions
+from omnirouter.serve.http.engine import Engine
+from omnirouter.serve.http.gate import Gate
+from omnirouter.serve.http.measures import CONTENT_TYPE_LATEST, Measures
+from omnirouter.serve.http.models import ModelCard, ModelList, Served, card, find
+from omnirouter.serve.http.settings import FIELDS_BYTES, Access, Limits
+from omnirouter.serve.http.transcriptions import Service
+
+MOST_FIELDS = 64
+WEB = Path(__file__).parent / "web"
+ABOUT = """Speech to text, in the shape of OpenAI's API: its client works with this server's address
+as `base_url`. Errors are `{"error": {"message", "type", "param", "code"}}`."""
+
+
+class Health(BaseModel):
+    """That the server is there."""
+
+    status: str = "ok"
+    models: list[str]
+
+
+def create_app(
+    models: Sequence[Served], limits: Limits | None = None, access: Access | None = None
+) -> FastAPI:
+    """The application that serves `models`.
+
+    Args:
+        models: at least one, under different names.
+        limits: what it takes on.
+        access: who may use it; anybody who reaches it if not given.
+    """
+    limits, measures = limits or Limits(), Measures()
+    engine = Engine(measures)
+    measures.gauge(
+        "omnirouter_windows_waiting",
+        "Windows of audio that wait for a model.",
+        lambda: engine.batcher.waiting,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        engine.stop()
+
+    app = FastAPI(
+        title="omnirouter",
+        version=omnirouter.__version__,
+        description=ABOUT,
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        form_limits={"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": FIELDS_BYTES},
+    )
+    app.state.service = Service({m.name: m for m in models}, limits, engine, measures)
+    app.include_router(transcriptions.router)
+    app.include_router(looking.router)
+    _add_facts(app)
+    # last: it takes all other addresses
+    app.mount("/", StaticFiles(directory=WEB, html=True), name="page")
+    errors.install(app)
+    app.add_middleware(Gate, access=access or Access(), limits=limits, measures=measures)
+    return app
+
+
+def _add_facts(app: FastAPI) -> None:
+    service: Service = app.state.service
+
+    @app.get("/v1/models", tags=["models"], responses=errors.answers(401, 403))
+    async def list_models() -> ModelList:
+        """The models of this server."""
+        return ModelList(data=[card(served) for served in service.models.values()])
+
+    @app.get(
+        "/v1/models/{model:path}", tags=["models"], responses=errors.answers(401, 403, 404, 422)
+    )
+    async def retrieve_model(model: str) -> ModelCard:
+        """One model."""
+        return card(find(service.models, model))
+
+    @app.get("/health", tags=["operation"], responses=errors.answers(403))
+    async def health() -> Health:
+        """Whether the server is there; it answers only once its models are loaded."""
+        return Health(models=list(service.models))
+
+    @app.get(
+        "/metrics",
+        tags=["operation"],
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}, **errors.answers(401, 403)},
+    )
+    async def metrics(request: Request) -> Response:
+        """Figures for Prometheus."""
+        return Response(service.measures.text(), media_type=CONTENT_TYPE_LATEST)

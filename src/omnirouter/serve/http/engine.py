@@ -1,0 +1,216 @@
+"""Requests at work: a thread reads each recording, the batcher runs windows of all of them.
+
+A thread holds a few windows at a time, so memory does not grow with the recording. What happens is
+told to the event loop as events; a request nobody waits for any more ends at its next block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import BinaryIO, TypeVar
+
+from omnirouter.config import BadInput
+from omnirouter.serve.http.batcher import Batcher, Observer, Stopped
+from omnirouter.serve.http.errors import Problem
+from omnirouter.serve.longform import Window
+from omnirouter.serve.reading import AudioStream, OpenFile
+from omnirouter.serve.recogniser import LogProbs, Recogniser, Recording, Samples
+from omnirouter.serve.transcript import Transcript, Word
+
+READERS = 16  # recordings read at the same time; more wait
+AHEAD = 2  # windows of one recording that wait for the model
+NAME = "file"  # what messages call an upload
+
+Result = TypeVar("Result")
+
+
+class Abandoned(Exception):
+    """Nobody waits for this request any more."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The upload is audio, and not too long as far as its header says."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Words that will not change any more."""
+
+    words: tuple[Word, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end."""
+
+    transcript: Transcript
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end, too."""
+
+    error: Exception
+
+
+Event = Opened | Heard | Done | Failed
+
+
+@dataclass
+class Job:
+    """One recording to transcribe; made in the event loop that awaits it.
+
+    Attributes:
+        recogniser: the model.
+        file: the upload; the job closes it.
+        longest_s: of its audio, in seconds.
+    """
+
+    recogniser: Recogniser
+    file: BinaryIO
+    longest_s: float
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+
+    def tell(self, event: Event) -> None:
+        """Hand an event to the loop, from any thread."""
+        with suppress(RuntimeError):  # the loop has been closed
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
+
+    async def events(self, timeout: float) -> AsyncGenerator[Opened | Heard | Done]:
+        """What happens, until it is done; the job ends when nobody listens.
+
+        Raises:
+            Problem: the upload cannot be used, or `timeout` seconds were not enough.
+        """
+        end = self.loop.time() + timeout
+        try:
+            while True:
+                # not one timeout around the loop: a streamed answer goes on in another task
+                event = await asyncio.wait_for(self.queue.get(), end - self.loop.time())
+                if isinstance(event, Failed):
+                    raise as_problem(event.error) from event.error
+                yield event
+                if isinstance(event, Done):
+                    return
+        except TimeoutError as error:
+            raise out_of_time(timeout) from error
+        finally:
+            self.abandoned.set()
+
+    def checked(self, blocks: Iterator[Samples]) -> Iterator[Samples]:
+        """Blocks as they are, as long as they are wanted and not too many."""
+        most = self.longest_s * self.recogniser.features.sample_rate
+        read = 0
+        for block in blocks:
+            if self.abandoned.is_set():
+                raise Abandoned
+            read += len(block)
+            if read > most:
+                raise too_long(self.longest_s)
+            yield block
+
+
+class Engine:
+    """Does the work of a server.
+
+    Args:
+        observer: is told of batches.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self.batcher = Batcher(observer, time.monotonic)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="omnirouter-reader")
+
+    def start(self, job: Job) -> None:
+        """Begin a job, or put it in line."""
+        self._readers.submit(self._work, job)
+
+    async def in_reader(self, work: Callable[[], Result]) -> Result:
+        """Do something that reads an upload."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    def stop(self) -> None:
+        """End all threads; whatever still runs fails."""
+        self.batcher.stop()
+        self._readers.shutdown(cancel_futures=True)
+
+    def _work(self, job: Job) -> None:
+        try:
+            if not job.abandoned.is_set():
+                job.tell(Done(self._transcribe(job)))
+        except Exception as error:
+            job.tell(Failed(error))
+        finally:
+            job.file.close()
+
+    def _transcribe(self, job: Job) -> Transcript:
+        recogniser = job.recogniser
+        recording = recogniser.begin()
+        waiting: deque[tuple[Window, Future[LogProbs]]] = deque()
+        told = 0
+        with AudioStream(OpenFile(job.file, NAME), recogniser.features.sample_rate) as stream:
+            if stream.duration is not None and stream.duration > job.longest_s:
+                raise too_long(job.longest_s)
+            job.tell(Opened())
+            try:
+                for window in recogniser.windows_in(job.checked(stream.blocks()), recording):
+                    waiting.append((window, self.batcher.submit(recogniser, window.samples)))
+                    while len(waiting) > AHEAD or (waiting and waiting[0][1].done()):
+                        _add(recording, *waiting.popleft())
+                        told = _tell(job, recording, told)
+                while waiting:
+                    if job.abandoned.is_set():
+                        raise Abandoned
+                    _add(recording, *waiting.popleft())
+                    told = _tell(job, recording, told)
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+        _, transcript = recording.result()
+        if isinstance(transcript, BadInput):
+            raise transcript
+        job.tell(Heard(transcript.words[told:]))
+        return transcript
+
+
+def _add(recording: Recording, window: Window, future: Future[LogProbs]) -> None:
+    recording.add(window, future.result())
+
+
+def _tell(job: Job, recording: Recording, told: int) -> int:
+    """Tell the words that are settled; the last one may still get longer."""
+    words = [word for segment in recording.segments for word in segment.words][told:-1]
+    if words:
+        job.tell(Heard(tuple(words)))
+    return told + len(words)
+
+
+def as_problem(error: Exception) -> Exception:
+    """What callers may know of an error; others stay what they are."""
+    if isinstance(error, BadInput):
+        return Problem(400, str(error), code="unusable_audio", param=NAME)
+    if isinstance(error, Stopped | CancelledError | Abandoned):
+        return Problem(503, "the server is shutting down")
+    return error
+
+
+def too_long(longest_s: float) -> Problem:
+    """The audio is longer than the server takes."""
+    message = f"{NAME}: the audio is longer than the {longest_s / 60:g} minutes this server takes"
+    return Problem(400, message, code="audio_too_long", param=NAME)
+
+
+def out_of_time(timeout: float) -> Problem:
+    """The work took too long."""
+    message = f"not done within {timeout:g} seconds; send shorter audio or try again later"
+    return Problem(504, message)

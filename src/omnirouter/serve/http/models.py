@@ -1,0 +1,108 @@
+"""The models of a server, by the names that callers use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnirouter.config import BadInput, ModelConfig
+from omnirouter.serve.http.errors import Problem
+from omnirouter.serve.recogniser import Recogniser
+
+BEST = "best"  # checkpoints of a run are called so; the run's own name says more
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model under its name.
+
+    Attributes:
+        name: what callers call it.
+        recogniser: what does the work.
+        config: what the model is; None of an exported one, which cannot be looked into.
+        created: seconds since 1970.
+    """
+
+    name: str
+    recogniser: Recogniser
+    config: ModelConfig | None = None
+    created: int = 0
+
+
+class ModelCard(BaseModel):
+    """A model, as OpenAI's API describes one, and what else there is to know."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str = Field(description="Its name.")
+    object: str = "model"
+    created: int = Field(description="When it was made, in seconds since 1970.")
+    owned_by: str = "omnirouter"
+    sample_rate: int = Field(description="What it hears, in Hz; uploads may have any rate.")
+    routing: str | None = Field(description="dense, switch, omni, ...; null of an exported model.")
+    num_layers: int | None = None
+    num_experts: int | None = None
+
+
+class ModelList(BaseModel):
+    """All models of this server; the first is the one the web page begins with."""
+
+    object: str = "list"
+    data: list[ModelCard]
+
+
+def card(served: Served) -> ModelCard:
+    """What callers may know of a model."""
+    config = served.config
+    return ModelCard(
+        id=served.name,
+        created=served.created,
+        sample_rate=served.recogniser.features.sample_rate,
+        routing=config.routing if config else None,
+        num_layers=config.num_layers if config else None,
+        num_experts=config.num_experts if config else None,
+    )
+
+
+def find(models: Mapping[str, Served], name: str) -> Served:
+    """The model of that name.
+
+    Raises:
+        Problem: there is none.
+    """
+    if name in models:
+        return models[name]
+    known = ", ".join(models)
+    message = f"model: there is no model of that name here; there is {known}"
+    raise Problem(404, message, code="model_not_found", param="model")
+
+
+def named(arguments: Iterable[str]) -> dict[str, str]:
+    """Places by name, of `PLACE` or `NAME=PLACE`.
+
+    Raises:
+        BadInput: two have the same name, or one is empty.
+    """
+    found: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, place = argument.strip().partition("=")
+        if not equals:
+            name, place = _name_of(argument.strip()), argument.strip()
+        if not place or not name:
+            raise BadInput(f"model: '{argument}' is neither DIR nor NAME=DIR")
+        if name in found:
+            raise BadInput(
+                f"model: {found[name]} and {place} are both called {name}; name one, as NAME=DIR"
+            )
+        found[name] = place
+    return found
+
+
+def _name_of(place: str) -> str:
+    path = Path(place)
+    folder = path.parent if path.suffix == ".onnx" else path
+    name = folder.resolve().name
+    return folder.resolve().parent.name if name == BEST else name

@@ -1,0 +1,203 @@
+"""POST /v1/audio/transcriptions, as OpenAI's API has it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request, UploadFile
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnirouter.serve.http import answers
+from omnirouter.serve.http.answers import Format, Granularity, PlainTranscription
+from omnirouter.serve.http.engine import Done, Engine, Heard, Job, Opened
+from omnirouter.serve.http.errors import Problem, log, unexpected
+from omnirouter.serve.http.errors import answers as errors
+from omnirouter.serve.http.measures import Measures
+from omnirouter.serve.http.models import Served, find
+from omnirouter.serve.http.settings import Limits
+from omnirouter.serve.http.uploads import taken, unless_gone
+from omnirouter.serve.transcript import Transcript
+
+router = APIRouter(tags=["transcription"])
+
+SUBTITLES = "subtitles"
+WITHOUT_EFFECT = {
+    "prompt": "these models take no prompt",
+    "temperature": "nothing is sampled",
+}
+OK: dict[str, Any] = {
+    "model": PlainTranscription | answers.VerboseTranscription,
+    "description": "The transcript, in the format asked for; with `stream` as events.",
+    "content": {
+        "text/plain": {"schema": {"type": "string"}},
+        "text/event-stream": {"schema": {"type": "string"}},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Service:
+    """What routes work with; the app keeps it."""
+
+    models: dict[str, Served]
+    limits: Limits
+    engine: Engine
+    measures: Measures
+
+
+class Wanted(BaseModel):
+    """The form of a request."""
+
+    model_config = ConfigDict(protected_namespaces=(), extra="allow")
+
+    file: UploadFile = Field(description="Audio, any format that this server reads.")
+    model: str = Field(description="Name of a model; GET /v1/models lists them.")
+    language: str = Field(default="", description="Repeated in the answer, without effect.")
+    prompt: str = Field(default="", description="Ignored, with a notice.")
+    response_format: Format = "json"
+    temperature: float = Field(default=0.0, description="Ignored, with a notice.")
+    granularities: list[Granularity] = Field(
+        default=[],
+        alias="timestamp_granularities[]",
+        description="Only with `verbose_json`; segments if not given.",
+    )
+    include: list[str] = Field(
+        default=[],
+        alias="include[]",
+        description="`subtitles` adds srt and vtt to `verbose_json`; anything else has no effect.",
+    )
+    stream: bool = Field(default=False, description="Answer with events as words are settled.")
+
+    def check(self) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            Problem: something does not.
+        """
+        verbose = self.response_format == "verbose_json"
+        if self.granularities and not verbose:
+            message = "timestamp_granularities[]: needs response_format verbose_json"
+            raise Problem(422, message, code="invalid_value", param="timestamp_granularities[]")
+        if self.stream and self.response_format not in ("json", "text"):
+            message = "stream: needs response_format json or text"
+            raise Problem(422, message, code="invalid_value", param="stream")
+
+    def notices(self) -> list[str]:
+        """What of the request had no effect, and why."""
+        found = [
+            f"{name} was ignored: {why}"
+            for name, why in WITHOUT_EFFECT.items()
+            if name in self.model_fields_set and getattr(self, name)
+        ]
+        unknown = sorted(self.model_extra or {})
+        found += [f"{_shown(name)} was ignored: this server does not know it" for name in unknown]
+        if any(entry != SUBTITLES for entry in self.include):
+            found.append(f"include[] was ignored but for {SUBTITLES}")
+        return found
+
+
+@router.post(
+    "/v1/audio/transcriptions",
+    response_model=None,
+    responses={200: OK, **errors(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)},
+)
+async def transcribe(
+    request: Request, wanted: Annotated[Wanted, Form(media_type="multipart/form-data")]
+) -> Response:
+    """Transcribe a file.
+
+    What had no effect is named in `notices` and in the header `X-Omnirouter-Notice`.
+    """
+    service: Service = request.app.state.service
+    wanted.check()
+    served = find(service.models, wanted.model)
+    job = Job(
+        served.recogniser,
+        taken(wanted.file, service.limits.upload_bytes),
+        longest_s=60 * service.limits.max_minutes,
+    )
+    service.engine.start(job)
+    events = job.events(service.limits.timeout)
+    notices = wanted.notices()
+    headers = {"X-Omnirouter-Notice": "; ".join(notices)} if notices else {}
+    if wanted.stream:
+        await unless_gone(request, _begun(events))
+        told = _told(events, served, service.measures)
+        headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+    transcript = await unless_gone(request, _end(events))
+    service.measures.transcribed(served.name, transcript.duration)
+    return _answer(transcript, wanted, served, notices, headers)
+
+
+async def _begun(events: AsyncGenerator[Opened | Heard | Done]) -> None:
+    """Wait until the upload has proved to be audio: until then a status can still refuse it."""
+    try:
+        await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise
+
+
+async def _end(events: AsyncGenerator[Opened | Heard | Done]) -> Transcript:
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Done):
+                return event.transcript
+    raise AssertionError("a job ends with its transcript or with an error")
+
+
+async def _told(
+    events: AsyncGenerator[Opened | Heard | Done], served: Served, measures: Measures
+) -> AsyncIterator[bytes]:
+    """A job as server-sent events; what goes wrong now can only be told as one."""
+    space = ""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                if isinstance(event, Heard) and event.words:
+                    text = space + " ".join(word.text for word in event.words)
+                    space = " "
+                    yield answers.event(answers.Delta(delta=text))
+                elif isinstance(event, Done):
+                    usage = answers.usage(event.transcript)
+                    measures.transcribed(served.name, event.transcript.duration)
+                    yield answers.event(answers.TextDone(text=event.transcript.text, usage=usage))
+    except Problem as problem:
+        yield answers.event(problem.body())
+    except Exception:
+        log.exception("a request failed while its answer was streamed")
+        yield answers.event(unexpected().body())
+
+
+def _answer(
+    transcript: Transcript,
+    wanted: Wanted,
+    served: Served,
+    notices: list[str],
+    headers: dict[str, str],
+) -> Response:
+    if wanted.response_format == "json":
+        body = answers.plain(transcript, notices).model_dump()
+    elif wanted.response_format == "verbose_json":
+        body = answers.verbose(
+            transcript,
+            served.recogniser.tokenizer,
+            language=wanted.language,
+            granularities=wanted.granularities or ["segment"],
+            subtitles=SUBTITLES in wanted.include,
+            notices=notices,
+        ).model_dump()
+    else:
+        text = answers.as_text(wanted.response_format, transcript)
+        return PlainTextResponse(text, headers=headers)
+    return JSONResponse(body, headers=headers)
+
+
+def _shown(name: str) -> str:
+    """A field's name as it may stand in a header."""
+    return "".join(c for c in name if c.isascii() and c.isprintable())[:40] or "a field"

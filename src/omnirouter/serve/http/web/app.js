@@ -1,0 +1,209 @@
+// The page: takes a recording, asks the server, shows what came of it.
+
+import * as api from "./api.js";
+import * as microphone from "./record.js";
+import { Text } from "./texts.js";
+import { Timeline } from "./timeline.js";
+
+const STRETCH = 30; // seconds shown at once
+const $ = (id) => document.getElementById(id);
+const audio = $("audio");
+
+let file = null; // to transcribe
+let recording = null; // what the microphone is writing
+let work = null; // what is going on, to cancel it
+let shown = null; // the result on the page
+
+const timeline = new Timeline(
+  {
+    box: $("time"), wave: $("wave"), mel: $("mel"), strips: $("strips"), head: $("head"),
+    cursor: $("cursor"), readout: $("readout"), legend: $("legend"),
+  },
+  play,
+  () => (audio.paused ? play(audio.currentTime) : audio.pause()),
+);
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function complain(error) {
+  $("error").hidden = !error;
+  $("error").textContent = error ? error.message : "";
+  if (error?.status === 401) {
+    $("key-label").hidden = false;
+    $("key").focus();
+  }
+}
+
+async function load() {
+  try {
+    const models = await api.models();
+    const options = () => models.map(({ id }) => new Option(id, id));
+    $("model").replaceChildren(...options());
+    $("beside").replaceChildren(new Option("no other", ""), ...options());
+    $("beside").parentElement.hidden = models.length < 2;
+    complain(null);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+function choose(chosen) {
+  if (!chosen) return;
+  file = chosen;
+  $("go").disabled = false;
+  if ($("model").value) transcribe();
+}
+
+async function transcribe() {
+  if (!$("model").value) await load();
+  const names = [...new Set([$("model").value, $("beside").value])].filter(Boolean);
+  if (!file || !names.length) return;
+  work?.abort();
+  const mine = (work = new AbortController());
+  const began = performance.now();
+  complain(null);
+  $("cancel").hidden = false;
+  const clock = setInterval(() => {
+    say(`Listening to ${file.name} … ${Math.round((performance.now() - began) / 1000)} s`);
+  }, 500);
+  say(`Listening to ${file.name} …`);
+  try {
+    const found = await Promise.all(names.map((name) => api.transcribe(file, name, mine.signal)));
+    await show(file, names, found, mine);
+    const took = ((performance.now() - began) / 1000).toFixed(1);
+    say(`${found[0].duration.toFixed(1)} s of audio, done in ${took} s.`);
+  } catch (error) {
+    if (mine.signal.aborted) say("Cancelled.");
+    else {
+      say("");
+      complain(error);
+    }
+  } finally {
+    clearInterval(clock);
+    if (work === mine) $("cancel").hidden = true;
+  }
+}
+
+async function show(source, names, found, mine) {
+  const stem = source.name.replace(/\.[^.]*$/, "") || "recording";
+  const texts = found.map(
+    (transcript, i) =>
+      new Text(names[i], transcript, names.length > 1 ? `${stem}.${names[i]}` : stem, play),
+  );
+  const next = { source, names, texts, found, looks: new Map(), page: -1 };
+  const looks = await stretch(next, 0, mine.signal);
+  if (shown) URL.revokeObjectURL(audio.src);
+  shown = next;
+  audio.src = URL.createObjectURL(source);
+  $("result-name").textContent = source.name;
+  $("texts").replaceChildren(...texts.map((text) => text.element));
+  $("pages").hidden = found[0].duration <= STRETCH;
+  $("result").hidden = false;
+  turn(0, looks);
+}
+
+// What the models make of one stretch; asked once.
+function stretch(result, page, signal) {
+  const { looks, names, source } = result;
+  if (!looks.has(page)) {
+    const asked = names.map((name) => api.inspect(source, name, page * STRETCH, STRETCH, signal));
+    looks.set(page, Promise.all(asked));
+    looks.get(page).catch(() => looks.delete(page));
+  }
+  return looks.get(page);
+}
+
+function turn(page, looks) {
+  shown.page = page;
+  timeline.show(looks, shown.found.map(({ words }) => words));
+  timeline.playhead(audio.currentTime);
+  const { duration } = shown.found[0];
+  const end = Math.min(duration, (page + 1) * STRETCH);
+  $("span").textContent = `${clock(page * STRETCH)} to ${clock(end)} of ${clock(duration)}`;
+  $("earlier").disabled = page === 0;
+  $("later").disabled = (page + 1) * STRETCH >= duration;
+}
+
+async function turnTo(page) {
+  const result = shown;
+  result.wanted = page;
+  try {
+    const looks = await stretch(result, page);
+    if (shown === result && result.wanted === page) turn(page, looks);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+function clock(seconds) {
+  const whole = Math.floor(seconds);
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+}
+
+function play(time) {
+  audio.currentTime = time;
+  audio.play().catch(() => say("This browser cannot play the recording."));
+}
+
+function follow() {
+  if (!shown) return;
+  const time = audio.currentTime;
+  for (const text of shown.texts) text.light(time);
+  timeline.playhead(time);
+  const page = Math.min(
+    Math.floor(time / STRETCH),
+    Math.ceil(shown.found[0].duration / STRETCH) - 1,
+  );
+  if (!audio.paused && page >= 0 && page !== shown.page && page !== shown.wanted) turnTo(page);
+  if (!audio.paused) requestAnimationFrame(follow);
+}
+
+async function record() {
+  const button = $("record");
+  try {
+    complain(null);
+    if (recording) {
+      const stopping = recording;
+      recording = null;
+      button.classList.remove("on");
+      button.textContent = "Record";
+      choose(await stopping.stop());
+      return;
+    }
+    if (!navigator.mediaDevices) {
+      throw new Error("A browser gives the microphone only to localhost and to https pages.");
+    }
+    recording = await microphone.start();
+    button.classList.add("on");
+    button.textContent = "Stop recording";
+    say("Recording …");
+  } catch (error) {
+    complain(error);
+  }
+}
+
+$("file").addEventListener("change", () => choose($("file").files[0]));
+$("record").addEventListener("click", record);
+$("cancel").addEventListener("click", () => work?.abort());
+$("earlier").addEventListener("click", () => turnTo(shown.page - 1));
+$("later").addEventListener("click", () => turnTo(shown.page + 1));
+$("key").addEventListener("change", () => {
+  api.setKey($("key").value);
+  load();
+});
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  transcribe();
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault(); // a file dropped beside the box must not replace the page
+    $("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") choose(event.dataTransfer.files[0]);
+  });
+}
+for (const kind of ["play", "timeupdate", "seeked"]) audio.addEventListener(kind, follow);
+
+load();

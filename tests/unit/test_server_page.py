@@ -1,0 +1,340 @@
+"""The web page in a real browser: every step a visitor takes, by mouse, keyboard and microphone.
+
+Needs Debian's chromium (`apt-get install chromium`) or another one named by OMNIROUTER_CHROMIUM.
+OMNIROUTER_SCREENSHOTS names a folder for pictures of the page, to look at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx2 as httpx
+import pytest
+import uvicorn
+
+from omnirouter.serve.http.app import create_app
+from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.run import bound
+from omnirouter.serve.http.settings import Access, own_names
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+
+WIDTHS = {"desktop": (1200, 900), "phone": (360, 740)}
+KEY = "a key of sixteen letters or more"
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = os.environ.get("OMNIROUTER_CHROMIUM") or shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium here: apt-get install chromium, or set OMNIROUTER_CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    arguments = [
+        "--no-sandbox",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+        "--autoplay-policy=no-user-gesture-required",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield browser
+        browser.close()
+
+
+def running(models: list[Served], key: str = "") -> Iterator[str]:
+    app = create_app(models, access=Access(api_key=key, hosts=own_names("127.0.0.1")))
+    opened = bound("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+    thread.start()
+    yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(20)
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def address(served: list[Served]) -> Iterator[str]:
+    yield from running(served)
+
+
+@pytest.fixture(scope="module")
+def locked(served: list[Served]) -> Iterator[str]:
+    yield from running(served[:1], KEY)
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory, noise_file: Callable[..., bytes]) -> Path:
+    path = tmp_path_factory.mktemp("page") / "a talk.wav"
+    path.write_bytes(noise_file(4.0))
+    return path
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page; afterwards nothing came from elsewhere, and nothing went wrong in it."""
+    pages, wrong = [], []
+
+    def opened(address: str, size: str = "desktop", scheme: Any = "light") -> Page:
+        width, height = WIDTHS[size]
+        context = browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            has_touch=size == "phone",
+            permissions=["microphone"],
+        )
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        own = (address, "blob:", "data:")
+        page.on("request", lambda r: None if r.url.startswith(own) else wrong.append(r.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
+        page.goto(address)
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.context.close()
+    assert [text for text in wrong if "status of 40" not in text] == []
+
+
+def transcribed(page: Page, talk: Path, beside: str = "") -> None:
+    if beside:
+        page.get_by_label("beside").select_option(beside)
+    page.get_by_label("Drop a recording here").set_input_files(talk)
+    until(page, "document.querySelector('#status').textContent.includes('done in')")
+
+
+def until(page: Page, condition: str) -> None:
+    """Wait for JavaScript to be true; Playwright's own way needs eval, which the page forbids."""
+    end = time.monotonic() + PATIENCE_MS / 1000
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
+def shot(page: Page, name: str) -> None:
+    folder = os.environ.get("OMNIROUTER_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def test_two_models_side_by_side(
+    visit: Callable[..., Page], address: str, talk: Path, noise_file: Callable[..., bytes]
+) -> None:
+    """Words, strips of both models, what the mouse finds there, and files to take away."""
+    page = visit(address)
+    transcribed(page, talk, beside="switch")
+    route = f"{address}/v1/audio/transcriptions"
+    answers = {}
+    for name in ("omni", "switch"):
+        form = {
+            "model": name,
+            "response_format": "verbose_json",
+            "timestamp_granularities[]": "word",
+            "include[]": "subtitles",
+        }
+        files = {"file": talk.read_bytes()}
+        answers[name] = httpx.post(route, data=form, files=files).json()
+        words = page.locator(f"article[data-model={name}] .words button")
+        assert words.all_text_contents() == [word["word"] for word in answers[name]["words"]]
+    strips = page.locator("#strips canvas")
+    assert strips.count() == 2
+    box = strips.nth(1).bounding_box()
+    assert box is not None
+    strips.nth(1).hover(position={"x": box["width"] / 2, "y": 0.9 * box["height"]})
+    readout = page.locator("#readout").text_content() or ""
+    assert re.search(
+        r"^2\.\d\d s · switch layer 1: expert [1-4], colour [1-4], gate 0\.\d\d", readout
+    )
+    assert "omni layer" not in readout
+    for kind in ("srt", "vtt"):
+        with page.expect_download() as download:
+            page.locator("article[data-model=switch]").get_by_role("button", name=kind).click()
+        assert download.value.suggested_filename == f"a talk.switch.{kind}"
+        saved = Path(download.value.path()).read_text(encoding="utf-8")
+        assert saved == answers["switch"]["subtitles"][kind]
+    # the strip shows what the server says of the same stretch
+    form = {"model": "switch"}
+    found = httpx.post(f"{address}/v1/inspect", data=form, files={"file": talk.read_bytes()}).json()
+    assert (len(found["layers"]), found["num_experts"], found["seconds"]) == (3, 4, 4.0)
+
+
+def test_words_light_up(visit: Callable[..., Page], address: str, talk: Path) -> None:
+    """A click on a word plays from there, and the word said is the one lit."""
+    page = visit(address)
+    transcribed(page, talk)
+    words = page.locator(".words button")
+    word = words.nth(words.count() // 2)
+    title = word.get_attribute("title") or ""
+    start = float(title.split(" s,")[0])
+    word.click()
+    until(page, "document.querySelector('.words .now') !== null")
+    assert page.evaluate("document.querySelector('#audio').currentTime") >= start - 0.01
+    page.evaluate("document.querySelector('#audio').pause()")
+    lit = page.evaluate(
+        """() => new Promise((done) => {
+          const audio = document.querySelector('#audio');
+          const words = [...document.querySelectorAll('.words button')];
+          const begins = words.map((word) => parseFloat(word.title));
+          const found = [];
+          const next = (i) => {
+            if (i === words.length) return done(found);
+            audio.addEventListener('seeked', () => setTimeout(() => {
+              found.push(words.findIndex((word) => word.classList.contains('now')));
+              next(i + 1);
+            }), { once: true });
+            audio.currentTime = begins[i] + 0.005;
+          };
+          next(0);
+        })"""
+    )
+    assert lit == list(range(words.count()))
+
+
+def test_by_keyboard_alone(visit: Callable[..., Page], address: str, talk: Path) -> None:
+    """Everything can be reached and used without a mouse."""
+    page = visit(address)
+    transcribed(page, talk)
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate("document.activeElement.id || document.activeElement.textContent")
+        )
+        if seen[-1] == "time":
+            break
+    assert {"file", "record", "model", "go", "time"} <= set(seen)
+    page.keyboard.press("Home")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowUp")
+    text = page.locator("#time").get_attribute("aria-valuetext") or ""
+    assert text.startswith("0.12 s, omni layer 2: expert ")
+    page.keyboard.press("Enter")
+    until(page, "!document.querySelector('#audio').paused")
+    page.keyboard.press("Space")
+    until(page, "document.querySelector('#audio').paused")
+    words = page.locator(".words button")
+    for _ in range(5):  # back over the downloads
+        page.keyboard.press("Shift+Tab")
+    assert page.evaluate("document.activeElement.textContent") == words.first.text_content()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == words.nth(1).text_content()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_microphone(visit: Callable[..., Page], address: str) -> None:
+    """What the browser's fake microphone beeps comes back as a recording that plays."""
+    page = visit(address)
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Stop recording").wait_for()
+    page.wait_for_timeout(1500)
+    page.get_by_role("button", name="Stop recording").click()
+    until(page, "document.querySelector('#status').textContent.includes('done in')")
+    assert page.locator("#result-name").text_content() == "recording.wav"
+    until(page, "document.querySelector('#audio').duration > 1")
+
+
+def test_long_recordings_go_by_stretches(
+    visit: Callable[..., Page], address: str, tmp_path: Path, noise_file: Callable[..., bytes]
+) -> None:
+    path = tmp_path / "long.wav"
+    path.write_bytes(noise_file(65.0, rate=8_000))
+    page = visit(address)
+    transcribed(page, path)
+    assert page.locator("#span").text_content() == "0:00 to 0:30 of 1:05"
+    for text in ("0:30 to 1:00 of 1:05", "1:00 to 1:05 of 1:05"):
+        page.get_by_role("button", name="Later").click()
+        page.get_by_text(text).wait_for()
+    assert page.get_by_role("button", name="Later").is_disabled()
+    page.locator(".words button").nth(3).click()  # playing turns back by itself
+    page.get_by_text("0:00 to 0:30 of 1:05").wait_for()
+
+
+def test_what_is_wrong_is_said(
+    visit: Callable[..., Page], address: str, locked: str, tmp_path: Path, talk: Path
+) -> None:
+    path = tmp_path / "notes.wav"
+    path.write_text("no audio", encoding="utf-8")
+    page = visit(address)
+    page.get_by_label("Drop a recording here").set_input_files(path)
+    page.get_by_role("alert").filter(has_text="file: not readable as audio").wait_for()
+    transcribed(page, talk)
+    assert page.get_by_role("alert").is_hidden()
+    page = visit(locked)
+    page.get_by_role("alert").filter(has_text="this server wants its key").wait_for()
+    page.get_by_label("Key").fill(KEY)
+    page.get_by_label("Key").press("Tab")
+    until(page, "document.querySelector('#model').value === 'omni'")
+    transcribed(page, talk)
+    assert page.get_by_role("alert").is_hidden()
+
+
+@pytest.mark.parametrize("size", ["desktop", "phone"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_looks(
+    visit: Callable[..., Page], address: str, talk: Path, size: str, scheme: str
+) -> None:
+    """Nothing sticks out sideways, text stands out from its background, in both schemes."""
+    page = visit(address, size, scheme)
+    shot(page, f"start-{size}-{scheme}")
+    transcribed(page, talk, beside="switch")
+    page.locator(".words button").nth(2).click()
+    until(page, "document.querySelector('.words .now') !== null")
+    page.evaluate("document.querySelector('#audio').pause()")
+    page.locator("#time").hover(position={"x": 90, "y": 250})
+    shot(page, f"result-{size}-{scheme}")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    small = page.evaluate(
+        "[...document.querySelectorAll('button:not(.words button), select')]"
+        ".filter((e) => e.offsetParent && e.offsetHeight < 40).length"
+    )
+    assert small == 0  # fingers are broad
+    assert page.evaluate(CONTRASTS) >= 4.5  # WCAG 2.2, level AA
+    if size == "desktop":
+        page.goto(f"{address}/docs/")
+        page.get_by_role("heading", name="POST /v1/audio/transcriptions").wait_for()
+        shot(page, f"docs-{scheme}")
+        assert page.evaluate(CONTRASTS) >= 4.5
+
+
+# the smallest contrast of a visible text with what is behind it
+CONTRASTS = """() => {
+  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => {
+    const [r, g, b] = parts(colour).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if ((parts(colour)[3] ?? 1) > 0.5) return colour;
+    }
+    return getComputedStyle(document.documentElement).backgroundColor;
+  };
+  const texts = [...document.querySelectorAll('body *')].filter((element) =>
+    element.offsetParent && !element.disabled
+    && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
+  return Math.min(...texts.map((element) => {
+    const pair = [light(getComputedStyle(element).color), light(behind(element))].sort();
+    const [low, high] = pair[0] < pair[1] ? pair : [pair[1], pair[0]];
+    return (high + 0.05) / (low + 0.05);
+  }));
+}"""

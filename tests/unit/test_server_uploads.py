@@ -1,0 +1,186 @@
+"""Uploads that are wrong in every way: an answer with a reason, never a crash, bounded work."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from omnirouter.config import BadInput
+from omnirouter.serve.http.app import create_app
+from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.settings import Limits
+from omnirouter.serve.reading import AudioStream, OpenFile
+
+ROUTE = "/v1/audio/transcriptions"
+FORM = "multipart/form-data; boundary=b"
+FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+
+
+@pytest.fixture(scope="module")
+def client(served: list[Served]) -> Iterator[TestClient]:
+    app = create_app(served, Limits(max_minutes=1.0))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def ask(client: TestClient, audio: bytes) -> Any:
+    answer = client.post(ROUTE, data={"model": "omni"}, files={"file": ("a.wav", audio)})
+    for secret in ("Traceback", ".py", "/tmp", "object at"):
+        assert secret not in answer.text
+    return answer
+
+
+def encoded(kind: str, subtype: str | None = None, channels: int = 1) -> bytes:
+    noise = 0.1 * np.random.default_rng(0).standard_normal((8_000, channels))
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise, 16_000, format=kind, subtype=subtype)
+    return buffer.getvalue()
+
+
+def silence(minutes: float, kind: str = "FLAC") -> bytes:
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", 8_000, 1, format=kind) as file:
+        for _ in range(round(minutes)):
+            file.write(np.zeros(60 * 8_000, dtype=np.int16))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0",
+        b"hello, this is a text",
+        b"\x89PNG\r\n\x1a\n" + bytes(64),
+        b"PK\x03\x04" + bytes(64),
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile '/etc/passwd'\n",
+        b"RIFF\xff\xff\xff\xffWAVE",
+        b"fLaC",
+        b"OggS" + bytes(100),
+        b"ID3" + bytes(100),
+    ],
+    ids=lambda data: repr(data[:8]),
+)
+def test_no_audio(client: TestClient, data: bytes) -> None:
+    answer = ask(client, data)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unusable_audio")
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_cut_off(client: TestClient, kind: str) -> None:
+    """What is there is transcribed, or the answer says where the damage is."""
+    whole = encoded(kind)
+    for share in (0.05, 0.3, 0.9):
+        answer = ask(client, whole[: int(share * len(whole))])
+        assert answer.status_code in (200, 400)
+
+
+def test_numbers_that_are_none(client: TestClient) -> None:
+    buffer = io.BytesIO()
+    wave = np.full(8_000, np.nan)
+    soundfile.write(buffer, wave, 16_000, format="WAV", subtype="FLOAT")
+    answer = ask(client, buffer.getvalue())
+    assert answer.status_code == 400
+    assert "not numbers" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("honest", [True, False], ids=["said in the header", "not said"])
+def test_a_long_silence_in_a_small_file(client: TestClient, honest: bool) -> None:
+    """Five minutes in a few kilobytes, on a server that takes one."""
+    data = bytearray(silence(5))
+    assert len(data) < 20_000
+    if not honest:  # the number of samples: 36 bits, 0 if unknown
+        data[21] &= 0xF0
+        data[22:26] = bytes(4)
+    answer = ask(client, bytes(data))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "audio_too_long")
+
+
+def test_silence_is_no_speech(client: TestClient) -> None:
+    answer = ask(client, silence(1))
+    assert (answer.status_code, answer.json()["text"]) == (200, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"", FORM, 422),
+        (b"nothing of the kind", FORM, 400),
+        (b"--b\r\n\r\nno name\r\n--b--\r\n", FORM, 400),
+        (FILE + b"cut off in the middle", FORM, 422),
+        (FILE + b"x\r\n--b\r\n" + FILE[5:] + b"two files\r\n--b--\r\n", FORM, 400),
+        (b"{}", "application/json", 422),
+        (b"model=omni", "application/x-www-form-urlencoded", 422),
+        (b"x", "multipart/form-data", 400),
+        (b"x", "multipart/form-data; boundary=" + "b" * 300, 400),
+        (b"x", "\x7f;;;", 422),
+        (b"".join(b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' for _ in range(99))
+         + b"--b--\r\n", FORM, 400),
+    ],
+)  # fmt: skip
+def test_malformed_forms(client: TestClient, body: bytes, kind: str, status: int) -> None:
+    answer = client.post(ROUTE, content=body, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert ".py" not in answer.text
+
+
+SEEDS = [encoded("WAV"), encoded("WAV", "FLOAT", 2), encoded("FLAC"), encoded("OGG"),
+         encoded("MP3"), encoded("AIFF"), encoded("CAF", "ALAC_16"), encoded("AU", "ULAW"),
+         encoded("W64")]  # fmt: skip
+CHANGE = st.tuples(st.integers(0, 127), st.integers(0, 255))
+
+
+@given(st.sampled_from(SEEDS), st.lists(CHANGE, min_size=1, max_size=8), st.integers(0, 127))
+@settings(max_examples=150)
+def test_changed_headers(data: bytes, changes: list[tuple[int, int]], cut: int) -> None:
+    """Whatever a header says: samples in bounded blocks, or a line that names the file."""
+    changed = bytearray(data)
+    for place, value in changes:
+        changed[place] = value
+    if not cut % 4:
+        del changed[len(changed) // (2 + cut % 7) :]
+    read = 0
+    try:
+        with AudioStream(OpenFile(io.BytesIO(bytes(changed)), "file"), 16_000) as stream:
+            for block in stream.blocks():
+                assert block.dtype == np.float32 and np.isfinite(block).all()
+                read += len(block)
+                if read > 60 * 16_000:
+                    break
+    except BadInput as error:
+        assert str(error).startswith("file: ") and "\n" not in str(error)
+
+
+@given(st.binary(max_size=200), st.integers(0, 3))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes(client: TestClient, data: bytes, kind: int) -> None:
+    start = (
+        b"",
+        b"RIFF\x24\x08\x00\x00WAVEfmt ",
+        b"fLaC\x00\x00\x00\x22",
+        b"\x00\x00\x00\x20ftypisom",
+    )
+    assert ask(client, start[kind] + data).status_code in (200, 400)
+
+
+def test_the_file_is_closed(served: list[Served], noise_file: Callable[..., bytes]) -> None:
+    """Spooled uploads leave no open file behind, also when they are refused."""
+    import os
+
+    app = create_app(served, Limits(max_minutes=0.5))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        ask(client, noise_file(20.0, rate=48_000))
+        before = len(os.listdir("/proc/self/fd"))
+        for seconds in (20.0, 40.0):  # two megabytes, beyond what is kept in memory
+            ask(client, noise_file(seconds, rate=48_000))
+        assert len(os.listdir("/proc/self/fd")) <= before
