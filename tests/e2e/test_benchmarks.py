@@ -76,7 +76,7 @@ def test_command_runs_all_in_about_a_minute(tmp_path: Path) -> None:
     command += ["--out", str(tmp_path)]
     result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
     found = json.loads(result.stdout)
-    assert list(found) == ["experts", "attention", "loader", "train-step", "transcribe"]
+    assert list(found) == ["experts", "attention", "loader", "train-step", "transcribe", "stream"]
     assert all(values["quick"] for values in found.values())
     assert not list(tmp_path.iterdir()), "figures of tiny sizes are no results"
 

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "loader": "audio-hours a second, the cost of resuming, memory over a million cuts",
     "train-step": "training steps of Dense, Switch and Omni, and of a FastConformer",
     "transcribe": "recognition with Dense, Switch and Omni, a FastConformer and Whisper",
+    "stream": "a chunk of a stream, and how late its words are",
 }
 
 
