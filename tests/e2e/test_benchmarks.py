@@ -47,3 +47,12 @@ def test_loader(repository: Path, tmp_path: Path) -> None:
     assert [row["place"] for row in resumed] == ["start", "middle", "end"]
     assert [row["workers"] for row in loaded] == [0, 1]
     assert all(row["audio_hours_per_s"] > 0 for row in loaded)
+
+
+def test_manifests(repository: Path, tmp_path: Path) -> None:
+    """Every step tells its memory ten times."""
+    steps = run(repository, "manifests.py", tmp_path / "manifests.json")["steps"]
+    assert isinstance(steps, list)
+    wanted = ["prepare", "filter", "split", "iterate", "sample", "tokenizer", "shar", "read-shar"]
+    assert [row["step"] for row in steps] == wanted
+    assert all(len(row["memory_mb"]) == 10 for row in steps)
