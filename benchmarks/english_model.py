@@ -83,7 +83,9 @@ def take(checkpoint: Path, language_model: Path | None) -> None:
         name: t.bfloat16() if t.is_floating_point() else t
         for name, t in found.model.state_dict().items()
     }
-    meta = {k: found.meta[k] for k in ("step", "dev_wer", "audio_hours") if k in found.meta}
+    meta: dict[str, Any] = {
+        k: found.meta[k] for k in ("step", "dev_wer", "audio_hours") if k in found.meta
+    }
     meta["runs"] = history(checkpoint.parent)
     if SHIPPED.exists():
         shutil.rmtree(SHIPPED)

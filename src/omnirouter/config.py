@@ -388,8 +388,8 @@ class DataConfig:
     """What a run reads.
 
     Attributes:
-        train: manifests (JSONL or lhotse cuts); paths relative to the working directory, globs
-            allowed.
+        train: manifests (JSONL, lhotse cuts or Shar folders); paths relative to the working
+            directory, globs allowed.
         dev: manifests that choose the checkpoint.
         weights: how often each `train` manifest is seen relative to its size (its epochs per
             epoch); all 1 if empty.
@@ -528,6 +528,24 @@ class RunConfig:
                 "augment.cape: a model with an attention_context counts frames from the beginning "
                 "of the stream, which CAPE moves about; set it to false"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharConfig:
+    """How archives of audio are made.
+
+    Attributes:
+        audio: `flac` keeps 16 bits a sample as they are; `opus` is several times smaller and loses
+            something.
+        shard_size: utterances in one archive.
+    """
+
+    audio: Literal["flac", "opus"] = "flac"
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise BadInput(f"shard-size: at least 1, not {self.shard_size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,3 +90,12 @@ def test_stream(repository: Path, tmp_path: Path) -> None:
     assert all(case["chunk_s"] == case["chunk"] * 0.04 for case in cases)
     assert all(case["real_time_factor"] > 0 for case in cases)
     assert all(case["real_time_factor_at_once"] > 0 for case in cases)
+
+
+def test_manifests(repository: Path, tmp_path: Path) -> None:
+    """Every step tells its memory ten times."""
+    steps = run(repository, "manifests.py", tmp_path / "manifests.json")["steps"]
+    assert isinstance(steps, list)
+    wanted = ["prepare", "filter", "split", "iterate", "sample", "tokenizer", "shar", "read-shar"]
+    assert [row["step"] for row in steps] == wanted
+    assert all(len(row["memory_mb"]) == 10 for row in steps)

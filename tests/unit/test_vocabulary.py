@@ -22,7 +22,8 @@ from omnirouter.config import (
     RunConfig,
     TokenizerConfig,
 )
-from omnirouter.data.prepare import read_manifest, utterance
+from omnirouter.data.manifest import utterance
+from omnirouter.data.prepare import read_manifest
 from omnirouter.data.vocabulary import (
     VocabularyConfig,
     VocabularyReport,

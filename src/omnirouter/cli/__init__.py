@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
-from omnirouter.cli.data import corpora, inspect, prepare
+from omnirouter.cli.data import corpora, inspect, prepare, shar
 from omnirouter.cli.labelling import pseudo_label, relabel
 from omnirouter.cli.making import average, demo, presets, tokenizer, train, upcycle
 from omnirouter.cli.measuring import bench, plan
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "prepare": prepare,
     "pseudo-label": pseudo_label,
     "relabel": relabel,
+    "shar": shar,
     "inspect": inspect,
     "tokenizer": tokenizer,
     "train": train,

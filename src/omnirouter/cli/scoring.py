@@ -205,10 +205,12 @@ def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
 def _expanded(pattern: str) -> list[Path]:
     """Manifests of a folder, of a glob, or the one that is named."""
     from omnirouter.data.prepare import find_manifests
+    from omnirouter.data.shar import is_shar
 
-    if not Path(pattern).is_dir():
+    folder = Path(pattern)
+    if not folder.is_dir() or is_shar(folder):
         return find_manifests(pattern)
-    found = sorted(path for path in Path(pattern).iterdir() if path.name.endswith(MANIFESTS))
+    found = sorted(p for p in folder.iterdir() if p.name.endswith(MANIFESTS) or is_shar(p))
     if not found:
         raise BadInput(f"{pattern}: the folder holds no manifest ({' or '.join(MANIFESTS)})")
     return found

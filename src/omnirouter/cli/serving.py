@@ -76,7 +76,7 @@ def serve(
     *,
     model: str = "",
 ) -> int:
-    """Serve models to OpenAI clients and browsers, on this machine only unless told otherwise.
+    """Serve models to OpenAI clients and browsers, by default on this machine only.
 
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
     of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it.

@@ -22,7 +22,8 @@ from omnirouter.audio import AudioError, read_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cuts import SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
-from omnirouter.data.prepare import AUDIO, audio_files, read_manifest, utterance
+from omnirouter.data.manifest import utterance
+from omnirouter.data.prepare import AUDIO, audio_files, read_manifest
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
 

@@ -26,7 +26,7 @@ from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.cuts import Progress, SplitReport, manifests_of, split_name, write_split
 from omnirouter.data.heard import Heard, HeardStore, open_store
 from omnirouter.data.labels import Segment
-from omnirouter.data.prepare import Manifest, UniqueIds
+from omnirouter.data.prepare import AnyManifest, UniqueIds, open_manifest
 from omnirouter.data.pseudolabel import claim, is_claimed
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import ANY, RATE, Teacher, TeacherConfig, find_speech
@@ -86,7 +86,7 @@ def relabel(
         BadInput: nothing to read, or a folder of something else, or no words at all in a split.
         OmnirouterError: a file cannot be written.
     """
-    manifests = [Manifest(path) for path in manifests_of(src)]
+    manifests = [open_manifest(path) for path in manifests_of(src)]
     is_claimed(out, config, STAMP)
     listener, done, failed = _Listener(config), 0.0, dict[str, str]()
     if any(True for _ in _all_missing(manifests, out)):
@@ -110,17 +110,17 @@ def relabel(
 
 def seconds_missing(src: Path, out: Path) -> float:
     """Audio that nobody has listened to yet, in seconds."""
-    manifests = [Manifest(path) for path in manifests_of(src)]
+    manifests = [open_manifest(path) for path in manifests_of(src)]
     return float(sum(cut.duration for cut in _all_missing(manifests, out)))
 
 
-def _all_missing(manifests: list[Manifest], out: Path) -> Iterator[Cut]:
+def _all_missing(manifests: list[AnyManifest], out: Path) -> Iterator[Cut]:
     with open_store(out / HEARD if (out / HEARD).is_file() else None) as store:
         for manifest in manifests:
             yield from missing(manifest, store)
 
 
-def missing(manifest: Manifest, store: HeardStore) -> Iterator[Cut]:
+def missing(manifest: AnyManifest, store: HeardStore) -> Iterator[Cut]:
     """Utterances of a manifest that nobody has listened to yet."""
     split = split_name(manifest.path)
     return (cut for cut in UniqueIds(manifest) if store.get(split, cut.id) is None)
@@ -222,7 +222,7 @@ class _Scores:
         return sorted(rows, key=lambda row: -1.0 if row["wer"] is None else -row["wer"])
 
 
-def _write(manifest: Manifest, out: Path, store: HeardStore) -> Relabelled:
+def _write(manifest: AnyManifest, out: Path, store: HeardStore) -> Relabelled:
     split, scores = split_name(manifest.path), _Scores()
     try:
         report = write_split(_relabelled(manifest, store, scores), out, split)
@@ -234,7 +234,7 @@ def _write(manifest: Manifest, out: Path, store: HeardStore) -> Relabelled:
     return Relabelled(report, rate_of_counts([c[1] for c in counts], [c[2] for c in counts]), path)
 
 
-def _relabelled(manifest: Manifest, store: HeardStore, scores: _Scores) -> Iterator[Cut]:
+def _relabelled(manifest: AnyManifest, store: HeardStore, scores: _Scores) -> Iterator[Cut]:
     for cut in UniqueIds(manifest):
         heard = store.get(split_name(manifest.path), cut.id)
         if heard is None:  # it failed, and is listed

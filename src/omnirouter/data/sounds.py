@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from omnirouter.audio import read_audio
 from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import plain_file, read_cut
-from omnirouter.data.prepare import AUDIO, Manifest, audio_files, find_manifests, utterance
+from omnirouter.data.manifest import utterance
+from omnirouter.data.prepare import AUDIO, audio_files, find_manifests, open_manifest
+from omnirouter.data.shar import is_shar
 
 LONGEST_RESPONSE_S = 10.0  # what is longer is no impulse response
 
@@ -100,10 +102,10 @@ class Sounds:
 def _cuts_of(key: str, pattern: str) -> Iterator[Cut]:
     """Cuts of a folder's audio or of manifests; 0 s where the audio cannot be read."""
     folder = Path(pattern)
-    if not folder.is_dir():
+    if not folder.is_dir() or is_shar(folder):
         for path in find_manifests(pattern):
             try:
-                yield from Manifest(path)
+                yield from open_manifest(path)
             except BadInput as error:
                 raise BadInput(f"{key}: {error}") from error
         return
