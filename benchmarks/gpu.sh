@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a GPU machine is for: the gpu tests, then the small-english models, results in $OUT.
 #   benchmarks/gpu.sh tests            the tests marked gpu
-#   benchmarks/gpu.sh bench            experts and packing against their peers (the GPU should be idle)
+#   benchmarks/gpu.sh bench            experts, packing, training steps, recognition against peers (the GPU should be idle)
 #   benchmarks/gpu.sh many RECIPE      a run on all GPUs of the machine under torchrun, DDP then FSDP2
 #   benchmarks/gpu.sh train RECIPE...  trains (or goes on with) each recipe, writes back best/ and metrics
 # Needs the package importable (PYTHONPATH=src), its dependencies, and the audio the recipes name.
@@ -20,6 +20,12 @@ case "${1:-tests}" in
       2>&1 | tee "$OUT/experts-cuda.log"
     python3 benchmarks/attention.py --device cuda --utterances 32 128 --out "$OUT/attention-cuda.json" \
       2>&1 | tee "$OUT/attention-cuda.log"
+    for many in 1 8; do
+      python3 benchmarks/train_step.py --device cuda --family 559m --seconds 1560 --micro-batches $many \
+        --out "$OUT/train-step-559m-bf16$([ $many = 1 ] || echo "-x$many")-cuda.json" 2>&1 | tee "$OUT/train-step-$many.log"
+    done
+    python3 benchmarks/transcribe.py --device cuda --family 559m --recordings 64 --out "$OUT/transcribe-559m-cuda.json" \
+      2>&1 | tee "$OUT/transcribe-cuda.log"
     ;;
   many)
     for strategy in ddp fsdp2; do

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnirouter.config import BadInput, ModelConfig, OmnirouterError
+from omnirouter.config import SHIPPED, BadInput, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
 from omnirouter.text import Tokenizer
 
@@ -104,6 +104,20 @@ def save_checkpoint(
 
     _clear_leftovers(target)
     write_atomically(target, write)
+
+
+def shipped() -> Path:
+    """Folder of the English model that comes with the package.
+
+    Raises:
+        BadInput: this installation lacks it.
+    """
+    if not SHIPPED.is_dir():
+        raise BadInput(
+            "model: this installation comes without a trained model; name a checkpoint folder, "
+            "such as best/ of a training run"
+        )
+    return SHIPPED
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:

@@ -8,13 +8,22 @@ L `num_layers`, V `vocab_size`, S `input_dim`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.router_config import ONE_ROUTER, RouterConfig, RouterLossConfig, Routing
+from omnirouter.router_config import (
+    ONE_ROUTER,
+    WHOLE_UTTERANCE,
+    RouterConfig,
+    RouterLossConfig,
+    Routing,
+)
 
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
+SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
+SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
 
 
 class OmnirouterError(Exception):
@@ -41,8 +50,8 @@ class FeatureConfig:
         preemphasis: coefficient of the first-order high-pass filter.
         normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
             of the training set, kept in `mean` and `std`.
-        mean: for `global`, one value per mel bin.
-        std: for `global`, one value per mel bin.
+        mean: for `global`, one value per mel bin; taken from the training data if not given.
+        std: for `global`, one value per mel bin; taken from the training data if not given.
     """
 
     sample_rate: int = 16_000
@@ -67,6 +76,33 @@ class FeatureConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """Which frames of an utterance a frame sees: all, or those a stream has when it comes.
+
+    With chunks every frame sees the frames of its own chunk and `left` frames before the chunk; so
+    what comes later changes nothing, and a model can stream (see `model/streaming.py`).
+
+    Attributes:
+        chunk: frames in a chunk, from the utterance's first on; 0 lets every frame see all others.
+        left: frames before its chunk that a frame sees in every layer.
+    """
+
+    chunk: int = 0
+    left: int = 0
+
+    def problem(self) -> str | None:
+        """What is wrong with it, in one line that starts with the key to change."""
+        for name in ("chunk", "left"):
+            if getattr(self, name) < 0:
+                return f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
+        if self.left and not self.chunk:
+            return (
+                "attention_context.chunk: frames before a chunk (left) need chunks; set chunk too"
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A CTC Transformer with pre-norm blocks (Sec. IV), dense or with experts.
 
@@ -84,12 +120,13 @@ class ModelConfig:
             local from the first step; small models learn much sooner from few hours with it.
         local_width: frames, an odd number, over which every block first convolves its input
             depthwise (a filter for each channel, added to the input); 0 for none. Small models
-            learn sooner with it.
+            learn sooner with it. With an `attention_context` it ends with the chunk.
         dropout: probability, in training, after each sub-layer and inside the feed-forward layer.
         layer_drop: probability, in training, that a block is skipped.
         router_of_layer: which router each layer gets; `l % num_routers` if not given.
         features: what the model was trained to read.
         router: what is unlike the paper's routers.
+        attention_context: what a frame sees; for models that stream.
     """
 
     routing: Routing = "omni"
@@ -107,9 +144,14 @@ class ModelConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     # not in paper; checkpoints written before this key existed have the paper's routers
     router: RouterConfig = field(default_factory=RouterConfig, metadata={"added": True})
+    # not in paper; checkpoints written before this key existed see whole utterances
+    attention_context: AttentionContext = field(
+        default_factory=AttentionContext, metadata={"added": True}
+    )
 
     def __post_init__(self) -> None:
-        for problem in (self._sizes(), self._experts(), self._probabilities()):
+        checks = (self._sizes(), self._experts(), self._probabilities(), self._context())
+        for problem in checks:
             if problem:
                 raise BadInput(problem)
 
@@ -161,6 +203,28 @@ class ModelConfig:
                 return f"{name}: a probability in [0, 1), not {getattr(self, name)}"
         return None
 
+    def _context(self) -> str | None:
+        if problem := self.attention_context.problem():
+            return problem
+        if not self.streams:
+            return None
+        if self.features.normalisation != "global":
+            return (
+                "features.normalisation: with an attention_context it must be global; a stream "
+                "does not know the mean of what is still to come"
+            )
+        if self.routing in WHOLE_UTTERANCE:
+            return (
+                f"attention_context.chunk: routing: {self.routing} looks at the whole utterance; "
+                "choose another routing, or leave attention_context out"
+            )
+        return None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the output never depends on what comes after the chunk."""
+        return self.attention_context.chunk > 0
+
     @property
     def heads(self) -> int:
         """Attention heads H."""
@@ -198,6 +262,7 @@ class ModelConfig:
             positions=self.positions,
             dropout=self.dropout,
             features=self.features,
+            attention_context=self.attention_context,
         )
 
     @property
@@ -266,9 +331,15 @@ class AugmentConfig:
             align speech and text much later.
         speeds: factors, one of which is drawn per utterance (for example 0.9, 1.0, 1.1); empty for
             none.
-        noise_snr_db: range of the signal-to-noise ratio of added coloured noise in dB; empty for
-            none.
+        noise_snr_db: range of the signal-to-noise ratio of added noise in dB; empty for none.
         noise_probability: share of utterances that get noise.
+        noise: folders of audio and manifests (such as prepared MUSAN) whose sounds are the noise;
+            if empty it is coloured noise, made up.
+        reverb_probability: share of utterances put into a room.
+        rirs: folders and manifests of recorded impulse responses; if empty rooms are simulated.
+        telephone_probability: share of utterances sent through a telephone: 300 to 3400 Hz at
+            8 kHz, mu-law or GSM.
+        volume_db: range of a gain in dB, drawn for every utterance; empty for none.
         cape: global shift, local jitter and scale of the positions (CAPE).
     """
 
@@ -281,7 +352,35 @@ class AugmentConfig:
     speeds: tuple[float, ...] = ()  # not in paper
     noise_snr_db: tuple[float, ...] = ()  # not in paper
     noise_probability: float = 0.0  # not in paper
+    noise: tuple[str, ...] = ()  # not in paper
+    reverb_probability: float = 0.0  # not in paper
+    rirs: tuple[str, ...] = ()  # not in paper
+    telephone_probability: float = 0.0  # not in paper
+    volume_db: tuple[float, ...] = ()  # not in paper
     cape: bool = True  # not in paper
+
+    def __post_init__(self) -> None:
+        for problem in (self._ranges(), self._sounds()):
+            if problem:
+                raise BadInput(problem)
+
+    def _ranges(self) -> str | None:
+        for name in ("noise_probability", "reverb_probability", "telephone_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                return f"augment.{name}: a share in [0, 1], not {getattr(self, name)}"
+        for name in ("noise_snr_db", "volume_db"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
+        if not all(0 < speed < math.inf for speed in self.speeds):
+            return f"augment.speeds: factors above 0, not {list(self.speeds)}"
+        return None
+
+    def _sounds(self) -> str | None:
+        if self.noise and not (self.noise_snr_db and self.noise_probability):
+            return "augment.noise: set noise_snr_db and noise_probability too, or nothing gets it"
+        if self.rirs and not self.reverb_probability:
+            return "augment.rirs: set reverb_probability too, or nothing gets them"
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,8 +388,8 @@ class DataConfig:
     """What a run reads.
 
     Attributes:
-        train: manifests (JSONL or lhotse cuts); paths relative to the working directory, globs
-            allowed.
+        train: manifests (JSONL, lhotse cuts or Shar folders); paths relative to the working
+            directory, globs allowed.
         dev: manifests that choose the checkpoint.
         weights: how often each `train` manifest is seen relative to its size (its epochs per
             epoch); all 1 if empty.
@@ -358,10 +457,16 @@ class TokenizerConfig:
     Attributes:
         path: an existing tokenizer.model; if empty one is trained from `data.train` (and `texts`).
         texts: further text files, one sentence per line, to train it on.
+        sentences: it is trained on, at most; of more, so many are drawn at random.
     """
 
     path: str = ""
     texts: tuple[str, ...] = ()
+    sentences: int = 1_000_000  # not in paper
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise BadInput(f"tokenizer.sentences: at least 1, not {self.sentences}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,6 +523,29 @@ class RunConfig:
     def __post_init__(self) -> None:
         if problem := self.router_losses.problem():
             raise BadInput(problem)
+        if self.model.streams and self.augment.cape:
+            raise BadInput(
+                "augment.cape: a model with an attention_context counts frames from the beginning "
+                "of the stream, which CAPE moves about; set it to false"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharConfig:
+    """How archives of audio are made.
+
+    Attributes:
+        audio: `flac` keeps 16 bits a sample as they are; `opus` is several times smaller and loses
+            something.
+        shard_size: utterances in one archive.
+    """
+
+    audio: Literal["flac", "opus"] = "flac"
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise BadInput(f"shard-size: at least 1, not {self.shard_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,7 +572,8 @@ class LanguageModelConfig:
     Only words the language model knows (and hot words) can be recognised with it.
 
     Attributes:
-        language_model: n-gram model, an ARPA file or KenLM's binary form; none if not given.
+        language_model: n-gram model, an ARPA file or KenLM's binary form; `english` for the one
+            that comes with omnirouter; none if not given.
         lm_words: its words, one per line; needed with a binary model, which does not tell them.
         lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
         word_score: added for each word; higher gives more, shorter words.
@@ -468,6 +597,10 @@ class LanguageModelConfig:
             raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
         if self.hot_words and self.language_model is None:
             raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        if self.language_model == Path("english") and not self.language_model.exists():
+            if not SHIPPED_WORDS.exists():
+                raise BadInput("language_model: none comes with this installation; name a file")
+            object.__setattr__(self, "language_model", SHIPPED_WORDS)
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:

@@ -7,7 +7,7 @@ no torch where it is given arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -42,6 +42,9 @@ class Hypothesis:
     text: str
     frames: tuple[int, ...]
     score: float
+
+
+Decoder = Callable[[NDArray[np.float32]], Hypothesis]  # of one utterance's log-probabilities [T, V]
 
 
 def greedy(log_probs_TV: Tensor, lengths_B: Tensor, tokenizer: Tokenizer) -> list[Hypothesis]:

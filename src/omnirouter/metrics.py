@@ -63,6 +63,20 @@ def error_rate(
         ValueError: if the numbers of references and hypotheses differ.
     """
     errors, lengths = edit_counts(references, hypotheses, unit, normalise)
+    return rate_of_counts(errors, lengths, resamples=resamples, seed=seed)
+
+
+def rate_of_counts(
+    errors: Sequence[int], lengths: Sequence[int], *, resamples: int = 1000, seed: int = 0
+) -> ErrorRate:
+    """Error rate with its 95% interval, from errors and words of each utterance or other unit.
+
+    Args:
+        errors: of each unit; the interval resamples units.
+        lengths: words in the reference of each unit.
+        resamples: as in `error_rate`.
+        seed: of the bootstrap.
+    """
     total, words = sum(errors), sum(lengths)
     rate = total / words if words else float("nan")
     low, high = _interval(errors, lengths, resamples, seed) if words and resamples else (rate, rate)

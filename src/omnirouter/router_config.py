@@ -21,6 +21,7 @@ Routing = Literal[
 ]
 ONE_ROUTER = ("omni", "omni-once", "hash")  # for all layers; the others have one for each
 BALANCED_BY_FORM = ("hash", "base", "expert-choice")  # no load-balance loss could change them
+WHOLE_UTTERANCE = ("expert-choice", "speechmoe2")  # where a frame goes hangs on later ones
 GROUP_FIELDS = ("domain", "accent")  # of manifests, which SpeechMoE2 has embeddings of
 SOFTMAX_ROUTERS = ("switch", "omni", "omni-once", "speechmoe", "speechmoe2")
 

@@ -117,12 +117,15 @@ class Tokenizer:
         return hash(self.model_bytes)
 
 
-def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    sentences: Iterable[str], vocab_size: int, *, alphabet: Iterable[str] = ()
+) -> Tokenizer:
     """Train word pieces; the same sentences in the same order give the same tokenizer.
 
     Args:
         sentences: training text, read once (`clean_text` of the transcripts).
         vocab_size: exact number of ids V, blank and unknown included.
+        alphabet: characters that get a piece though they may not occur in the sentences.
 
     Raises:
         BadInput: if there is no text, or too little or too varied text for `vocab_size`; the
@@ -135,13 +138,15 @@ def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> Tokenizer:
         raise BadInput("tokenizer: there is no text to train on; check the manifests' text")
     model = io.BytesIO()
     try:
-        _train(chain([first], given), max(vocab_size, UNKNOWN + 1), model)
+        _train(chain([first], given), max(vocab_size, UNKNOWN + 1), model, alphabet)
     except RuntimeError as error:
         raise BadInput(_explain(str(error), vocab_size)) from error
     return Tokenizer(model.getvalue())
 
 
-def _train(sentences: Iterator[str], vocab_size: int, model: io.BytesIO) -> None:
+def _train(
+    sentences: Iterator[str], vocab_size: int, model: io.BytesIO, alphabet: Iterable[str]
+) -> None:
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=sentences,
         model_writer=model,
@@ -149,6 +154,7 @@ def _train(sentences: Iterator[str], vocab_size: int, model: io.BytesIO) -> None
         vocab_size=vocab_size,
         hard_vocab_limit=True,
         character_coverage=1.0,
+        required_chars="".join(sorted(alphabet)),
         byte_fallback=False,
         max_sentence_length=_LONGEST_SENTENCE,
         num_threads=1,  # the sums of several threads come in any order

@@ -47,3 +47,53 @@ def test_loader(repository: Path, tmp_path: Path) -> None:
     assert [row["place"] for row in resumed] == ["start", "middle", "end"]
     assert [row["workers"] for row in loaded] == [0, 1]
     assert all(row["audio_hours_per_s"] > 0 for row in loaded)
+
+
+def test_train_step(repository: Path, tmp_path: Path) -> None:
+    """All models, with their share of the best rate and of each part."""
+    values = run(repository, "train_step.py", tmp_path / "step.json")
+    models = values["models"]
+    assert isinstance(models, dict)
+    assert set(models) == {"dense", "switch", "omni", "fastconformer"}
+    assert all(model["audio_hours_per_s"] > 0 and model["mfu"] > 0 for model in models.values())
+    for name in ("dense", "switch", "omni"):
+        assert sum(models[name]["parts"].values()) == pytest.approx(1)
+
+
+def test_transcribe(repository: Path, tmp_path: Path) -> None:
+    """All models say three tokens a second, Whisper to the token."""
+    models = run(repository, "transcribe.py", tmp_path / "transcribe.json")["models"]
+    assert isinstance(models, dict) and len(models) == 4 + 4
+    for name, model in models.items():
+        exact = 0 if "Whisper" in name else 0.4
+        assert model["tokens_per_s"] == pytest.approx(3, abs=exact), name
+        assert model["rtfx"] > 0
+
+
+def test_command_runs_all_in_about_a_minute(tmp_path: Path) -> None:
+    """`omnirouter bench --quick` runs every benchmark; --json has nothing but the figures."""
+    command = [sys.executable, "-m", "omnirouter", "bench", "--quick", "--device", "cpu", "--json"]
+    command += ["--out", str(tmp_path)]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    found = json.loads(result.stdout)
+    assert list(found) == ["experts", "attention", "loader", "train-step", "transcribe", "stream"]
+    assert all(values["quick"] for values in found.values())
+    assert not list(tmp_path.iterdir()), "figures of tiny sizes are no results"
+
+
+def test_stream(repository: Path, tmp_path: Path) -> None:
+    """Each chunk size has its time, beside that of the whole recording at once."""
+    cases = run(repository, "stream.py", tmp_path / "stream.json")["cost"]
+    assert isinstance(cases, list)
+    assert [(case["chunk"], case["chunk_s"]) for case in cases] == [(4, 0.16), (8, 0.32)]
+    assert all(case["real_time_factor"] > 0 for case in cases)
+    assert all(case["real_time_factor_at_once"] > 0 for case in cases)
+
+
+def test_manifests(repository: Path, tmp_path: Path) -> None:
+    """Every step tells its memory ten times."""
+    steps = run(repository, "manifests.py", tmp_path / "manifests.json")["steps"]
+    assert isinstance(steps, list)
+    wanted = ["prepare", "filter", "split", "iterate", "sample", "tokenizer", "shar", "read-shar"]
+    assert [row["step"] for row in steps] == wanted
+    assert all(len(row["memory_mb"]) == 10 for row in steps)

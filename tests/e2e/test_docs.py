@@ -81,4 +81,9 @@ def test_every_command_is_described() -> None:
         # `--cuts+` is how the parser names adding to a list
         own = {option.rstrip("+") for option in options if option.startswith("--")} - ANY_KEY
         shared = {"--device", "--precision"}  # described once, on top
+        if name == "plan":  # takes a recipe's keys too
+            shared |= {
+                o.rstrip("+")
+                for o in build_parser("train", COMMANDS["train"])._option_string_actions
+            }
         assert {option for option in own - shared if option not in section} == set(), name

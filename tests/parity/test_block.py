@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.encoder import distance_slopes
+from omnirouter.model.context import distance_slopes
 from omnirouter.model.layers import EncoderBlock, LocalConvolution, Packing, packed_attention
 from omnirouter.model.routing import RoutingContext
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from omnirouter.audio import extract
-from omnirouter.config import AugmentConfig, ModelConfig
+from omnirouter.config import AttentionContext, AugmentConfig, FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
+from omnirouter.model.context import windowed_attention
+from omnirouter.model.streaming import Past
 
 pytestmark = pytest.mark.gpu
 
@@ -67,6 +69,72 @@ def test_half_precision_attention_is_the_same_function() -> None:
             alone = model(frames[: int(lengths[0])], lengths[:1]).log_probs
     assert (half - exact).abs().max() < 0.15
     torch.testing.assert_close(half[: int(lengths[0])], alone, atol=0.05, rtol=0.05)
+
+
+def chunked(positions: str) -> CTCEncoder:
+    """A model that streams: FlexAttention carries its mask."""
+    features = FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80)
+    torch.manual_seed(0)
+    return CTCEncoder(
+        replace(
+            CONFIG,
+            positions=positions,  # type: ignore[arg-type]
+            local_width=5,
+            features=features,
+            attention_context=AttentionContext(chunk=8, left=20),
+        )
+    )
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "rope", "rope-local"])
+def test_chunks_equal_the_cpu(positions: str) -> None:
+    """Log-probabilities and gradients under FlexAttention's mask, for lengths that vary."""
+    model = chunked(positions)
+    frames, lengths = extract(waves(), model.config.features)
+    for own in (lengths, lengths.flip(0), lengths[:1]):
+        part = frames[: int(own.sum())]
+        model.cpu().zero_grad()
+        here = model(part, own)
+        here.log_probs[:, 3].sum().backward()
+        expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.cuda().zero_grad()
+        there = model(part.cuda(), own)
+        there.log_probs[:, 3].sum().backward()
+        assert not windowed_attention._failed
+        torch.testing.assert_close(
+            there.log_probs.cpu(), here.log_probs, atol=1e-3, rtol=1e-3, msg=positions
+        )
+        for name, parameter in model.named_parameters():
+            if name in expected:
+                assert parameter.grad is not None
+                torch.testing.assert_close(
+                    parameter.grad.cpu(), expected[name], atol=5e-3, rtol=2e-2, msg=name
+                )
+
+
+def test_chunks_in_half_precision() -> None:
+    """FlexAttention under bf16 stays near float32."""
+    model = chunked("rope-local").eval().cuda()
+    frames, lengths = extract(waves(), model.config.features, device="cuda")
+    with torch.no_grad():
+        exact = model(frames, lengths).log_probs
+        with torch.autocast("cuda", torch.bfloat16):
+            half = model(frames, lengths).log_probs
+    assert not windowed_attention._failed
+    assert (half - exact).abs().max() < 0.15
+
+
+def test_a_stream_on_a_gpu() -> None:
+    """Chunk by chunk a GPU gives what it gives for the whole."""
+    model = chunked("rope-local").eval().cuda()
+    frames, lengths = extract(waves()[:1], model.config.features, device="cuda")
+    past = Past(model.config)
+    with torch.no_grad():
+        whole = model(frames, lengths).log_probs
+        parts = [
+            model(part, torch.tensor([len(part)]), past=past).log_probs for part in frames.split(8)
+        ]
+    torch.testing.assert_close(torch.cat(parts), whole, atol=1e-3, rtol=1e-3)
 
 
 def test_gradients_equal_the_cpu() -> None:

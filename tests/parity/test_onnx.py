@@ -17,7 +17,7 @@ import torch
 
 from omnirouter.audio import extract
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import BadInput, FeatureConfig, Listening, ModelConfig
+from omnirouter.config import AttentionContext, BadInput, FeatureConfig, Listening, ModelConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.router_config import RouterConfig
 from omnirouter.serve.export import OneUtterance, export
@@ -67,9 +67,17 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rope", "rope-local"])
 @pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
-@pytest.mark.parametrize("features", [FeatureConfig(), GLOBAL], ids=["utterance", "global"])
+@pytest.mark.parametrize(
+    ("features", "context"),
+    [
+        (FeatureConfig(), AttentionContext()),
+        (GLOBAL, AttentionContext()),
+        (GLOBAL, AttentionContext(chunk=4, left=6)),
+    ],
+    ids=["utterance", "global", "chunks"],
+)
 def test_what_is_traced_is_the_encoder(
-    routing: str, positions: str, features: FeatureConfig
+    routing: str, positions: str, features: FeatureConfig, context: AttentionContext
 ) -> None:
     experts = 1 if routing == "dense" else 4
     width = 5 if positions == "rope-local" else 0
@@ -80,6 +88,7 @@ def test_what_is_traced_is_the_encoder(
         positions=positions,
         features=features,
         local_width=width,
+        attention_context=context,
     )
     torch.manual_seed(0)
     encoder = CTCEncoder(config).eval()
@@ -92,6 +101,17 @@ def test_what_is_traced_is_the_encoder(
             expected = encoder(*extract([samples], features)).log_probs
             found = OneUtterance(encoder)(torch.from_numpy(samples))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_with_chunks_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The graph hides what is outside the context; `export` itself compares it at four lengths."""
+    config = replace(
+        TINY, num_layers=1, features=GLOBAL, attention_context=AttentionContext(chunk=4, left=6)
+    )
+    torch.manual_seed(3)
+    made = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("tiny"))
+    assert export(made, tmp_path / "out")["fp32"].max_difference < 1e-3
 
 
 @pytest.mark.parametrize("length", LENGTHS)

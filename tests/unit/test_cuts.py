@@ -14,7 +14,7 @@ from lhotse import CutSet
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.batch import read_cut
+from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.cuts import SplitReport, prepare_manifests, split_name
 from omnirouter.data.prepare import read_manifest
 

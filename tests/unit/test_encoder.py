@@ -13,7 +13,8 @@ from torch import Tensor
 
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, Router
-from omnirouter.model.encoder import distance_slopes, frame_positions, position_angles
+from omnirouter.model.context import distance_slopes
+from omnirouter.model.encoder import frame_positions, position_angles
 from omnirouter.model.layers import Dropout, Packing, packed_attention
 
 TINY = ModelConfig(

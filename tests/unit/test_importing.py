@@ -20,8 +20,8 @@ from lhotse.cut import Cut
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput
-from omnirouter.data.batch import read_cut
 from omnirouter.data.corpora import CORPORA
+from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.importing import READERS, prepare_corpus
 
 

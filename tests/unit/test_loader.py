@@ -20,8 +20,8 @@ from lhotse.audio import AudioSource
 
 from omnirouter.audio import num_frames, read_audio
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
-from omnirouter.data.augment import add_noise, perturb
-from omnirouter.data.batch import Item, ctc_frames, read_cut, utterance_seed
+from omnirouter.data.batch import Item, ctc_frames, utterance_seed
+from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.loader import Batch, Deal, Loader, LoaderConfig, Rejected, RejectLog
 from omnirouter.data.prepare import read_manifest, read_training
 from omnirouter.text import Tokenizer, train_tokenizer
@@ -180,7 +180,7 @@ def test_fast_forward_reads_no_audio(corpus: Path, monkeypatch: pytest.MonkeyPat
 
     loader = make(read_manifest(corpus), None, SHUFFLED)
     last = list(loader.iterate())[-1]
-    monkeypatch.setattr("omnirouter.data.batch.read_audio", spy)
+    monkeypatch.setattr("omnirouter.data.cut_audio.read_audio", spy)
     list(loader.iterate(0, last.index))
     assert len(read) == len(last)
 
@@ -189,7 +189,7 @@ def test_cache_decodes_once(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> No
     cuts = read_training([str(corpus)], [2])
     loader = make(cuts, None, replace(SHUFFLED, cache_gb=1.0))
     first = {i: w for b in loader.iterate() for i, w in zip(b.ids, b.waveforms, strict=True)}
-    monkeypatch.setattr("omnirouter.data.batch.read_audio", None)
+    monkeypatch.setattr("omnirouter.data.cut_audio.read_audio", None)
     for batch in loader.iterate(1):
         for i, waveform in zip(batch.ids, batch.waveforms, strict=True):
             np.testing.assert_array_equal(waveform, first[i])
@@ -331,28 +331,6 @@ def test_utterance_seed_is_pinned() -> None:
 @pytest.mark.parametrize(("tokens", "frames"), [([], 0), ([5], 1), ([5, 5, 5], 5), ([1, 2, 1], 3)])
 def test_ctc_frames(tokens: list[int], frames: int) -> None:
     assert ctc_frames(tokens) == frames
-
-
-def test_noise_has_the_asked_ratio() -> None:
-    rng = np.random.default_rng(1)
-    clean = np.sin(np.arange(RATE) / 10).astype(np.float32)
-    for snr_db in (-5.0, 0.0, 20.0):
-        noise = add_noise(clean, snr_db, rng) - clean
-        assert 10 * np.log10(np.mean(clean**2) / np.mean(noise**2)) == pytest.approx(
-            snr_db, abs=0.1
-        )
-    silence = np.zeros(RATE, dtype=np.float32)
-    np.testing.assert_array_equal(add_noise(silence, 10.0, rng), silence)
-
-
-def test_speed_changes_the_length_unless_ctc_would_fail() -> None:
-    wave = np.random.default_rng(0).uniform(-1, 1, RATE).astype(np.float32)
-    fast = AugmentConfig(speeds=(1.25,))
-    assert len(perturb(wave, fast, FEATURES, 7)) == pytest.approx(RATE / 1.25, abs=2)
-    frames = num_frames(RATE, FEATURES)
-    same = perturb(wave, fast, FEATURES, 7, least_frames=frames)
-    np.testing.assert_array_equal(same, wave)
-    np.testing.assert_array_equal(perturb(wave, AugmentConfig(), FEATURES, 7), wave)
 
 
 def test_lhotse_cuts_that_are_no_plain_file(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_command_stops_gracefully(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ([], "model: no trained model comes with this version"),
+        ([], "model: this installation comes without a trained model"),
         (["--model", "nowhere"], "nowhere: is not a folder"),
         (["--model", "a=x,a=y"], "both called a"),
         (["--model", "x", "--port", "70000"], "port: from 0 to 65535"),
@@ -223,6 +223,7 @@ def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("omnirouter.checkpoint.SHIPPED", tmp_path / "nothing")
     assert main(["serve", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) in (
         1,
         2,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import omnirouter
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
-from omnirouter.config import BLANK, BadInput, Listening
+from omnirouter.config import BLANK, SHIPPED, BadInput, Listening
 from omnirouter.data.prepare import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.model import EncoderOutput
@@ -194,6 +194,11 @@ def test_load_takes_a_checkpoint_folder(
     assert again.transcribe(str(audio)) == expected
 
 
-def test_load_without_a_path_says_that_no_model_ships() -> None:
-    with pytest.raises(BadInput, match="give a checkpoint folder"):
+def test_load_without_a_path_gives_the_model_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if SHIPPED.is_dir():
+        assert omnirouter.load().checkpoint.path == SHIPPED
+    monkeypatch.setattr("omnirouter.checkpoint.SHIPPED", tmp_path / "nothing")
+    with pytest.raises(BadInput, match="name a checkpoint folder"):
         omnirouter.load()

@@ -2,8 +2,8 @@
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
 functions (`data`, `labelling`, `making`, `scoring`, `comparing`, `transcription`, `serving`,
-`shipping`) whose signatures and docstrings become parsers (`parser`). Nothing here loads torch, so
-help and most errors come at once.
+`shipping`, `measuring`) whose signatures and docstrings become parsers (`parser`). Nothing here
+loads torch, so help and most errors come at once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 
 from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
-from omnirouter.cli.data import corpora, inspect, prepare
-from omnirouter.cli.labelling import pseudo_label
-from omnirouter.cli.making import average, demo, presets, train, upcycle
+from omnirouter.cli.data import corpora, inspect, prepare, shar
+from omnirouter.cli.labelling import pseudo_label, relabel
+from omnirouter.cli.making import average, demo, presets, tokenizer, train, upcycle
+from omnirouter.cli.measuring import bench, plan
 from omnirouter.cli.scoring import analyse, evaluate
 from omnirouter.cli.serving import serve
 from omnirouter.cli.shipping import export
@@ -32,7 +33,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "corpora": corpora,
     "prepare": prepare,
     "pseudo-label": pseudo_label,
+    "relabel": relabel,
+    "shar": shar,
     "inspect": inspect,
+    "tokenizer": tokenizer,
     "train": train,
     "evaluate": evaluate,
     "analyse": analyse,
@@ -43,6 +47,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "average": average,
     "upcycle": upcycle,
     "export": export,
+    "bench": bench,
+    "plan": plan,
 }
 
 

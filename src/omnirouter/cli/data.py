@@ -1,4 +1,4 @@
-"""Commands that make training and test data, and look into them: corpora, prepare, inspect."""
+"""Commands that make training and test data, and look into them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omnirouter.cli.common import DONE
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, SharConfig
 
 NOTES = 5  # shown of those on what was left out
 
@@ -156,6 +156,28 @@ def _show_reports(reports: list[dict[str, Any]], json: bool) -> None:
     print("written: " + ", ".join(report["cuts"] for report in reports))
 
 
+def shar(cuts: Path, out: Path, archives: SharConfig, *, json: bool = False) -> int:
+    """Pack cuts and their audio into tar archives (lhotse's Shar).
+
+    Writes a folder OUT/<split> of shards for each manifest, every utterance checked against its
+    audio; the rest is listed in OUT/rejected_<split>.jsonl. Such a folder can be given wherever a
+    manifest can. OUT/<split> appears when it is complete; one that is there already is refused.
+
+    Args:
+        cuts: manifest, JSONL or lhotse cuts, or a folder of them.
+        out: folder to write to.
+        archives: what they hold.
+        json: print a JSON list with an object per split.
+    """
+    from omnirouter.cli import show
+    from omnirouter.data.shar_export import export_shar
+
+    with show.progress("packing", None, "utterances") as update:
+        reports = export_shar(cuts, out, archives, update)
+    _show_reports([report.to_dict() for report in reports], json)
+    return DONE
+
+
 def inspect(
     cuts: list[str],
     *,
@@ -170,7 +192,7 @@ def inspect(
     silent, clipped, doubled, overlapping, in another script, without words once normalised.
 
     Args:
-        cuts: manifests, JSONL or lhotse cuts; quoted globs are expanded.
+        cuts: manifests, JSONL or lhotse cuts, or Shar folders; quoted globs are expanded.
         html: write a page with histograms to this file too.
         text_only: do not open the audio.
         threads: that read audio at the same time; as many as there are cores if not given.

@@ -1,4 +1,4 @@
-"""Commands that make models: demo, presets, train, average, upcycle.
+"""Commands that make models: demo, presets, tokenizer, train, average, upcycle.
 
 As in all commands, what needs torch is imported inside, so that help and errors come at once; the
 docstrings are the help.
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.cli.common import DONE, FAILED, Compute
+from omnirouter.cli.common import DONE, FAILED, Compute, require_writable
 from omnirouter.config import (
     PAPER_MODELS,
     PRESETS,
@@ -20,6 +20,9 @@ from omnirouter.config import (
     RunConfig,
     count_parameters,
 )
+from omnirouter.data.vocabulary import VocabularyConfig
+
+SHOWN_CHARACTERS = 20  # of those outside the alphabet
 
 
 def demo(
@@ -116,6 +119,67 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
     print(f"best model{wer}: {result.best}")
     print(f"next: omnirouter evaluate {result.best} TEST.jsonl")
     return DONE
+
+
+def tokenizer(
+    manifests: list[str], vocabulary: VocabularyConfig, *, out: Path, json: bool = False
+) -> int:
+    """Train word pieces on manifests of any size, and report what they cover.
+
+    Writes OUT/tokenizer.model, for `tokenizer.path` in a recipe, and OUT/tokenizer.json with the
+    report: sentences that do not come back from their pieces, pieces per word, and characters
+    outside the alphabet with examples. Memory does not grow with the text.
+
+    Args:
+        manifests: JSONL or lhotse cuts, Shar folders, or text files (.txt) with a sentence per
+            line; quoted globs are expanded.
+        vocabulary: the pieces.
+        out: folder to write to.
+        json: print the report as JSON.
+    """
+    from omnirouter.cli import show
+    from omnirouter.data.vocabulary import build_vocabulary, read_texts, write_vocabulary
+
+    if (out / "tokenizer.model").exists():  # models may have been trained with it
+        raise BadInput(f"--out: {out} holds a tokenizer already; choose another folder")
+    require_writable(out / "tokenizer.model")
+    with show.progress("reading text", None, "sentences") as update:
+        made, report = build_vocabulary(lambda: read_texts(manifests), vocabulary, update)
+    write_vocabulary(made, report, out)
+    if json:
+        show.as_json(report.to_dict())
+    else:
+        _show_vocabulary(report.to_dict(), out)
+    return DONE
+
+
+def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
+    from omnirouter.cli import show
+
+    facts = [
+        ["sentences", f"{found['sentences']:,}"],
+        ["trained on", f"{found['sampled']:,}"],
+        ["words", f"{found['words']:,}"],
+        ["pieces per word", f"{found['pieces_per_word']:.2f}"],
+        ["pieces used", f"{found['used']:,} of {found['vocab_size']:,}"],
+        ["unknown pieces", f"{found['unknown']:,} of {found['pieces']:,}"],
+        ["sentences that do not come back", f"{found['lost']:,}"],
+        ["characters covered", f"{found['covered']:.4%}"],
+        ["alphabet", found["alphabet"][:60]],
+    ]
+    show.table(("", "all"), {"": facts}, words=("all",))
+    for example in found["lost_examples"]:
+        print(f"does not come back: {example}")
+    if found["outside"]:
+        rows = [
+            [item["character"], f"{item['count']:,}", item["name"], item["examples"][0]]
+            for item in found["outside"][:SHOWN_CHARACTERS]
+        ]
+        columns = ("not in the alphabet", "times", "name", "for example")
+        show.table(columns, {"": rows}, words=columns[2:])
+    if (more := len(found["outside"]) - SHOWN_CHARACTERS) > 0:
+        print(f"and {more:,} characters more, listed in the report")
+    print(f"written: {out / 'tokenizer.model'}, {out / 'tokenizer.json'}")
 
 
 def average(checkpoints: list[Path], *, out: Path) -> int:

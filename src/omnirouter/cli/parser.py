@@ -1,7 +1,8 @@
 """From a typed function to its parser: signature and docstring say all there is to say.
 
-Keyword-only parameters are options (booleans flags), others positional (lists take one or more),
-and a dataclass gives an option per field, nested ones with dots. A `recipe` is read as defaults.
+Keyword-only parameters are options (booleans flags), others positional (lists take one or more, or
+any number where they have a default), and a dataclass gives an option per field, nested ones with
+dots. A `recipe` is read as defaults.
 """
 
 from __future__ import annotations
@@ -78,10 +79,11 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
                 _with_hyphens(parser, parser._actions[before:])
         elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             label = name.upper()
-            if get_origin(kind) is list:
-                item = get_args(kind)[0]
-                parser.add_argument(name, nargs="+", type=item, metavar=label, help=texts[name])
-                label += "..."
+            if item := _item(kind):
+                some = parameter.default is inspect.Parameter.empty
+                nargs = "+" if some else "*"
+                parser.add_argument(name, nargs=nargs, type=item, metavar=label, help=texts[name])
+                label = f"{label}..." if some else f"[{label}...]"
             else:
                 parser.add_argument(name, type=kind, metavar=label, help=texts[name])
             usage.append(label)
@@ -113,6 +115,12 @@ def _with_hyphens(parser: ArgumentParser, actions: Sequence[argparse.Action]) ->
 def _kinds(function: Command) -> dict[str, Any]:
     """Types of the parameters."""
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
+
+
+def _item(kind: Any) -> Any:
+    """Type of the items of a list, or of a list that may be left out; None of other types."""
+    kinds = [kind, *get_args(kind)]
+    return next((get_args(k)[0] for k in kinds if get_origin(k) is list), None)
 
 
 def _value(name: str, kind: Any, values: Namespace) -> Any:

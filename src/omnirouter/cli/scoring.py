@@ -5,12 +5,12 @@ from __future__ import annotations
 import json as json_format
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnirouter.cli.common import DONE, Compute, require_writable, status
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, LanguageModelConfig
 
 if TYPE_CHECKING:
     from omnirouter.checkpoint import Checkpoint
@@ -21,16 +21,29 @@ MANIFESTS = (".jsonl", ".jsonl.gz")
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running(Compute):
+    """Where and how the model runs.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
+        precision: `fp32`, or `bf16` (autocast, float32 weights).
+        batch_seconds: audio in one batch, in seconds.
+    """
+
+    batch_seconds: float = 120.0
+
+
 def evaluate(
     checkpoint: Path,
     cuts: list[str],
-    compute: Compute,
+    compute: Running,
+    search: LanguageModelConfig,
     *,
     json: bool = False,
     group_by: str | None = None,
     output: Path | None = None,
     hypotheses: Path | None = None,
-    batch_seconds: float = 120.0,
 ) -> int:
     """Word error rate of a checkpoint on test sets, with 95% intervals.
 
@@ -41,15 +54,16 @@ def evaluate(
         checkpoint: folder of the model, such as best/ of a run.
         cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
         compute: where to run.
+        search: beam search with a language model; greedy decoding without one.
         json: print a JSON object: name of each manifest (its file name without extension) to wer (a
             fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
         group_by: score each value of this field of the manifest apart, as NAME/VALUE.
         output: write the JSON object to this file too.
         hypotheses: write what was recognised, and what was rejected and why, to this JSONL file.
-        batch_seconds: audio in one batch, in seconds.
     """
     from omnirouter.checkpoint import load_checkpoint
     from omnirouter.data.prepare import read_manifest
+    from omnirouter.decode import BeamSearch
 
     for path in (output, hypotheses):
         if path is not None:
@@ -57,7 +71,11 @@ def evaluate(
     # all are checked before hours are spent on the first
     sets = {name: read_manifest(path) for name, path in named_manifests(cuts).items()}
     model = load_checkpoint(checkpoint, compute.torch_device())
-    options: dict[str, Any] = {"batch_seconds": batch_seconds, "precision": compute.precision}
+    options: dict[str, Any] = {
+        "batch_seconds": compute.batch_seconds,
+        "precision": compute.precision,
+        "decoder": None if search.language_model is None else BeamSearch(model.tokenizer, search),
+    }
     results: dict[str, SetResult] = {}
     failed = _score_all(sets, model, results, group_by=group_by, **options)
     _report(results, json=json, output=output, hypotheses=hypotheses)
@@ -187,10 +205,12 @@ def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
 def _expanded(pattern: str) -> list[Path]:
     """Manifests of a folder, of a glob, or the one that is named."""
     from omnirouter.data.prepare import find_manifests
+    from omnirouter.data.shar import is_shar
 
-    if not Path(pattern).is_dir():
+    folder = Path(pattern)
+    if not folder.is_dir() or is_shar(folder):
         return find_manifests(pattern)
-    found = sorted(path for path in Path(pattern).iterdir() if path.name.endswith(MANIFESTS))
+    found = sorted(p for p in folder.iterdir() if p.name.endswith(MANIFESTS) or is_shar(p))
     if not found:
         raise BadInput(f"{pattern}: the folder holds no manifest ({' or '.join(MANIFESTS)})")
     return found

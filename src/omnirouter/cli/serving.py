@@ -75,7 +75,7 @@ def serve(
     model: str = "",
     access_log: bool = False,
 ) -> int:
-    """Serve models to OpenAI clients and browsers, on this machine only unless told otherwise.
+    """Serve models to OpenAI clients and browsers, by default on this machine only.
 
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
     of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it.
@@ -86,22 +86,20 @@ def serve(
         limits: what the server takes on.
         network: where it listens.
         model: checkpoint folder, such as best/ of a run, an export, or org/name on the Hugging Face
-            Hub; several separated by commas; NAME=DIR sets the name that callers use.
+            Hub; several separated by commas; NAME=DIR sets the name that callers use. The small
+            English model that comes with omnirouter if not given.
         access_log: write a line for every request to standard error.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise BadInput(f'serve needs {missing[0]}: pip install "omnirouter[serve]"')
+    from omnirouter.checkpoint import shipped
     from omnirouter.cli import show
     from omnirouter.serve.http.app import create_app
     from omnirouter.serve.http.models import named
     from omnirouter.serve.http.run import Place, bound, run
 
-    if not model.strip():
-        raise BadInput(
-            "model: no trained model comes with this version; give --model DIR, a checkpoint "
-            "folder such as best/ of a run"
-        )
-    places = named(part for part in model.split(",") if part.strip())
+    wanted = [part for part in model.split(",") if part.strip()] or [str(shipped())]
+    places = named(wanted)
     access = network.access()
     opened = bound(network.host, network.port)
     try:

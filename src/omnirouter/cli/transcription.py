@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from omnirouter.cli.common import Compute, require_writable, status
 from omnirouter.cli.explain import did_you_mean
+from omnirouter.cli.listening import STDIN, listen, require_streamable
 from omnirouter.config import BadInput, LanguageModelConfig, Listening
 from omnirouter.serve.subtitles import WRITERS, Layout
 from omnirouter.serve.transcript import Transcript
@@ -24,9 +25,23 @@ if TYPE_CHECKING:
     from omnirouter.serve.reading import OpenFile
     from omnirouter.serve.recogniser import Recogniser
 
-STDIN = "-"
-
 Deliver = Callable[["Source", Transcript], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hearing(Listening):
+    """How audio is taken apart and batched.
+
+    Attributes:
+        sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.
+    """
+
+    sample_rate: int = 16_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample_rate < 1:
+            raise BadInput(f"sample_rate: 1 Hz or more, not {self.sample_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +53,12 @@ class Writing(Layout):
         max_line_count: lines of a subtitle.
         format: txt, srt, vtt, json (with times of words), tsv, or several as txt,srt. Without
             --output-dir one format is printed, JSON as one object per line and file.
+        output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
+            folder keep their place below it.
     """
 
     format: str = ""
+    output_dir: Path | None = None
 
     def formats(self) -> list[str]:
         """The formats asked for, checked."""
@@ -64,33 +82,42 @@ class Source:
 def transcribe(
     audio: list[str],
     compute: Compute,
-    listening: Listening,
+    listening: Hearing,
     search: LanguageModelConfig,
     writing: Writing,
     *,
     model: Path | None = None,
-    output_dir: Path | None = None,
     overwrite: bool = False,
+    stream: bool = False,
 ) -> int:
     """Turn audio files of any length into text, word times and subtitles.
 
     Prints the text of each file, with several files behind the file's name and a colon. A file that
-    cannot be read does not keep the others from being done.
+    cannot be read does not keep the others from being done. With --stream one recording is heard as
+    it comes: raw 16-bit mono samples on standard input (-), the microphone, or a file.
 
     Args:
         audio: files libsndfile reads (wav, flac, ogg, opus, mp3, ...; with PyAV also video, m4a and
-            webm), folders, quoted globs, or - for standard input; any rate, any channels.
+            webm), folders, quoted globs, or - for standard input; any rate, any channels. With
+            --stream also `microphone`.
         compute: where to run.
         listening: how audio is taken apart.
         search: beam search with a language model.
         writing: what to write.
         model: checkpoint folder, such as best/ of a run; or what `omnirouter export` wrote, the
-            folder or one of its graphs.
+            folder or one of its graphs. The small English model that comes with omnirouter if not
+            given.
         output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
             folder keep their place below it.
         overwrite: replace files that exist; without it their audio is left out.
+        stream: print words while they are said: on a terminal a line that grows, elsewhere final
+            words; with --format json an object per word. Needs a model with an attention_context.
     """
-    formats = writing.formats()
+    formats, output_dir = writing.formats(), writing.output_dir
+    if stream:
+        require_streamable(audio, formats, listening, folder=output_dir is not None)
+        recogniser = recogniser_of(model, compute, listening, search)
+        return listen(audio[0], recogniser.stream, listening.sample_rate, formats[0])
     if len(formats) > 1 and output_dir is None:
         raise BadInput("format: several formats need --output-dir DIR")
     sources = _sources(audio)
@@ -113,31 +140,26 @@ def transcribe(
 def recogniser_of(
     model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
 ) -> Recogniser:
-    """A checkpoint or an export ready for use.
+    """A checkpoint or an export ready for use; the model of the package if none is given.
 
     Raises:
-        BadInput: it is not whole, or none is given: no trained model comes with this version.
+        BadInput: it is not whole.
     """
-    if model is None:
-        raise BadInput(
-            "model: no trained model comes with this version; give --model DIR, a checkpoint "
-            "folder such as best/ of a run"
-        )
     from omnirouter.decode import BeamSearch
     from omnirouter.serve.onnx import OnnxTranscriber, is_export
 
     recogniser: Recogniser
-    if is_export(model):
+    if model is not None and is_export(model):
         if compute.device == "cuda" or compute.precision == "bf16":
             raise BadInput(
                 "device and precision: an exported model runs on the CPU as it is; leave them out"
             )
         recogniser = OnnxTranscriber(model, listening=listening)
     else:
-        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.checkpoint import load_checkpoint, shipped
         from omnirouter.serve.transcriber import Transcriber
 
-        checkpoint = load_checkpoint(model, compute.torch_device())
+        checkpoint = load_checkpoint(model or shipped(), compute.torch_device())
         recogniser = Transcriber(checkpoint, precision=compute.precision, listening=listening)
     if search.language_model is not None:
         recogniser.decoder = BeamSearch(recogniser.tokenizer, search)

@@ -16,19 +16,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from omnirouter.audio import AudioError, num_frames, read_audio, resample
+from omnirouter.audio import AudioError, num_frames
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
-from omnirouter.data.augment import perturb
+from omnirouter.data.augment import Augmenter
+from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.router_config import GROUP_FIELDS
 from omnirouter.text import Tokenizer, clean_text
 
 _INT16_SCALE = np.float32(2**15)
-SPHERE = (".sph", ".wv1", ".wv2")  # of the LDC; libsndfile reads those that are not compressed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,48 +160,6 @@ def ctc_frames(tokens: list[int]) -> int:
     return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
-def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
-    """Audio of a cut as mono [samples]: a plain file by `read_audio`, anything else by lhotse.
-
-    Raises:
-        AudioError: it cannot be read.
-    """
-    plain = _plain_file(cut)
-    if plain is not None:
-        path, channels = plain
-        seconds = cut.duration or None
-        try:
-            return read_audio(
-                path, sample_rate, offset=cut.start, duration=seconds, channels=channels
-            )
-        except AudioError:
-            if not path.lower().endswith(SPHERE):  # lhotse may read these, with sph2pipe
-                raise
-    try:
-        audio = np.atleast_2d(np.asarray(cut.load_audio(), dtype=np.float32))
-    except Exception as error:  # lhotse's backends raise whatever their libraries raise
-        reason = str(error).strip().split("\n", 1)[0]
-        raise AudioError(f"{type(error).__name__} {reason}") from error
-    if not audio.size:
-        raise AudioError("no samples")
-    return resample(audio.mean(axis=0), cut.sampling_rate, sample_rate)
-
-
-def _plain_file(cut: Cut) -> tuple[str, tuple[int, ...]] | None:
-    """Path and channels (empty: all), if the cut is a stretch of an audio file and nothing more."""
-    if not isinstance(cut, MonoCut | MultiCut) or not cut.has_recording:
-        return None
-    recording = cut.recording
-    first = recording.sources[0]
-    if len(recording.sources) > 1 or first.type != "file" or recording.transforms:
-        return None
-    wanted = [cut.channel] if isinstance(cut, MonoCut) else list(cut.channel)
-    if not set(wanted) <= set(first.channels):
-        return None
-    whole = len(wanted) == len(first.channels)
-    return str(first.source), () if whole else tuple(first.channels.index(c) for c in wanted)
-
-
 def _groups(cut: Cut) -> dict[str, str]:
     """The fields that SpeechMoE2's routers may look at, where the cut has them."""
     first = cut.supervisions[0] if cut.supervisions else None
@@ -231,7 +188,10 @@ class BatchMaker(Dataset[Batch]):
         features: sample rate and frame arithmetic.
         tokenizer: for training targets; without one any transcript will do.
         data: limits, seed and cache.
-        augment: speed and noise, or None.
+        augment: what is done to waveforms, or None.
+
+    Raises:
+        BadInput: noise or impulse responses to augment with are not there.
     """
 
     def __init__(
@@ -241,7 +201,8 @@ class BatchMaker(Dataset[Batch]):
         data: LoaderConfig,
         augment: AugmentConfig | None,
     ) -> None:
-        self.features, self.tokenizer, self.data, self.augment = features, tokenizer, data, augment
+        self.features, self.tokenizer, self.data = features, tokenizer, data
+        self.augment = None if augment is None else Augmenter(augment, features)
         self.cache: dict[Hashable, NDArray[np.int16]] = {}
         self.cache_free = data.cache_gb * 1e9
 
@@ -273,7 +234,10 @@ class BatchMaker(Dataset[Batch]):
             raise _Unusable(f"too few frames: {frames}, {len(tokens)} tokens need {needed}")
         seed = utterance_seed(self.data.seed, batch.epoch, cut.id)
         if self.augment is not None:
-            waveform = perturb(waveform, self.augment, self.features, seed, least_frames=needed)
+            try:
+                waveform = self.augment(waveform, seed, least_frames=needed)
+            except AudioError as error:  # of what is added, not of the utterance
+                raise _Unusable(f"unreadable noise or impulse response: {error}") from error
         batch.waveforms.append(waveform)
         batch.tokens.append(tokens)
         batch.texts.append(text)
@@ -291,7 +255,7 @@ class BatchMaker(Dataset[Batch]):
         rate = self.features.sample_rate
         if not self.data.cache_gb:
             return read_cut(cut, rate)
-        plain = _plain_file(cut)
+        plain = plain_file(cut)
         key = cut.id if plain is None else (plain, cut.start, cut.duration)
         samples = self.cache.get(key)
         if samples is None:

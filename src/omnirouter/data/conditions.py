@@ -14,8 +14,7 @@ from numpy.random import Generator
 
 from omnirouter.data.espeak import SAMPLE_RATE, VARIANTS, Wave, draw_speech, rms, speak
 from omnirouter.data.grammar import sentence
-
-TELEPHONE_RATE = 8_000
+from omnirouter.data.telephone import TELEPHONE_RATE, band, mu_law
 
 
 def decibels(level: float) -> np.float32:
@@ -30,14 +29,9 @@ def _unchanged(samples: Wave, rng: Generator) -> Wave:
 def _telephone(samples: Wave, rng: Generator) -> Wave:
     """300 to 3400 Hz at 8 kHz, 8-bit mu-law at full level or up to 12 dB below, back to 16 kHz."""
     narrow = soxr.resample(samples, SAMPLE_RATE, TELEPHONE_RATE)
-    hertz = np.fft.rfftfreq(len(narrow), 1 / TELEPHONE_RATE)
-    flanks = 1 / (1 + (300 / np.maximum(hertz, 1)) ** 8) / (1 + (hertz / 3400) ** 40)
-    narrow = np.fft.irfft(np.fft.rfft(narrow) * np.sqrt(flanks), len(narrow))
+    narrow = band(narrow)
     peak = np.abs(narrow).max() * 10 ** (rng.uniform(0, 12) / 20)
-    mu = 255
-    code = np.sign(narrow) * np.log1p(mu * np.abs(narrow) / peak) / np.log1p(mu)
-    code = np.round(code * 127) / 127
-    narrow = peak * np.sign(code) * np.expm1(np.abs(code) * np.log1p(mu)) / mu
+    narrow = mu_law(narrow, peak)
     return np.asarray(soxr.resample(narrow, TELEPHONE_RATE, SAMPLE_RATE), np.float32)
 
 

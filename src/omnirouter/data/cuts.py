@@ -23,8 +23,9 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.batch import SPHERE
-from omnirouter.data.prepare import Manifest, UniqueIds
+from omnirouter.data.cut_audio import SPHERE
+from omnirouter.data.prepare import UniqueIds, open_manifest
+from omnirouter.data.shar import is_shar
 from omnirouter.text import clean_text
 
 SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
@@ -79,7 +80,7 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
     """Turn manifests, JSONL or lhotse cuts, into checked cuts: a split for every file.
 
     Args:
-        src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`).
+        src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`, Shar folders).
         out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
         progress: called with the number of utterances done so far.
 
@@ -87,7 +88,9 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
         BadInput: nothing to read, a broken manifest, two manifests of one name, or a split of
             which no utterance can be used.
     """
-    manifests = [Manifest(path) for path in _manifests_of(src)]  # all checked before any is written
+    manifests = [
+        open_manifest(path) for path in manifests_of(src)
+    ]  # all checked before any is written
     reports, done = [], 0.0
     for manifest in manifests:
         before = done
@@ -98,13 +101,17 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
     return reports
 
 
-def _manifests_of(src: Path) -> list[Path]:
-    if not src.is_dir():
+def manifests_of(src: Path) -> list[Path]:
+    """A manifest, or those of a folder; raises BadInput if there is none, or two of one split."""
+    if not src.is_dir() or is_shar(src):
         return [src]
-    found = sorted(p for p in src.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")))
-    paths = [path for path in found if not path.name.startswith((".", "rejected_"))]
+    ours = (".", "rejected_", "wer_", "failed.")
+    found = sorted(
+        p for p in src.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")) or is_shar(p)
+    )
+    paths = [path for path in found if not path.name.startswith(ours)]
     if not paths:
-        raise BadInput(f"{src}: holds no manifest (*.jsonl, *.jsonl.gz)")
+        raise BadInput(f"{src}: holds no manifest (*.jsonl, *.jsonl.gz) and no Shar folder")
     taken: dict[str, Path] = {}
     for path in paths:
         other = taken.setdefault(split_name(path), path)

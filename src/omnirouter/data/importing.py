@@ -22,9 +22,9 @@ from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput
 from omnirouter.data import kaldi, layouts
-from omnirouter.data.batch import SPHERE
 from omnirouter.data.corpora import CORPORA
 from omnirouter.data.corpus_text import clean_up
+from omnirouter.data.cut_audio import SPHERE
 from omnirouter.data.cuts import Progress, SplitReport, write_split
 from omnirouter.data.layouts import Splits, WrongLayout
 

@@ -22,7 +22,7 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
-from omnirouter.data.prepare import utterance
+from omnirouter.data.manifest import utterance
 
 Splits = dict[str, Iterable[Cut]]
 

@@ -34,7 +34,7 @@ from omnirouter.text import Tokenizer
 
 __all__ = ["Batch", "Deal", "Loader", "LoaderConfig", "RejectLog", "Rejected"]
 
-BUFFER_CUTS = 20_000  # cuts held for shuffling; lhotse's default
+BUFFER_CUTS = 100_000  # held for shuffling and to choose buckets: a manifest has its own order
 BATCHES_PER_BUCKET = 8  # an epoch ends with one partial batch per bucket: keep those rare
 PREFETCH = 3  # batches made ahead of the consumer
 
@@ -80,7 +80,7 @@ class Loader:
         tokenizer: makes training targets of the transcripts; without one `Batch.tokens` is empty
             and any transcript will do.
         data: how batches are made.
-        augment: speed and noise, for training.
+        augment: what is done to waveforms, for training.
     """
 
     def __init__(

@@ -1,41 +1,36 @@
 """Manifests to lhotse cuts: what users have on disk becomes one lazy `CutSet`.
 
-Two forms are read: JSONL with one utterance per line (`audio_filepath`, `text`, and optionally
-`duration`, `offset`, `speaker`, `id`: the form NeMo users have), and lhotse cut manifests. A broken
-manifest is an error that names file and line; missing or unreadable audio is not: the loader
-rejects and lists it.
+Three forms are read: JSONL with one utterance per line (`audio_filepath`, `text`, and optionally
+`duration`, `offset`, `speaker`, `id`: the form NeMo users have), lhotse cut manifests, and lhotse's
+Shar folders. A broken manifest is an error that names file and line; missing or unreadable audio is
+not: the loader rejects and lists it.
 """
 
 from __future__ import annotations
 
 import glob
-import gzip
-import json
-import math
-from collections import Counter
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import soundfile
-from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import CutSet
 from lhotse.cut import Cut
 from lhotse.lazy import LazyIteratorMultiplexer
-from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput
+from omnirouter.data.manifest import Manifest
+from omnirouter.data.shar import SharManifest, is_shar
 
-_FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
-_CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
-# A Recording must have a rate, but nobody opens the file when the manifest gives the duration. The
-# loader reads files through `omnirouter.audio`, which does not look at this one.
-_NOMINAL_RATE = 16_000
+AnyManifest = Manifest | SharManifest
+
+AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 
 
 def read_manifest(path: str | Path) -> CutSet:
-    """Read one manifest, JSONL utterances or lhotse cuts, plain or gzipped.
+    """Read one manifest: JSONL utterances or lhotse cuts, plain or gzipped, or a Shar folder.
 
     Every line is checked now, and becomes a cut only when the set is iterated. A JSONL utterance
     covers the whole file, or `duration` seconds from `offset` where these are given; relative paths
@@ -54,7 +49,7 @@ def read_manifest(path: str | Path) -> CutSet:
     Raises:
         BadInput: no such file, no utterance in it, or a line that is not what it should be.
     """
-    return CutSet(UniqueIds(Manifest(Path(path))))
+    return CutSet(UniqueIds(open_manifest(Path(path))))
 
 
 def read_manifests(patterns: Sequence[str]) -> CutSet:
@@ -66,7 +61,7 @@ def read_manifests(patterns: Sequence[str]) -> CutSet:
     Raises:
         BadInput: as in `read_manifest`, or a pattern that matches nothing.
     """
-    return CutSet(UniqueIds(*(Manifest(path) for p in patterns for path in find_manifests(p))))
+    return CutSet(UniqueIds(*(open_manifest(path) for p in patterns for path in find_manifests(p))))
 
 
 def read_training(patterns: Sequence[str], weights: Sequence[int] = ()) -> CutSet:
@@ -88,10 +83,10 @@ def read_training(patterns: Sequence[str], weights: Sequence[int] = ()) -> CutSe
             f"data.weights: needs one whole number >= 1 for each of the {len(patterns)} data.train "
             f"entries, not {list(weights)}"
         )
-    copies: list[Manifest] = []
+    copies: list[AnyManifest] = []
     for pattern, weight in zip(patterns, weights, strict=True):
         for path in find_manifests(pattern):
-            copies += [Manifest(path)] * weight
+            copies += [open_manifest(path)] * weight
     if len(copies) < 2:
         return CutSet(UniqueIds(*copies))
     return CutSet(UniqueIds(LazyIteratorMultiplexer(*copies, weights=[len(c) for c in copies])))
@@ -111,55 +106,20 @@ def find_manifests(pattern: str) -> list[Path]:
     return paths
 
 
-def utterance(
-    audio: Path,
-    text: str,
-    *,
-    id: str,
-    start: float = 0.0,
-    duration: float = 0.0,
-    speaker: str | None = None,
-    custom: dict[str, Any] | None = None,
-) -> MonoCut:
-    """A cut for a stretch of an audio file, which is not opened: rate and channels are nominal.
+def audio_files(folder: Path) -> list[Path]:
+    """Audio in a folder and those below it, by its extension, in sorted order."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
 
-    Args:
-        audio: file.
-        text: what is said.
-        id: of the cut, its recording and its supervision.
-        start: in seconds.
-        duration: in seconds; 0 where nobody knows it.
-        speaker: any name.
-        custom: further fields of the supervision.
-    """
-    return MonoCut(
-        id=id,
-        start=start,
-        duration=duration,
-        channel=0,
-        recording=Recording(
-            id=id,
-            sources=[AudioSource(type="file", channels=[0], source=str(audio))],
-            sampling_rate=_NOMINAL_RATE,
-            num_samples=round((start + duration) * _NOMINAL_RATE),
-            duration=start + duration,
-        ),
-        supervisions=[
-            SupervisionSegment(
-                id=id,
-                recording_id=id,
-                start=0.0,
-                duration=duration,
-                text=text,
-                speaker=speaker,
-                custom=custom,
-            )
-        ],
-    )
+
+def open_manifest(path: Path) -> AnyManifest:
+    """A manifest file or a Shar folder, checked; raises BadInput as `read_manifest` does."""
+    return SharManifest(path) if is_shar(path) else Manifest(path)
 
 
 class UniqueIds:
     """Iterates over cuts of several sources and marks repeated ids.
+
+    Ids that were seen are kept in a temporary database, so that memory does not grow with them.
 
     Attributes:
         repeated: cuts of the latest iteration that got a suffix.
@@ -170,118 +130,19 @@ class UniqueIds:
         self.repeated = 0
 
     def __iter__(self) -> Iterator[Cut]:
-        seen = Counter[str]()
         self.repeated = 0
-        for cut in chain.from_iterable(self.sources):
-            seen[cut.id] += 1
-            copy = seen[cut.id]
-            self.repeated += copy > 1
-            yield cut if copy == 1 else fastcopy(cut, id=f"{cut.id}#{copy}")
-
-
-class Manifest:
-    """One manifest file: checked when made, cuts when iterated, `len` in utterances."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.durations: dict[Path, float] = {}  # of files whose header had to be read
-        self.count = 0
-        for number, row in self._rows():
-            problem = _problem(row)
-            if problem:
-                raise BadInput(f"{path}, line {number}: {problem}")
-            self.count += 1
-        if not self.count:
-            raise BadInput(f"{path}: holds no utterance")
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Cut]:
-        for number, row in self._rows():
-            if "audio_filepath" in row:
-                yield self._cut(row)
-                continue
-            try:
-                yield deserialize_item(row)
-            except (KeyError, TypeError, ValueError, AssertionError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
-
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0
-        try:
-            opened = gzip.open if self.path.suffix == ".gz" else open
-            with opened(self.path, "rt", encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.strip():
-                        continue
-                    row = json.loads(line.strip())
-                    if not isinstance(row, dict):
-                        raise BadInput(f"{self.path}, line {number}: not a JSON object")
-                    yield number, row
-        except FileNotFoundError as error:
-            raise BadInput(f"{self.path}: no such manifest") from error
-        except json.JSONDecodeError as error:
-            raise BadInput(
-                f"{self.path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
-                "a manifest has one JSON object per line"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{self.path}, after line {number}: not UTF-8 text") from error
-        except (OSError, EOFError) as error:  # a folder, no permission, broken gzip data
-            raise BadInput(f"{self.path}: cannot be read ({error})") from error
-
-    def _cut(self, row: dict[str, Any]) -> MonoCut:
-        audio = self.path.parent / row["audio_filepath"]
-        start = float(row.get("offset") or 0.0)
-        duration = row.get("duration")
-        if duration is None:
-            duration = max(0.0, self._file_duration(audio) - start)
-        name = str(Path(row["audio_filepath"]).with_suffix("")) + (f"@{start:g}" if start else "")
-        identity = name if row.get("id") is None else str(row["id"])
-        speaker = row.get("speaker")
-        return utterance(
-            audio,
-            row["text"] or "",
-            id=identity,
-            start=start,
-            duration=duration,
-            speaker=None if speaker is None else str(speaker),
-            custom={key: value for key, value in row.items() if key not in _FIELDS},
-        )
-
-    def _file_duration(self, audio: Path) -> float:
-        if audio not in self.durations:
-            try:
-                self.durations[audio] = float(soundfile.info(str(audio)).duration)
-            except (soundfile.SoundFileError, OSError):
-                self.durations[audio] = 0.0
-        return self.durations[audio]
-
-
-def _problem(row: dict[str, Any]) -> str | None:
-    """What is wrong with a line of a manifest, or None."""
-    if "audio_filepath" not in row:
-        if row.get("type") in _CUT_TYPES:
-            return None
-        return "audio_filepath is missing (and it is no lhotse cut)"
-    if not isinstance(row["audio_filepath"], str) or not row["audio_filepath"]:
-        return "audio_filepath must be a path"
-    if "text" not in row:
-        return "text is missing (write null for audio without transcript)"
-    if not isinstance(row["text"], str | None):
-        return f"text must be a string or null, not {row['text']!r}"
-    for name, least in (("duration", "above 0"), ("offset", "0 or more")):
-        value = row.get(name)
-        if value is None:
-            continue
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if (
-            not number
-            or not math.isfinite(value)
-            or value < 0
-            or (name == "duration" and not value)
-        ):
-            return f"{name} must be a number of seconds, {least}, not {value!r}"
-    return None
+        # "" is a file without a name that SQLite writes to once its cache is full; whoever drops
+        # the iterator, in whatever thread, closes it
+        with closing(sqlite3.connect("", check_same_thread=False)) as seen:
+            seen.execute("PRAGMA journal_mode = OFF")
+            seen.execute("PRAGMA synchronous = OFF")
+            seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
+            for cut in chain.from_iterable(self.sources):
+                key = (cut.id.encode("utf-8", "surrogatepass"),)  # a file's name may be no UTF-8
+                if seen.execute("INSERT OR IGNORE INTO seen VALUES (?, 1)", key).rowcount:
+                    yield cut
+                    continue
+                seen.execute("UPDATE seen SET copies = copies + 1 WHERE id = ?", key)
+                [copy] = seen.execute("SELECT copies FROM seen WHERE id = ?", key).fetchone()
+                self.repeated += 1
+                yield fastcopy(cut, id=f"{cut.id}#{copy}")

@@ -22,11 +22,11 @@ from omnirouter.audio import AudioError, read_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cuts import SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
-from omnirouter.data.prepare import read_manifest, utterance
+from omnirouter.data.manifest import utterance
+from omnirouter.data.prepare import AUDIO, audio_files, read_manifest
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
 
-AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 STAMP = "pseudo-label.json"
 ATTEMPTS = 2  # for a file whose failure may pass
 
@@ -89,8 +89,7 @@ def find_sources(src: Path) -> list[Source]:
         BadInput: there are none.
     """
     if src.is_dir():
-        paths = sorted(p for p in src.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
-        named = [(p.relative_to(src).with_suffix("").as_posix(), p) for p in paths]
+        named = [(p.relative_to(src).with_suffix("").as_posix(), p) for p in audio_files(src)]
     elif src.suffix.lower() in (".txt", ".lst"):
         try:
             lines = [x.strip() for x in src.read_text("utf-8").splitlines() if x.strip()]
@@ -123,35 +122,48 @@ def _seconds(path: Path) -> float:
         return 0.0  # listed with its reason once it is read
 
 
-def claim(out: Path, config: TeacherConfig) -> None:
-    """Note what the folder is made with, or find the same noted there.
+def claim(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
+    """Note in a file of this name what the folder is made with, or find the same noted there.
 
     Raises:
         BadInput: it holds something else.
         OmnirouterError: it cannot be written.
     """
-    # neither the device nor the size of batches changes what is heard
-    parts = asdict(config)
-    stamp = {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
     try:
-        if (out / STAMP).exists():
-            if _stamp_of(out) != stamp:
-                raise BadInput(
-                    f"{out}: was made with another teacher or segmentation (see {STAMP}); choose "
-                    "another folder"
-                )
-            return
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise BadInput(f"{out}: is not an empty folder; choose another")
-        out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / STAMP, json.dumps(stamp, indent=2) + "\n")
+        if not is_claimed(out, config, name):
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / name, json.dumps(_stamp(config), indent=2) + "\n")
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def _stamp_of(out: Path) -> object:
+def is_claimed(out: Path, config: TeacherConfig, name: str) -> bool:
+    """Whether the same is noted there; not so of a folder that is empty or not there yet.
+
+    Raises:
+        BadInput: it holds something else.
+    """
+    if (out / name).exists():
+        if _stamp_of(out / name) != _stamp(config):
+            raise BadInput(
+                f"{out}: was made with another teacher or segmentation (see {name}); choose "
+                "another folder"
+            )
+        return True
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out}: is not an empty folder; choose another")
+    return False
+
+
+def _stamp(config: TeacherConfig) -> dict[str, Any]:
+    """What decides what is heard: neither the device nor the size of batches."""
+    parts = asdict(config)
+    return {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
+
+
+def _stamp_of(path: Path) -> object:
     try:
-        return json.loads((out / STAMP).read_text(errors="replace"))
+        return json.loads(path.read_text(errors="replace"))
     except json.JSONDecodeError:
         return None
 

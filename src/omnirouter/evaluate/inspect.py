@@ -22,7 +22,7 @@ from lhotse.cut import Cut
 from numpy.typing import NDArray
 
 from omnirouter.audio import AudioError
-from omnirouter.data.batch import read_cut
+from omnirouter.data.cut_audio import read_cut
 from omnirouter.text import clean_text, whisper_normalise
 
 RATE = 16_000

@@ -1,4 +1,4 @@
-"""Word error rate on test sets: greedy decoding, Whisper normaliser on both sides (Sec. V-D).
+"""Word error rate on test sets, Whisper normaliser on both sides, greedy as Sec. V-D or not.
 
 `recognise` transcribes one batch; `score_batches` is what training's validation calls with the
 model it holds in memory; `score` and `score_groups` read a manifest.
@@ -17,7 +17,7 @@ from lhotse import CutSet
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.data.loader import Batch, Rejected
-from omnirouter.decode import greedy
+from omnirouter.decode import Decoder, greedy
 from omnirouter.evaluate.running import (
     OnOutput,
     Precision,
@@ -96,8 +96,9 @@ def recognise(
     *,
     precision: Precision = "fp32",
     on_output: OnOutput | None = None,
+    decoder: Decoder | None = None,
 ) -> list[Recognised]:
-    """Transcribe one batch greedily.
+    """Transcribe one batch.
 
     Args:
         checkpoint: its model must be in evaluation mode (see `evaluating`).
@@ -105,13 +106,18 @@ def recognise(
         precision: `bf16` runs the encoder under autocast.
         on_output: called with the batch and the encoder's output (for a validation loss, for
             routings); its time is not counted.
+        decoder: log-probabilities to a hypothesis; greedy if not given.
     """
     if not batch.waveforms:
         return []
     start = time.perf_counter()
     output = forward(checkpoint, batch.waveforms, precision)
-    hypotheses = greedy(output.log_probs, output.lengths, checkpoint.tokenizer)
-    elapsed = time.perf_counter() - start  # greedy has read its result, so a GPU is done here too
+    if decoder is None:
+        hypotheses = greedy(output.log_probs, output.lengths, checkpoint.tokenizer)
+    else:
+        parts = output.log_probs.float().cpu().split(output.lengths.tolist())
+        hypotheses = [decoder(part.numpy()) for part in parts]
+    elapsed = time.perf_counter() - start  # the results are read, so a GPU is done here too
     if on_output is not None:
         on_output(batch, output)
     rate = checkpoint.config.features.sample_rate
@@ -150,7 +156,9 @@ def score_batches(
             its seconds of audio.
         on_output: called with each batch and the encoder's output.
     """
-    recognised, rejected = _recognise_all(checkpoint, batches, precision, progress, on_output)
+    recognised, rejected = _recognise_all(
+        checkpoint, batches, progress, precision=precision, on_output=on_output
+    )
     return _summarise(name, recognised, rejected)
 
 
@@ -163,6 +171,7 @@ def score(
     device: str | None = None,
     precision: Precision = "fp32",
     progress: Progress | None = None,
+    decoder: Decoder | None = None,
 ) -> SetResult:
     """Word error rate of a checkpoint on one set of cuts.
 
@@ -177,13 +186,17 @@ def score(
         device: where to run; where the model is, if not given. The model is moved.
         precision: `bf16` runs the encoder under autocast.
         progress: as in `score_batches`.
+        decoder: log-probabilities to a hypothesis; greedy if not given.
 
     Raises:
         BadInput: not one utterance could be used, or none has a transcript.
     """
     _move(checkpoint, device)
     batches = evaluation_loader(checkpoint, cuts, batch_seconds)
-    result = score_batches(checkpoint, batches, name=name, precision=precision, progress=progress)
+    result = _summarise(
+        name,
+        *_recognise_all(checkpoint, batches, progress, precision=precision, decoder=decoder),
+    )
     require_readable(name, result.utterances, result.rejected)
     if not result.words:
         raise BadInput(
@@ -201,6 +214,7 @@ def score_groups(
     device: str | None = None,
     precision: Precision = "fp32",
     progress: Progress | None = None,
+    decoder: Decoder | None = None,
 ) -> dict[str, SetResult]:
     """Word error rate for each value of a field of the manifest, from one pass.
 
@@ -213,6 +227,7 @@ def score_groups(
         device: as in `score`.
         precision: `bf16` runs the encoder under autocast.
         progress: as in `score_batches`.
+        decoder: as in `score`.
 
     Returns:
         Results by name of the group, sorted. The `wer` of a group of which nothing could be read is
@@ -226,7 +241,9 @@ def score_groups(
         raise BadInput(f"group_by: no utterance of the manifest has the field '{group_by}'")
     _move(checkpoint, device)
     batches = evaluation_loader(checkpoint, cuts, batch_seconds)
-    recognised, rejected = _recognise_all(checkpoint, batches, precision, progress, None)
+    recognised, rejected = _recognise_all(
+        checkpoint, batches, progress, precision=precision, decoder=decoder
+    )
     require_readable(group_by, len(recognised), rejected)
     results = {}
     for group in sorted({value or "(none)" for value in group_of.values()}):
@@ -249,15 +266,14 @@ def require_readable(name: str, utterances: int, rejected: list[Rejected]) -> No
 def _recognise_all(
     checkpoint: Checkpoint,
     batches: Iterable[Batch],
-    precision: Precision,
     progress: Progress | None,
-    on_output: OnOutput | None,
+    **options: Any,
 ) -> tuple[list[Recognised], list[Rejected]]:
     recognised: list[Recognised] = []
     rejected: list[Rejected] = []
     with evaluating(checkpoint.model):
         for batch in batches:
-            rows = recognise(checkpoint, batch, precision=precision, on_output=on_output)
+            rows = recognise(checkpoint, batch, **options)
             recognised += rows
             rejected += batch.rejected
             if progress is not None:

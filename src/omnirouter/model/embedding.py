@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
 from omnirouter.model.routing import Routing
+from omnirouter.model.streaming import Past
 
 
 class Embedding(NamedTuple):
@@ -36,7 +37,12 @@ class Encodes(Protocol):
     """The part of a `CTCEncoder` that is used here."""
 
     def encode(
-        self, frames_TS: Tensor, lengths_B: Tensor, positions_T: Tensor | None = None
+        self,
+        frames_TS: Tensor,
+        lengths_B: Tensor,
+        positions_T: Tensor | None = None,
+        *,
+        past: Past | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Normalised output of the last block."""
         ...
@@ -79,10 +85,11 @@ class SharedEmbedding(nn.Module):
         lengths_B: Tensor,
         positions_T: Tensor | None,
         groups: Mapping[str, Tensor] | None,
+        past: Past | None = None,
     ) -> Embedding:
         """Embed a packed batch; arguments as those of `CTCEncoder.forward`."""
         network: Encodes = self.network  # type: ignore[assignment]
-        x_TE, _ = network.encode(frames_TS, lengths_B, positions_T)
+        x_TE, _ = network.encode(frames_TS, lengths_B, positions_T, past=past)
         log_probs_TV = network.classify(x_TE)
         values, logits = [x_TE.float()], {}
         if self.tables:

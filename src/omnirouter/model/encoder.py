@@ -8,19 +8,27 @@ vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.context import slopes_of
 from omnirouter.model.embedding import Embedding, SharedEmbedding
-from omnirouter.model.layers import Dropout, EncoderBlock, Packing, Rotation, upload
+from omnirouter.model.layers import (
+    Dropout,
+    EncoderBlock,
+    Packing,
+    Rotation,
+    Surroundings,
+    upload,
+)
 from omnirouter.model.routing import Routing, RoutingContext
 from omnirouter.model.routing_variants import build_routers
+from omnirouter.model.streaming import Past
 
-LEAST_SLOPE = 6  # as a negative power of two
 LONGEST_WAVE = 10_000.0  # of the sinusoids, in frames over 2 pi
 
 
@@ -64,8 +72,9 @@ class CTCEncoder(nn.Module):
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
         groups: Mapping[str, Tensor] | None = None,
+        past: Past | None = None,
     ) -> EncoderOutput:
-        """Encode a packed batch.
+        """Encode a packed batch, or the next chunk of a stream.
 
         Args:
             frames_TS: valid frames of all utterances, one after the other.
@@ -74,11 +83,14 @@ class CTCEncoder(nn.Module):
             skip: layers left out (layer drop).
             groups: for SpeechMoE2, numbers of the utterances' domains and accents, int64 [B] by
                 field; -1 where unknown.
+            past: what is kept of the stream; the frames are those of its next chunk, of one
+                utterance. What the next chunk needs of this one is added to it.
         """
         embedding = None
         if self.embedder is not None:
-            embedding = self.embedder(frames_TS, lengths_B, positions_T, groups)
-        x_TD, routings = self.encode(frames_TS, lengths_B, positions_T, skip, embedding)
+            own = None if past is None else past.embedder
+            embedding = self.embedder(frames_TS, lengths_B, positions_T, groups, own)
+        x_TD, routings = self.encode(frames_TS, lengths_B, positions_T, skip, embedding, past)
         return EncoderOutput(self.classify(x_TD), lengths_B, routings, embedding)
 
     def classify(self, x_TD: Tensor) -> Tensor:
@@ -92,16 +104,15 @@ class CTCEncoder(nn.Module):
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
         embedding: Embedding | None = None,
+        past: Past | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Everything below the head: normalised x_TD and the routings; see `forward`."""
         if int(lengths_B.sum()) != len(frames_TS):
             raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
-        slopes_H = None
-        if self.config.positions == "rope-local":
-            slopes_H = distance_slopes(self.config.heads)
-        packing = Packing(lengths_B, frames_TS.device, slopes_H, gap=self.config.local_width // 2)
+        around = self._surroundings(lengths_B, frames_TS.device, past)
+        begin = 0 if past is None else past.advance(len(frames_TS))
         if positions_T is None:
-            positions_T = frame_positions(lengths_B)
+            positions_T = frame_positions(lengths_B) + begin
         positions_T = upload(positions_T, frames_TS.device)
         x_TD = self.input(frames_TS).float()
         rotation = None
@@ -124,10 +135,26 @@ class CTCEncoder(nn.Module):
                 frames_TS=frames_TS,
                 embedding_TE=None if embedding is None else embedding.values_TE,
             )
-            x_TD, routing = block(x_TD, packing, rotation, router, context)
+            x_TD, routing = block(x_TD, around[layer], rotation, router, context)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x_TD), routings
+
+    def _surroundings(
+        self, lengths_B: Tensor, device: torch.device, past: Past | None
+    ) -> Sequence[Surroundings]:
+        """What each layer's frames have around them."""
+        if past is not None:
+            return past.layers
+        config = self.config
+        packing = Packing(
+            lengths_B,
+            device,
+            slopes_of(config),
+            gap=config.local_width // 2,
+            context=config.attention_context,
+        )
+        return [packing] * config.num_layers
 
 
 def frame_positions(lengths_B: Tensor) -> Tensor:
@@ -142,11 +169,3 @@ def position_angles(positions_T: Tensor, width: int) -> Tensor:
     count = width // 2
     steps = torch.arange(count, device=positions_T.device)
     return positions_T[:, None] * torch.exp(-math.log(LONGEST_WAVE) / count * steps)
-
-
-def distance_slopes(heads: int) -> Tensor:
-    """What each head's attention loses per frame of distance (ALiBi, Press et al. 2022), [H].
-
-    A geometric row that ends at 1/64: heads that see a few frames up to heads that see seconds.
-    """
-    return 2.0 ** (-LEAST_SLOPE * torch.arange(1, heads + 1) / heads)

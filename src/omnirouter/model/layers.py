@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnirouter.config import ModelConfig
+from omnirouter.config import AttentionContext, ModelConfig
+from omnirouter.model.context import Windows, visible, window_rows, windowed_attention
 from omnirouter.model.fused import bias_relu
 from omnirouter.model.routing import Routes, Routing, RoutingContext
 
@@ -30,6 +31,18 @@ def upload(t: Tensor, device: torch.device) -> Tensor:
     return t.to(device, non_blocking=True)
 
 
+class Surroundings(Protocol):
+    """What frames have around them: `Packing`, or `streaming.LayerPast` in a stream."""
+
+    def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
+        """Softmax attention, [T, H, E]."""
+        ...
+
+    def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
+        """x_TD and its depthwise convolution with a filter for each channel."""
+        ...
+
+
 class Packing:
     """How the utterances of a batch lie in the packed frames; made once, shared by all layers.
 
@@ -38,6 +51,7 @@ class Packing:
         device: of the frames.
         slopes_H: what attention loses per frame of distance, for every head; None for nothing.
         gap: empty rows that keep utterances apart in a local convolution.
+        context: which frames of its utterance a frame sees.
     """
 
     def __init__(
@@ -46,11 +60,32 @@ class Packing:
         device: torch.device,
         slopes_H: Tensor | None = None,
         gap: int = 0,
+        context: AttentionContext | None = None,
     ) -> None:
         self.lengths_B = lengths_B
         self.device = device
         self.slopes_H = slopes_H
         self.gap = gap
+        self.context = context if context is not None and context.chunk else None
+
+    def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
+        """Attention of every utterance over itself."""
+        return packed_attention(q_THE, k_THE, v_THE, self)
+
+    def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
+        """Each utterance by itself; with chunks none looks into the next one."""
+        rows_T, gap = self.gap_rows, self.gap
+        if not len(rows_T):
+            return x_TD
+        size = len(x_TD) + gap * (len(self.lengths_B) - 1)
+        apart = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
+        y = apart[gap : gap + size]
+        for offset, weight_D in enumerate(filter_KD):
+            tap = apart[offset : offset + size]
+            if self.context is not None and offset > gap:
+                tap = tap * (self.following >= offset - gap)
+            y = torch.addcmul(y, tap, weight_D)
+        return y.index_select(0, rows_T)
 
     @cached_property
     def longest(self) -> int:
@@ -69,6 +104,25 @@ class Packing:
         moved_B = torch.arange(len(self.lengths_B)) * self.gap
         moved_T = moved_B.repeat_interleave(self.lengths_B)
         return upload(torch.arange(len(moved_T)) + moved_T, self.device)
+
+    @cached_property
+    def following(self) -> Tensor:
+        """How many frames of its chunk follow on each frame, [rows, 1], rows as `gap_rows`."""
+        assert self.context is not None
+        begins_B = self.lengths_B.cumsum(0) - self.lengths_B
+        frames = int(self.lengths_B.sum())
+        position_T = torch.arange(frames) - begins_B.repeat_interleave(self.lengths_B)
+        following_T = visible(position_T, self.context)[1] - 1 - position_T
+        rows = following_T.new_zeros(frames + self.gap * (len(self.lengths_B) - 1), 1)
+        rows[self.gap_rows.cpu(), 0] = following_T
+        return upload(rows, self.device)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Which rows each row sees, for FlexAttention."""
+        assert self.context is not None
+        rows = window_rows(self.lengths_B, self.context)
+        return Windows(*(upload(t, self.device) for t in rows))
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -98,8 +152,8 @@ class Group:
     Attributes:
         shape: (b, P).
         rows: packed row of each padded position, flat; padding repeats the utterance's last frame.
-        bias: added to the scores, [b or 1, H or 1, P or 1, P]: hides padding, prefers what is near;
-            None if there is neither.
+        bias: added to the scores, [b or 1, H or 1, P or 1, P]: hides padding and what is outside
+            the context, prefers what is near; None if there is nothing to add.
         real: padded positions that are frames, flat; None for all.
         targets: packed rows of those frames.
     """
@@ -120,6 +174,13 @@ class Group:
             self.bias = upload(hidden_bP[:, None, None], device)
             self.real = upload(real_bP.flatten().nonzero()[:, 0], device)
             self.targets = upload(rows_bP[real_bP], device)
+        if packing.context is not None:
+            first_P, end_P = visible(column_P, packing.context)
+            seen_PP = (column_P >= first_P[:, None]) & (column_P < end_P[:, None])
+            # padding sees itself: where nothing is seen the softmax would not be a number
+            seen_bPP = (seen_PP & real_bP[:, None]) | torch.eye(len(column_P), dtype=torch.bool)
+            outside = torch.zeros(seen_bPP.shape).masked_fill(~seen_bPP, -torch.inf)
+            self.bias = upload(outside[:, None], device)
         if packing.slopes_H is not None:
             distance_PP = upload((column_P[:, None] - column_P).abs(), device)
             local_HPP = -upload(packing.slopes_H, device)[:, None, None] * distance_PP
@@ -129,12 +190,16 @@ class Group:
 def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packing) -> Tensor:
     """Softmax attention of every utterance over itself, [T, H, E].
 
-    On CUDA torch's variable-length kernel (half precision, no bias) does it; elsewhere utterances
-    of similar length are multiplied together, which in bf16 on a CPU was faster than its fused
-    kernel in informal trials at these widths.
+    On CUDA torch's variable-length kernel (half precision, no bias) does it, with a context
+    FlexAttention; elsewhere utterances of similar length are multiplied together, which in bf16 on
+    a CPU was faster than its fused kernel in informal trials at these widths.
     """
     half = q_THE.dtype in (torch.float16, torch.bfloat16)
-    if q_THE.is_cuda and half and packing.slopes_H is None:
+    if q_THE.is_cuda and packing.context is not None:
+        found = windowed_attention(q_THE, k_THE, v_THE, packing.windows, packing.slopes_H)
+        if found is not None:
+            return found
+    elif q_THE.is_cuda and half and packing.slopes_H is None:
         from torch.nn.attention.varlen import varlen_attn
 
         longest, boundaries = packing.longest, packing.boundaries
@@ -206,17 +271,9 @@ class LocalConvolution(nn.Module):
         super().__init__()
         self.filter_KD = nn.Parameter(torch.zeros(width, dim))
 
-    def forward(self, x_TD: Tensor, packing: Packing) -> Tensor:
+    def forward(self, x_TD: Tensor, packing: Surroundings) -> Tensor:
         """x_TD to y_TD."""
-        rows_T, gap = packing.gap_rows, packing.gap
-        if not len(rows_T):
-            return x_TD
-        size = len(x_TD) + gap * (len(packing.lengths_B) - 1)
-        apart = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
-        y = apart[gap : gap + size]
-        for offset, weight_D in enumerate(self.filter_KD):
-            y = torch.addcmul(y, apart[offset : offset + size], weight_D)
-        return y.index_select(0, rows_T)
+        return packing.convolve(x_TD, self.filter_KD)
 
 
 class SelfAttention(nn.Module):
@@ -228,13 +285,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x_TD: Tensor, packing: Packing, rotation: Rotation | None) -> Tensor:
+    def forward(self, x_TD: Tensor, packing: Surroundings, rotation: Rotation | None) -> Tensor:
         """Attend within utterances; `rotation` turns queries and keys (RoPE)."""
         q, k, v = self.qkv(x_TD).view(-1, 3, self.heads, x_TD.shape[1] // self.heads).unbind(1)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         with torch.autocast(x_TD.device.type, enabled=False):
-            y_THE = packed_attention(q, k, v, packing)
+            y_THE = packing.attend(q, k, v)
         return self.out(y_THE.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -346,7 +403,7 @@ class EncoderBlock(nn.Module):
     def forward(
         self,
         x_TD: Tensor,
-        packing: Packing,
+        packing: Surroundings,
         rotation: Rotation | None,
         router: Routes | None,
         context: RoutingContext,

@@ -29,7 +29,8 @@ from omnirouter.audio import SMALLEST_STD, window_mels
 from omnirouter.checkpoint import Checkpoint, flush, write_atomically
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
-from omnirouter.model.encoder import distance_slopes, position_angles
+from omnirouter.model.context import distance_slopes, visible
+from omnirouter.model.encoder import position_angles
 from omnirouter.model.layers import EncoderBlock, Experts, LocalConvolution, Rotation, rotate
 from omnirouter.model.routing import Router, Routing, RoutingContext
 from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, TOKENIZER, OnnxTranscriber
@@ -240,7 +241,8 @@ class OneUtterance(nn.Module):
         """log_probs_TV."""
         encoder, config = self.encoder, self.config
         x_TD = encoder.input(_frames(samples, config.features))
-        position_T = torch.arange(x_TD.shape[0], device=x_TD.device, dtype=torch.float32)
+        number_T = torch.arange(x_TD.shape[0], device=x_TD.device)
+        position_T = number_T.to(torch.float32)
         rotation = bias_HTT = None
         if config.positions == "sinusoidal":
             wave = position_angles(position_T, config.dim)
@@ -251,10 +253,17 @@ class OneUtterance(nn.Module):
         if config.positions == "rope-local":
             distance_TT = (position_T[:, None] - position_T).abs()
             bias_HTT = -distance_slopes(config.heads)[:, None, None] * distance_TT
+        following_T = None
+        if config.streams:
+            first_T, end_T = visible(number_T, config.attention_context)
+            following_T = end_T - 1 - number_T
+            seen_TT = (number_T >= first_T[:, None]) & (number_T < end_T[:, None])
+            outside_HTT = torch.where(seen_TT, 0.0, -torch.inf)[None]
+            bias_HTT = outside_HTT if bias_HTT is None else bias_HTT + outside_HTT
         for layer, block in enumerate(encoder.blocks):
             router = encoder.routers[config.router_map[layer]] if encoder.routers else None
             if block.local is not None:
-                x_TD = _convolved(block.local, x_TD)  # type: ignore[arg-type]
+                x_TD = _convolved(block.local, x_TD, following_T)  # type: ignore[arg-type]
             x_TD = _attend(block, x_TD, rotation, bias_HTT)  # type: ignore[arg-type]
             h_TD = block.ffn_norm(x_TD)  # type: ignore[operator]
             if router is None:
@@ -281,13 +290,16 @@ def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
     return padded[: stacks * features.stack].reshape(-1, features.width)
 
 
-def _convolved(local: LocalConvolution, x_TD: Tensor) -> Tensor:
-    """x_TD and the local convolution over it."""
+def _convolved(local: LocalConvolution, x_TD: Tensor, following_T: Tensor | None) -> Tensor:
+    """x_TD and the local convolution over it; `following_T` frames of a chunk come after each."""
     width = len(local.filter_KD)
     padded = F.pad(x_TD, (0, 0, width // 2, width // 2))
     frames = x_TD.shape[0]
     for offset in range(width):
-        x_TD = x_TD + padded[offset : offset + frames] * local.filter_KD[offset]
+        tap = padded[offset : offset + frames]
+        if following_T is not None and offset > width // 2:
+            tap = tap * (following_T >= offset - width // 2)[:, None]
+        x_TD = x_TD + tap * local.filter_KD[offset]
     return x_TD
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from omnirouter.config import BadInput, FeatureConfig, Listening
-from omnirouter.serve.recogniser import Decoder, LogProbs, Recogniser, Samples
+from omnirouter.decode import Decoder
+from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
 from omnirouter.text import Tokenizer
 
 FORMAT = "omnirouter-onnx-1"

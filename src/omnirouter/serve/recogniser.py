@@ -13,19 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from omnirouter.config import BadInput, FeatureConfig, Listening
-from omnirouter.decode import Hypothesis, best_paths
+from omnirouter.decode import Decoder, Hypothesis, best_paths
 from omnirouter.serve import voice
 from omnirouter.serve.longform import Window, seam, spoken, whole, windows
 from omnirouter.serve.reading import BLOCK_S, AudioStream, OpenFile
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import Tokenizer
+
+if TYPE_CHECKING:
+    from omnirouter.serve.streaming import Stream
 
 SILENCE = 2 / 2.0**15  # samples that differ by no more hold nothing but rounding
 WORD_START = "▁"
@@ -37,7 +40,6 @@ Samples = NDArray[np.float32]
 LogProbs = NDArray[np.float32]  # [T, V]
 Audio = str | Path | OpenFile | NDArray[Any]
 Progress = Callable[[float, float], None]
-Decoder = Callable[[LogProbs], Hypothesis]
 
 
 class Recogniser(ABC):
@@ -69,6 +71,17 @@ class Recogniser(ABC):
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at `features.sample_rate`."""
 
+    def stream(self, sample_rate: int | None = None) -> Stream:
+        """Begin to recognise speech while it comes.
+
+        Args:
+            sample_rate: of the samples to come, in Hz; the model's if not given.
+
+        Raises:
+            BadInput: the model cannot stream.
+        """
+        raise BadInput("model: an exported model cannot stream; give the checkpoint it was made of")
+
     def transcribe(
         self,
         audio: Audio,
@@ -92,7 +105,7 @@ class Recogniser(ABC):
             BadInput: the file is missing, empty or no audio, or the samples are not mono numbers.
         """
         if not isinstance(audio, str | Path | OpenFile):
-            audio = _resampled(audio, sample_rate, self.features.sample_rate)
+            audio = _resampled(checked(audio), sample_rate, self.features.sample_rate)
         advance = None if progress is None else lambda _, done, total: progress(done, total)
         ((_, found),) = self.transcribe_many([audio], progress=advance)
         if isinstance(found, BadInput):
@@ -340,8 +353,12 @@ def _in_blocks(samples: Samples, rate: int) -> Iterator[Samples]:
         yield samples[first : first + size]
 
 
-def _resampled(audio: Any, sample_rate: int | None, rate: int) -> Samples:
-    """Samples or a tensor of them as float32 in [-1, 1] at the model's rate, checked."""
+def checked(audio: Any) -> Samples:
+    """Samples or a tensor of them, floats in [-1, 1] or integers, as float32 in [-1, 1].
+
+    Raises:
+        BadInput: they are not mono, or no numbers.
+    """
     values = audio.detach().cpu().numpy() if hasattr(audio, "detach") else np.asarray(audio)
     if values.ndim != 1:
         raise BadInput(f"audio: give mono samples of shape [samples], not {list(values.shape)}")
@@ -349,6 +366,10 @@ def _resampled(audio: Any, sample_rate: int | None, rate: int) -> Samples:
     samples = np.asarray(values / scale, dtype=np.float32)
     if not np.isfinite(samples).all():
         raise BadInput("audio: holds samples that are not numbers (NaN or infinite)")
+    return samples
+
+
+def _resampled(samples: Samples, sample_rate: int | None, rate: int) -> Samples:
     if sample_rate in (None, rate) or not samples.size:
         return samples
     return np.asarray(soxr.resample(samples, sample_rate, rate), dtype=np.float32)

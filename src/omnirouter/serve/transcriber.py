@@ -7,15 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from omnirouter.audio import extract
-from omnirouter.checkpoint import Checkpoint, load_checkpoint
-from omnirouter.config import BadInput, Listening
+from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
+from omnirouter.config import Listening
+from omnirouter.decode import Decoder
+from omnirouter.model import EncoderOutput
+from omnirouter.model.streaming import Past
 from omnirouter.serve.hub import fetch, is_hub_name, push
-from omnirouter.serve.recogniser import Decoder, LogProbs, Recogniser, Samples
+from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
+from omnirouter.serve.streaming import Stream, Update
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
-__all__ = ["Segment", "Transcriber", "Transcript", "Word", "load"]
+__all__ = ["Segment", "Stream", "Transcriber", "Transcript", "Update", "Word", "load"]
 
 
 class Transcriber(Recogniser):
@@ -42,13 +47,36 @@ class Transcriber(Recogniser):
 
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at the model's rate."""
-        model = self.checkpoint.model
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            frames_TS, lengths = extract(waveforms, self.features, device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                log_probs_TV = model(frames_TS, lengths).log_probs
-        return [part.numpy() for part in log_probs_TV.float().cpu().split(lengths.tolist())]
+        device = next(self.checkpoint.model.parameters()).device
+        frames_TS, lengths = extract(waveforms, self.features, device=device)
+        log_probs_TV = self._forward(frames_TS, lengths)
+        return [part.numpy() for part in log_probs_TV.split(lengths.tolist())]
+
+    def stream(self, sample_rate: int | None = None) -> Stream:
+        """Begin to recognise speech while it comes; the model must have an `attention_context`.
+
+        Any number of streams can be open at the same time: they share nothing but the weights.
+
+        Args:
+            sample_rate: of the samples to come, in Hz; the model's if not given.
+
+        Raises:
+            BadInput: the model attends to whole utterances, or is decoded with a language model.
+        """
+        return Stream(self, sample_rate)
+
+    def next_log_probs(self, frames_TS: Tensor, past: Past) -> LogProbs:
+        """Log-probabilities [T, V] of the next chunk of a stream, whose frames are on the CPU."""
+        device = next(self.checkpoint.model.parameters()).device
+        return self._forward(frames_TS.to(device), torch.tensor([len(frames_TS)]), past).numpy()
+
+    @torch.no_grad()
+    def _forward(self, frames_TS: Tensor, lengths_B: Tensor, past: Past | None = None) -> Tensor:
+        device, half = frames_TS.device.type, self.precision == "bf16"
+        extra = {} if past is None else {"past": past}
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            output: EncoderOutput = self.checkpoint.model(frames_TS, lengths_B, **extra)
+        return output.log_probs.float().cpu()
 
     def push_to_hub(self, name: str, *, private: bool = True, token: str | None = None) -> str:
         """Publish the model on the Hugging Face Hub with a card of its own figures.
@@ -75,20 +103,16 @@ def load(
 
     Args:
         path: a checkpoint folder, such as the `best` of a training run; or `org/name` of a model
-            on the Hugging Face Hub.
+            on the Hugging Face Hub; the English model that comes with this version if not given.
         device: `cpu` or `cuda`.
         listening: how audio is taken apart and batched.
 
     Raises:
-        BadInput: the folder is not a whole checkpoint, there is no such model, or no path is given:
-            no trained model comes with this version.
+        BadInput: the folder is not a whole checkpoint, or there is no such model.
         OmnirouterError: the Hub cannot be reached.
     """
     if path is None:
-        raise BadInput(
-            "no trained model comes with this version: give a checkpoint folder, such as the "
-            "best/ of a training run"
-        )
+        path = shipped()
     if is_hub_name(path):
         path = fetch(str(path))
     return Transcriber(load_checkpoint(path, device), listening=listening)

@@ -26,6 +26,7 @@ from omnirouter.evaluate.routing import routing_stats
 from omnirouter.model import CTCEncoder
 from omnirouter.train.flags import Flags
 from omnirouter.train.interrupt import Interrupt
+from omnirouter.train.memory import naming_the_knob
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import Engine
 from omnirouter.train.resume import restore, restore_weights, state_of
@@ -37,6 +38,7 @@ from omnirouter.train.setup import (
     micro_batches,
     train_loader,
     turns_of_a_step,
+    with_statistics,
 )
 from omnirouter.train.step import Done, Stepper, Work
 from omnirouter.train.team import Team, restarted
@@ -111,9 +113,12 @@ class Trainer:
             self.tokenizer = build_tokenizer(config, self.folder.path, resume=known)
         torch.manual_seed(config.seed)
         network = build_model(config, self.tokenizer)
-        self.config = config = replace(config, model=network.config)
         newest = self.folder.newest_state() if resume else None
         state = self.folder.load_state(newest) if newest is not None else None
+        config = replace(config, model=network.config)
+        self.train_data = train_loader(config, self.tokenizer)
+        network.config = with_statistics(network.config, self.train_data, state, team)
+        self.config = config = replace(config, model=network.config)
         if state is not None:
             restore_weights(network, state, self.folder)
         if not team.first:
@@ -122,7 +127,6 @@ class Trainer:
         self.network: CTCEncoder = self.engine.network
         self.optimizers = build_optimizers(self.network, config.optim)
         self.stepper = Stepper(config, self.engine, self.optimizers)
-        self.train_data = train_loader(config, self.tokenizer)
         self.validator = Validator(config, self.tokenizer, self.folder, self.watch, team)
         self.progress = Progress()
         self.rejected = RejectLog()
@@ -189,7 +193,9 @@ class Trainer:
 
     def step(self, work: Work) -> None:
         """One optimiser step, and what is to be known of it."""
-        self.last: Done = self.stepper.step(work, self.progress.step)
+        number = self.progress.step
+        with naming_the_knob(self.config, number, several=self.team.size > 1):
+            self.last: Done = self.stepper.step(work, number)
         self.progress.step += 1
         losses, finite = self.last.losses, self.last.finite
         self.sums = torch.where(

@@ -25,12 +25,14 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     """The state of a run between two steps; whole in the first process, which writes it."""
     team = trainer.team
     trainer.read_flags(all=True)
+    features = trainer.config.model.features
     cuda_rng = torch.cuda.get_rng_state() if team.device.type == "cuda" else None
     return {
         "model": trainer.engine.state(keep=team.first),
         "optimizers": [whole_state(own, keep=team.first) for own in trainer.optimizers],
         "progress": asdict(trainer.progress),
         "sums": trainer.sums.tolist(),
+        "statistics": (features.mean, features.std),
         "rejected": list(trainer.rejected.rejected.values()),
         "rng": team.gather((torch.get_rng_state(), cuda_rng)),
     }

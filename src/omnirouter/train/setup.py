@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from omnirouter.audio import extract
+from omnirouter.audio import SMALLEST_STD, extract, log_mel
 from omnirouter.checkpoint import TOKENIZER, load_checkpoint
-from omnirouter.config import BadInput, RunConfig
+from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
 from omnirouter.data.loader import Loader, LoaderConfig
 from omnirouter.data.prepare import read_manifests, read_training
+from omnirouter.data.vocabulary import read_texts, reservoir
 from omnirouter.model import CTCEncoder
 from omnirouter.model.routing_variants import HashRouter
 from omnirouter.text import Tokenizer, clean_text, train_tokenizer
+from omnirouter.train.team import Team
 
 DEV_SECONDS = 120.0  # audio in one validation batch
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
+STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation, a value per mel bin
 
 
 def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:
     """The run's tokenizer, kept as tokenizer.model in the run folder.
 
     On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
-    transcripts of `data.train` and the sentences of `tokenizer.texts`, with `model.vocab_size`
-    pieces.
+    transcripts of `data.train` and the sentences of `tokenizer.texts` (of more than
+    `tokenizer.sentences` so many are drawn), with `model.vocab_size` pieces.
 
     Raises:
         BadInput: no training data is given, or the tokenizer cannot be read or trained.
@@ -44,7 +50,8 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     elif config.init:
         tokenizer = Tokenizer.load(_model_file(config.init))
     else:
-        tokenizer = train_tokenizer(_sentences(config), config.model.vocab_size)
+        drawn = reservoir(_sentences(config), config.tokenizer.sentences, config.seed)
+        tokenizer = train_tokenizer(drawn, config.model.vocab_size)
     tokenizer.save(own)
     return tokenizer
 
@@ -55,9 +62,8 @@ def _model_file(path: str) -> Path:
 
 
 def _sentences(config: RunConfig) -> Iterator[str]:
-    for cut in read_manifests(config.data.train):
-        for supervision in cut.supervisions:
-            yield clean_text(supervision.text or "")
+    for text in read_texts(config.data.train):
+        yield clean_text(text)
     for name in config.tokenizer.texts:
         try:
             with open(name, encoding="utf-8") as file:
@@ -69,18 +75,26 @@ def _sentences(config: RunConfig) -> Iterator[str]:
 def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
     """A fresh model, or with `init` the weights of a checkpoint.
 
-    With `init` the architecture is the checkpoint's; dropout and layer drop are the recipe's. With
-    another tokenizer than the checkpoint's the CTC head is fresh.
+    With `init` the architecture is the checkpoint's; dropout and layer drop are the recipe's, and
+    where the recipe asks for them its attention context and global features, so that a model can
+    learn to stream. With another tokenizer than the checkpoint's the CTC head is fresh.
     """
     if not config.init:
         return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
     start = load_checkpoint(config.init)
+    asked, features = config.model, start.config.features
+    if asked.features.normalisation == "global" and features.normalisation != "global":
+        mean, std = asked.features.mean, asked.features.std
+        features = replace(features, normalisation="global", mean=mean, std=std)
+    context = asked.attention_context if asked.streams else start.config.attention_context
     model = CTCEncoder(
         replace(
             start.config,
             vocab_size=tokenizer.vocab_size,
-            dropout=config.model.dropout,
-            layer_drop=config.model.layer_drop,
+            dropout=asked.dropout,
+            layer_drop=asked.layer_drop,
+            features=features,
+            attention_context=context,
         )
     )
     weights = start.model.state_dict()
@@ -88,6 +102,55 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
         weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
     model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
     return model
+
+
+def with_statistics(
+    config: ModelConfig, loader: Loader, state: Mapping[str, Any] | None, team: Team
+) -> ModelConfig:
+    """A model's configuration with what `normalisation: global` needs.
+
+    Statistics that the configuration gives are kept; those of a run that goes on are its own.
+
+    Args:
+        config: of the model.
+        loader: of the training data.
+        state: training state the run goes on from, if there is one.
+        team: its first process takes the statistics, all get them.
+
+    Raises:
+        BadInput: there is no audio to take them from.
+    """
+    features = config.features
+    if features.normalisation != "global" or features.mean or features.std:
+        return config
+    mean, std = (state or {}).get("statistics", ((), ()))
+    if not mean:
+        taken = feature_statistics(loader, features) if team.first else None
+        mean, std = team.gather(taken)[0]
+    return replace(config, features=replace(features, mean=mean, std=std))
+
+
+def feature_statistics(loader: Loader, features: FeatureConfig) -> Statistics:
+    """Mean and standard deviation of every mel bin, over an hour of training data or all of it.
+
+    Raises:
+        BadInput: it holds no audio that can be used.
+    """
+    sums_2M = torch.zeros(2, features.num_mels, dtype=torch.float64)
+    count, seconds = 0, 0.0
+    with closing(loader.iterate()) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            mels_KM = log_mel(batch.waveforms, features)[0].double()
+            sums_2M += torch.stack([mels_KM.sum(0), mels_KM.square().sum(0)])
+            count, seconds = count + len(mels_KM), seconds + batch.seconds
+            if seconds >= STATISTICS_S:
+                break
+    if not count:
+        raise BadInput("data.train: holds no audio to take mean and deviation of the features from")
+    mean_M, square_M = sums_2M / count
+    std_M = (square_M - mean_M.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_STD)
+    mean, std = (tuple(round(value, 5) for value in x.tolist()) for x in (mean_M, std_M))
+    return mean, std
 
 
 def fit_routers(model: CTCEncoder, config: RunConfig, loader: Loader, device: torch.device) -> None:

@@ -1,0 +1,10 @@
+"""See the module of this name in `src/omnirouter/study/bench/`: its text is what --help prints.
+
+python benchmarks/transcribe.py           as a result is measured (the machine should be idle)
+python benchmarks/transcribe.py --quick   tiny sizes, to see that it runs
+"""
+
+from program import main
+
+if __name__ == "__main__":
+    main("transcribe")

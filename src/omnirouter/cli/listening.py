@@ -1,0 +1,191 @@
+"""`transcribe --stream`: words while somebody speaks, from raw samples, a microphone or a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from omnirouter.cli.common import DONE
+from omnirouter.config import BadInput, Listening
+
+if TYPE_CHECKING:
+    from omnirouter.serve.streaming import Stream, Update
+
+STDIN, MICROPHONE = "-", "microphone"
+READ_BYTES = 1 << 16  # at most, from standard input; what is there is taken at once
+HEADERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"caff", b"FORM")  # of files, not samples
+CLEAR = "\r\x1b[K"  # to the line's beginning, and empty it
+HEARD_S = 0.1  # of sound that a microphone gives at a time
+
+
+def require_streamable(
+    audio: Sequence[str], formats: Sequence[str], hearing: Listening, *, folder: bool
+) -> None:
+    """Whether these arguments of `transcribe` go with --stream.
+
+    Raises:
+        BadInput: one does not.
+    """
+    if len(audio) > 1:
+        raise BadInput(f"stream: hears one recording at a time, not {len(audio)}")
+    if len(formats) > 1 or formats[0] not in ("txt", "json"):
+        raise BadInput(f"format: --stream prints txt or json, not {','.join(formats)}")
+    if folder:
+        raise BadInput("output_dir: --stream prints words as they come; leave it out")
+    if hearing.vad == "silero":
+        raise BadInput("vad: --stream hears everything, as it comes; leave it out")
+
+
+def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: str) -> int:
+    """Print words while they are said, until the audio ends or Ctrl-C.
+
+    Args:
+        source: `-` for raw samples on standard input, `microphone`, or an audio file.
+        begin: makes the stream for a sample rate; None is the model's.
+        rate: of standard input and microphone, in Hz.
+        kind: `txt`, or `json` for an object per final word.
+
+    Raises:
+        BadInput: the source cannot be heard.
+    """
+    stream = begin(rate if source in (STDIN, MICROPHONE) else None)
+    if source == STDIN:
+        parts = _standard_input(stream)
+    elif source == MICROPHONE:
+        parts = _microphone(stream)
+    else:
+        parts = _file(stream, source)
+    show = _Lines() if kind == "txt" else _Objects()
+    try:
+        with suppress(KeyboardInterrupt):  # the way to end a microphone: what was heard is told
+            for updates in parts:
+                for update in updates:
+                    show(update)
+        for update in stream.finish():
+            show(update)
+    finally:
+        show.close()
+    return DONE
+
+
+def _standard_input(stream: Stream) -> Iterator[list[Update]]:
+    source: Any = sys.stdin.buffer  # whose type does not tell of read1
+    data = source.read1(READ_BYTES)
+    if not data:
+        raise BadInput("standard input: is empty; give raw 16-bit mono samples")
+    if data.startswith(HEADERS):
+        raise BadInput(
+            "standard input: holds an audio file, not raw samples; leave --stream out, or decode "
+            "it first: ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -"
+        )
+    while data:
+        yield stream.push_pcm(data)
+        data = source.read1(READ_BYTES)
+
+
+def _file(stream: Stream, name: str) -> Iterator[list[Update]]:
+    """As fast as the model can."""
+    from omnirouter.serve.reading import AudioStream
+
+    with AudioStream(name, stream.rate) as audio:
+        for block in audio.blocks():
+            yield stream.push(block)
+
+
+def _microphone(stream: Stream) -> Iterator[list[Update]]:
+    """What the system's default microphone hears."""
+    sounddevice = _sounddevice()
+    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    try:
+        microphone = sounddevice.RawInputStream(
+            samplerate=stream.rate,
+            blocksize=round(HEARD_S * stream.rate),
+            channels=1,
+            dtype="int16",
+            callback=lambda data, frames, time, status: heard.put(bytes(data)),
+        )
+        with microphone:
+            print("listening; Ctrl-C ends", file=sys.stderr, flush=True)
+            while True:
+                yield stream.push_pcm(_native(heard.get()))
+    except sounddevice.PortAudioError as error:
+        reason = " ".join(str(error).split())
+        raise BadInput(f"microphone: cannot be opened ({reason}); see --sample-rate") from error
+
+
+def _native(data: bytes) -> bytes:
+    """Samples of this machine as little-endian ones."""
+    if sys.byteorder == "little":
+        return data
+    import numpy as np
+
+    return np.frombuffer(data, dtype="=i2").astype("<i2").tobytes()
+
+
+def _sounddevice() -> Any:
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise BadInput('microphone: needs sounddevice: pip install "omnirouter[mic]"') from error
+    except OSError as error:  # it finds no PortAudio
+        raise BadInput(
+            "microphone: sounddevice needs the library PortAudio; on Debian: apt install "
+            "libportaudio2"
+        ) from error
+    return sounddevice
+
+
+class _Lines:
+    """Text, a line for what is said between two pauses.
+
+    On a terminal the line grows and partial words are seen too; elsewhere final words alone.
+    """
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._line = ""
+
+    def __call__(self, update: Update) -> None:
+        new = " ".join(word.text for word in update.final)
+        if new:
+            new = f" {new}" if self._line else new
+            self._line += new
+            if not self._live:
+                print(new, end="", flush=True)
+        if update.ended:
+            self.close()
+        elif self._live:
+            partial = " ".join(word.text for word in update.partial)
+            print(CLEAR + _tail(f"{self._line} {partial}".strip()), end="", flush=True)
+
+    def close(self) -> None:
+        """End the line."""
+        if self._live:
+            print(CLEAR + self._line, end="")
+        if self._line:
+            print(flush=True)
+        self._line = ""
+
+
+class _Objects:
+    """JSON lines, one for each final word."""
+
+    def __call__(self, update: Update) -> None:
+        for word in update.final:
+            print(json.dumps(asdict(word)), flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _tail(line: str) -> str:
+    """As much of the end of a line as the terminal shows in one."""
+    columns = shutil.get_terminal_size().columns - 1
+    return line if len(line) <= columns else "…" + line[len(line) - columns + 1 :]

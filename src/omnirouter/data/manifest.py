@@ -1,0 +1,200 @@
+"""One manifest file: JSONL utterances or lhotse cuts, a line each.
+
+It is checked when it is opened and read line by line whenever it is iterated, so that its size does
+not matter. What users may give instead of a file is in `prepare.py`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse.cut import Cut
+from lhotse.serialization import deserialize_item
+
+from omnirouter.config import BadInput
+
+_FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
+_CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
+# A Recording must have a rate, but nobody opens the file when the manifest gives the duration. The
+# loader reads files through `omnirouter.audio`, which does not look at this one.
+_NOMINAL_RATE = 16_000
+
+
+def utterance(
+    audio: Path,
+    text: str,
+    *,
+    id: str,
+    start: float = 0.0,
+    duration: float = 0.0,
+    speaker: str | None = None,
+    custom: dict[str, Any] | None = None,
+) -> MonoCut:
+    """A cut for a stretch of an audio file, which is not opened: rate and channels are nominal.
+
+    Args:
+        audio: file.
+        text: what is said.
+        id: of the cut, its recording and its supervision.
+        start: in seconds.
+        duration: in seconds; 0 where nobody knows it.
+        speaker: any name.
+        custom: further fields of the supervision.
+    """
+    return MonoCut(
+        id=id,
+        start=start,
+        duration=duration,
+        channel=0,
+        recording=Recording(
+            id=id,
+            sources=[AudioSource(type="file", channels=[0], source=str(audio))],
+            sampling_rate=_NOMINAL_RATE,
+            num_samples=round((start + duration) * _NOMINAL_RATE),
+            duration=start + duration,
+        ),
+        supervisions=[
+            SupervisionSegment(
+                id=id,
+                recording_id=id,
+                start=0.0,
+                duration=duration,
+                text=text,
+                speaker=speaker,
+                custom=custom,
+            )
+        ],
+    )
+
+
+class Manifest:
+    """One manifest file: checked when made, cuts when iterated, `len` in utterances."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.durations: dict[Path, float] = {}  # of files whose header had to be read
+        self.count = 0
+        for number, row in self._rows():
+            problem = _problem(row)
+            if problem:
+                raise BadInput(f"{path}, line {number}: {problem}")
+            self.count += 1
+        if not self.count:
+            raise BadInput(f"{path}: holds no utterance")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Cut]:
+        for number, row in self._rows():
+            if "audio_filepath" in row:
+                yield self._cut(row)
+                continue
+            try:
+                yield deserialize_item(row)
+            except (KeyError, TypeError, ValueError, AssertionError) as error:
+                reason = f"{type(error).__name__}: {error}"
+                raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
+
+    def ids(self) -> Iterator[str]:
+        """Ids of lhotse cuts, as they stand in the file."""
+        return (str(row.get("id")) for _, row in self._rows())
+
+    def texts(self) -> Iterator[str]:
+        """Transcripts alone, a supervision each, in the order of the cuts; opens no audio."""
+        for _, row in self._rows():
+            yield from _texts(row)
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        number = 0
+        try:
+            opened = gzip.open if self.path.suffix == ".gz" else open
+            with opened(self.path, "rt", encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.strip():
+                        continue
+                    row = json.loads(line.strip())
+                    if not isinstance(row, dict):
+                        raise BadInput(f"{self.path}, line {number}: not a JSON object")
+                    yield number, row
+        except FileNotFoundError as error:
+            raise BadInput(f"{self.path}: no such manifest") from error
+        except json.JSONDecodeError as error:
+            raise BadInput(
+                f"{self.path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
+                "a manifest has one JSON object per line"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise BadInput(f"{self.path}, after line {number}: not UTF-8 text") from error
+        except (OSError, EOFError) as error:  # a folder, no permission, broken gzip data
+            raise BadInput(f"{self.path}: cannot be read ({error})") from error
+
+    def _cut(self, row: dict[str, Any]) -> MonoCut:
+        audio = self.path.parent / row["audio_filepath"]
+        start = float(row.get("offset") or 0.0)
+        duration = row.get("duration")
+        if duration is None:
+            duration = max(0.0, self._file_duration(audio) - start)
+        name = str(Path(row["audio_filepath"]).with_suffix("")) + (f"@{start:g}" if start else "")
+        identity = name if row.get("id") is None else str(row["id"])
+        speaker = row.get("speaker")
+        return utterance(
+            audio,
+            row["text"] or "",
+            id=identity,
+            start=start,
+            duration=duration,
+            speaker=None if speaker is None else str(speaker),
+            custom={key: value for key, value in row.items() if key not in _FIELDS},
+        )
+
+    def _file_duration(self, audio: Path) -> float:
+        if audio not in self.durations:
+            try:
+                self.durations[audio] = float(soundfile.info(str(audio)).duration)
+            except (soundfile.SoundFileError, OSError):
+                self.durations[audio] = 0.0
+        return self.durations[audio]
+
+
+def _texts(row: dict[str, Any]) -> Iterator[str]:
+    if "audio_filepath" in row:
+        yield row["text"] or ""
+    for supervision in row.get("supervisions") or ():
+        yield supervision.get("text") or ""
+    for track in row.get("tracks") or ():  # of a mixture
+        yield from _texts(track["cut"])
+
+
+def _problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with a line of a manifest, or None."""
+    if "audio_filepath" not in row:
+        if row.get("type") in _CUT_TYPES:
+            return None
+        return "audio_filepath is missing (and it is no lhotse cut)"
+    if not isinstance(row["audio_filepath"], str) or not row["audio_filepath"]:
+        return "audio_filepath must be a path"
+    if "text" not in row:
+        return "text is missing (write null for audio without transcript)"
+    if not isinstance(row["text"], str | None):
+        return f"text must be a string or null, not {row['text']!r}"
+    for name, least in (("duration", "above 0"), ("offset", "0 or more")):
+        value = row.get(name)
+        if value is None:
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if (
+            not number
+            or not math.isfinite(value)
+            or value < 0
+            or (name == "duration" and not value)
+        ):
+            return f"{name} must be a number of seconds, {least}, not {value!r}"
+    return None

@@ -1,0 +1,158 @@
+"""How fast is audio loaded, what does a resume cost, and does memory grow with the manifest?
+
+    python benchmarks/loader.py            a million cuts (the machine should be idle)
+    python benchmarks/loader.py --quick    a few, to see that it runs
+
+The manifest is made on the spot: many lines over a few files of noise, with durations. Three
+questions:
+
+- `throughput`: audio-hours a second against the number of loader processes, reading, decoding and
+  augmenting; the first batches, which wait for processes to start, are not counted.
+- `resume`: seconds until the first batch at the beginning, the middle and the end of an epoch. An
+  epoch's metadata is sampled again up to that point, so the end of an epoch is the worst case.
+- `memory`: of this process, in MB, when all cuts of the manifest have gone through the sampler,
+  beside that after the first batch. A manifest is streamed, so it should hardly differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from omnirouter.config import AugmentConfig, FeatureConfig
+from omnirouter.data.loader import Loader, LoaderConfig
+from omnirouter.data.prepare import read_training
+from omnirouter.study.bench import timing
+from omnirouter.study.bench.program import options
+
+PACKAGES = ("lhotse", "soundfile", "soxr")
+FILES = 32  # different recordings; lines beyond that name them again
+RATE = 16_000
+
+
+def write_corpus(folder: Path, cuts: int) -> Path:
+    """A manifest of so many lines; utterances of 2 to 18 seconds."""
+    rng = np.random.default_rng(0)
+    durations = []
+    for number in range(FILES):
+        samples = int(RATE * rng.uniform(2.0, 18.0))
+        wave = (0.1 * rng.standard_normal(samples)).astype(np.float32)
+        soundfile.write(folder / f"{number}.flac", wave, RATE)
+        durations.append(samples / RATE)
+    path = folder / "train.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(cuts):
+            source = number % FILES
+            row: dict[str, Any] = {
+                "audio_filepath": f"{source}.flac",
+                "text": "some words that are spoken",
+            }
+            row |= {"id": f"cut-{number}", "duration": durations[source]}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def loader_of(manifest: Path, batch_s: float, workers: int) -> Loader:
+    """As training makes it."""
+    return Loader(
+        read_training([str(manifest)]),
+        features=FeatureConfig(),
+        tokenizer=None,
+        data=LoaderConfig(max_seconds=batch_s, shuffle=True, workers=workers),
+        augment=AugmentConfig(speeds=(0.9, 1.0, 1.1)),
+    )
+
+
+def throughput(manifest: Path, batch_s: float, workers: int, batches: int) -> dict[str, Any]:
+    """Audio-hours a second, and the longest wait for a batch, after the processes have started."""
+    stream = loader_of(manifest, batch_s, workers).iterate(endless=True)
+    for _ in range(2 * max(workers, 1)):
+        next(stream)
+    seconds, waits = 0.0, []
+    began = last = time.perf_counter()
+    for batch in islice(stream, batches):
+        now = time.perf_counter()
+        waits.append(now - last)
+        last, seconds = now, seconds + batch.seconds
+    elapsed = time.perf_counter() - began
+    stream.close()  # type: ignore[attr-defined]
+    rate = seconds / 3600 / elapsed
+    return {"workers": workers, "audio_hours_per_s": rate, "longest_wait_s": max(waits)}
+
+
+def memory_mb() -> float | None:
+    """What this process holds (Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+
+def resume(manifest: Path, batch_s: float, audio_s: float) -> list[dict[str, Any]]:
+    """Time to the first batch, and memory, at three places of an epoch."""
+    loader = loader_of(manifest, batch_s, 0)
+    whole = max(1, int(0.95 * audio_s / batch_s))  # batches an epoch surely has
+    found = []
+    for place, index in (("start", 0), ("middle", whole // 2), ("end", whole - 1)):
+        began = time.perf_counter()
+        stream = loader.iterate(0, index, endless=True)
+        next(stream)
+        waited = time.perf_counter() - began
+        stream.close()  # type: ignore[attr-defined]
+        found.append({"place": place, "batch": index, "seconds": waited, "memory_mb": memory_mb()})
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options."""
+    made = options(__doc__, rounds=1)
+    made.add_argument("--cuts", type=int, default=1_000_000)
+    made.add_argument("--batch-seconds", type=float, default=600.0)
+    made.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    made.add_argument("--batches", type=int, default=40, help="measured per number of workers")
+    return made
+
+
+def stem(arguments: argparse.Namespace) -> str:
+    """Name of the result file."""
+    return "loader"
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Make the manifest and answer the questions."""
+    if arguments.quick:
+        arguments.cuts, arguments.batch_seconds = 200, 40.0
+        arguments.workers, arguments.batches = [0, 1], 3
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = write_corpus(Path(folder), arguments.cuts)
+        with manifest.open(encoding="utf-8") as file:
+            audio_s = sum(json.loads(line)["duration"] for line in islice(file, FILES))
+        audio_s *= arguments.cuts / FILES
+        return {
+            "cuts": arguments.cuts,
+            "batch_seconds": arguments.batch_seconds,
+            "resume": resume(manifest, arguments.batch_seconds, audio_s),
+            "throughput": [
+                throughput(manifest, arguments.batch_seconds, workers, arguments.batches)
+                for workers in arguments.workers
+            ],
+        }
+
+
+def report(values: dict[str, Any]) -> str:
+    """A table for each question."""
+    tables = []
+    for rows in (values["resume"], values["throughput"]):
+        cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
+        tables.append(timing.table(list(rows[0]), cells))
+    return "\n\n".join(tables)

@@ -1,0 +1,348 @@
+"""Shar: what is packed is what lhotse reads and what we read; nothing half-written looks whole."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tarfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet
+
+from omnirouter.audio import AudioError
+from omnirouter.cli import main
+from omnirouter.config import BadInput, FeatureConfig, OmnirouterError, SharConfig
+from omnirouter.data import cut_audio
+from omnirouter.data.cut_audio import read_cut
+from omnirouter.data.cuts import SplitReport, prepare_manifests
+from omnirouter.data.loader import Loader, LoaderConfig
+from omnirouter.data.prepare import read_manifest, read_manifests, read_training
+from omnirouter.data.shar import SharManifest, is_shar
+from omnirouter.data.shar_export import export_shar
+from omnirouter.data.vocabulary import read_texts
+
+RATE = 16_000
+
+
+def wave(path: Path, seconds: float, rate: int = RATE, channels: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    time = np.arange(round(seconds * rate)) / rate
+    tones = [0.3 * np.sin(2 * np.pi * 440 * (c + seconds) * time) for c in range(channels)]
+    soundfile.write(path, np.stack(tones, axis=1), rate)
+    return path
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Five utterances: a folder with a space, letters beyond ASCII, other rates, two channels."""
+    wave(tmp_path / "a b" / "ä.wav", 3.0)
+    wave(tmp_path / "eight.wav", 1.0, rate=8_000)
+    wave(tmp_path / "odd.flac", 1.2, rate=22_050)
+    wave(tmp_path / "stereo.wav", 0.8, channels=2)
+    rows: list[dict[str, Any]] = [
+        {"audio_filepath": "a b/ä.wav", "text": "first", "offset": 0.5, "duration": 1.0},
+        {"audio_filepath": "a b/ä.wav", "text": "second", "offset": 2, "duration": 0.5},
+        {"audio_filepath": "eight.wav", "text": "third", "speaker": "anna", "snr": 3},
+        {"audio_filepath": "odd.flac", "text": "fourth", "id": "x.y/z"},
+        {"audio_filepath": "stereo.wav", "text": "fifth"},
+    ]
+    return write(tmp_path / "train.jsonl", rows)
+
+
+def pack(src: Path, out: Path, **settings: Any) -> SplitReport:
+    [report] = export_shar(src, out, SharConfig(**{"shard_size": 2, **settings}))
+    return report
+
+
+# --- there and back ---
+
+
+def test_flac_comes_back_as_it_was(corpus: Path, tmp_path: Path) -> None:
+    report = pack(corpus, tmp_path / "out")
+    names = sorted(path.name for path in report.path.iterdir())
+    assert names == [
+        *(f"cuts.00000{n}.jsonl.gz" for n in range(3)),
+        *(f"recording.00000{n}.tar" for n in range(3)),
+    ]
+    assert is_shar(report.path)
+    before, after = list(read_manifest(corpus)), list(read_manifest(report.path))
+    assert [c.id for c in after] == [c.id for c in before]
+    for old, new in zip(before, after, strict=True):
+        [said], [was] = new.supervisions, old.supervisions
+        assert (said.text, said.speaker, said.custom) == (was.text, was.speaker, was.custom)
+        assert new.duration == pytest.approx(old.duration or report.seconds, abs=2.5)
+        np.testing.assert_allclose(read_cut(new, RATE), read_cut(old, RATE), atol=1e-4)
+    assert report.seconds == pytest.approx(1 + 0.5 + 1 + 1.2 + 0.8)
+
+
+def test_opus_is_smaller_and_sounds_alike(corpus: Path, tmp_path: Path) -> None:
+    """22050 Hz is no rate of Opus: the next one above is."""
+    flac, opus = (pack(corpus, tmp_path / kind, audio=kind) for kind in ("flac", "opus"))
+    sizes = [sum(p.stat().st_size for p in r.path.glob("*.tar")) for r in (flac, opus)]
+    assert sizes[1] < sizes[0]
+    for old, new in zip(read_manifest(corpus), read_manifest(opus.path), strict=True):
+        was, now = read_cut(old, RATE), read_cut(new, RATE)
+        assert len(now) == pytest.approx(len(was), abs=2)
+        common = min(len(was), len(now))
+        if old.id != "stereo":
+            assert np.corrcoef(was[200:common], now[200:common])[0, 1] > 0.95
+
+
+def test_lhotse_reads_what_we_pack_and_we_read_what_lhotse_packs(
+    corpus: Path, tmp_path: Path
+) -> None:
+    report = pack(corpus, tmp_path / "out")
+    ours = list(read_manifest(report.path))
+    theirs = list(CutSet.from_shar(in_dir=report.path))
+    assert [cut.id for cut in theirs] == [cut.id for cut in ours]
+    for one, other in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(read_cut(one, RATE), read_cut(other, RATE))
+    for cut in theirs:
+        cut.custom = None  # where lhotse read it
+    (tmp_path / "wav").mkdir()
+    CutSet.from_cuts(theirs[:3]).to_shar(tmp_path / "wav", {"recording": "wav"}, shard_size=None)
+    again = list(read_manifest(tmp_path / "wav"))
+    assert [cut.id for cut in again] == [cut.id for cut in theirs[:3]]
+    np.testing.assert_array_equal(read_cut(again[1], RATE), read_cut(theirs[1], RATE))
+
+
+def test_a_part_of_an_utterance_and_a_channel_of_it(corpus: Path, tmp_path: Path) -> None:
+    cuts = {cut.id: cut for cut in read_manifest(pack(corpus, tmp_path / "out").path)}
+    whole = read_cut(cuts["a b/ä@0.5"], RATE)
+    part = cuts["a b/ä@0.5"].truncate(offset=0.25, duration=0.5)
+    np.testing.assert_array_equal(read_cut(part, RATE), whole[4000:12_000])
+    left = cuts["stereo"].with_channels(0)
+    assert not np.allclose(read_cut(left, RATE), read_cut(cuts["stereo"], RATE))
+
+
+def test_packing_what_is_packed_changes_nothing(corpus: Path, tmp_path: Path) -> None:
+    first = pack(corpus, tmp_path / "out")
+    second = pack(first.path, tmp_path / "again", shard_size=100)
+    for one, other in zip(read_manifest(first.path), read_manifest(second.path), strict=True):
+        assert one.id == other.id
+        np.testing.assert_array_equal(read_cut(one, RATE), read_cut(other, RATE))
+    assert pack(first.path, tmp_path / "opus", audio="opus").utterances == 5
+
+
+# --- wherever a manifest can be given ---
+
+
+def loader(cuts: CutSet, workers: int = 0) -> Loader:
+    data = LoaderConfig(max_seconds=2.0, shuffle=True, workers=workers)
+    return Loader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_reads_shards_and_resumes_in_them(
+    corpus: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pack(corpus, tmp_path / "out").path
+    cuts = read_training([str(folder), str(corpus)], [2, 1])
+
+    def batches(index: int, count: int) -> list[Any]:
+        found = islice(loader(cuts, workers).iterate(0, index, endless=True), count)
+        return [(b.ids, [w.tobytes() for w in b.waveforms]) for b in found]
+
+    whole = batches(0, 9)
+    assert len({id for ids, _ in whole for id in ids}) == 15
+    assert batches(4, 5) == whole[4:]
+    if not workers:
+        reads: list[Any] = []
+        member = cut_audio.Member.read
+        monkeypatch.setattr(
+            cut_audio.Member, "read", lambda self: [reads.append(self), member(self)][1]
+        )
+        cuts = read_training([str(folder)])
+        last = list(loader(cuts).iterate())[-1]
+        reads.clear()
+        list(loader(cuts).iterate(0, last.index))
+        assert len(reads) == len(last), "a resume reads no audio"
+
+
+def test_texts_globs_and_folders(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    pack(corpus, out)
+    words = ["first", "second", "third", "fourth", "fifth"]
+    assert list(read_texts([str(out / "train")])) == words
+    assert len(list(read_manifests([str(out / "*")]))) == 5
+    [report] = prepare_manifests(out, tmp_path / "prepared")
+    assert (report.split, report.utterances) == ("train", 5)
+    found = read_manifest(report.path)
+    for one, other in zip(found, read_manifest(out / "train"), strict=True):
+        np.testing.assert_array_equal(read_cut(one, RATE), read_cut(other, RATE))
+
+
+def test_inspect_looks_into_archives(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = pack(corpus, tmp_path / "out").path
+    assert main(["inspect", str(folder), "--json", "--threads", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["utterances"] == 5
+    assert "unreadable audio" not in found["problems"]
+    assert found["sample_rates"] == {"16000": 3, "8000": 1, "22050": 1}
+
+
+# --- what cannot be used ---
+
+
+def test_rejects_are_listed_and_nothing_of_them_is_packed(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no audio")
+    flac = wave(tmp_path / "cut.flac", 2.0).read_bytes()
+    (tmp_path / "cut.flac").write_bytes(flac[: len(flac) // 2])
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    bad = [
+        {"audio_filepath": "text.wav", "text": "x"},
+        {"audio_filepath": "cut.flac", "text": "its header says two seconds"},
+        {"audio_filepath": "gone.wav", "text": "x"},
+        {"audio_filepath": "eight.wav", "text": "x", "offset": 5, "duration": 1},
+    ]
+    src = write(tmp_path / "dev.jsonl", [bad[0], rows[0], *bad[1:3], *rows[1:], bad[3]])
+    report = pack(src, tmp_path / "out")
+    assert report.utterances == 5
+    assert report.rejected == {
+        "unreadable audio": 2,
+        "missing audio": 1,
+        "starts after its audio": 1,
+    }
+    assert [c.id for c in read_manifest(report.path)] == [c.id for c in read_manifest(corpus)]
+    listed = (tmp_path / "out" / "rejected_dev.jsonl").read_text().splitlines()
+    assert len(listed) == 4
+
+
+def test_noise_without_words_is_packed_and_repeated_ids_kept_apart(
+    corpus: Path, tmp_path: Path
+) -> None:
+    rows = [{"audio_filepath": "eight.wav", "text": None, "id": "same"}] * 3
+    report = pack(write(tmp_path / "noise.jsonl", rows), tmp_path / "out")
+    assert [cut.id for cut in read_manifest(report.path)] == ["same", "same#2", "same#3"]
+    assert report.repeated_ids == 2
+
+
+def test_a_folder_that_is_there_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    report = pack(corpus, tmp_path / "out")
+    before = {p: p.stat().st_mtime_ns for p in report.path.iterdir()}
+    with pytest.raises(BadInput, match="is there already"):
+        pack(corpus, tmp_path / "out")
+    assert {p: p.stat().st_mtime_ns for p in report.path.iterdir()} == before
+
+
+def test_interrupted_and_full_disks_leave_nothing_that_looks_whole(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def interrupted(done: float) -> None:
+        assert list(out.glob(".train.part/*"))
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_shar(corpus, out, SharConfig(shard_size=2), interrupted)
+    assert list(out.iterdir()) == []
+    (out / ".train.part").mkdir()
+    (out / ".train.part" / "recording.000009.tar").write_text("of a killed call")
+    report = pack(corpus, out)
+    assert len(list(report.path.iterdir())) == 6
+    with pytest.raises(OmnirouterError, match="cannot write to"):
+        pack(corpus, corpus / "out")
+    if os.path.exists("/dev/full"):
+        opened = tarfile.open
+
+        def full(fileobj: Any, mode: str) -> Any:
+            with Path("/dev/full").open("wb") as device:
+                return opened(fileobj=os.fdopen(os.dup(device.fileno()), "wb"), mode=mode)
+
+        monkeypatch.setattr("lhotse.shar.writers.tar.tarfile.open", full)
+        with pytest.raises(OmnirouterError, match="No space left on device"):
+            pack(corpus, tmp_path / "full")
+        assert list((tmp_path / "full").iterdir()) == []
+
+
+def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
+    src = write(tmp_path / "dev.jsonl", [{"audio_filepath": "gone.wav", "text": "x"}])
+    with pytest.raises(BadInput, match="dev: no utterance can be used: 1 missing audio; see"):
+        pack(src, tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["rejected_dev.jsonl"]
+
+
+# --- broken archives ---
+
+
+def test_broken_archives_are_named_when_they_are_opened(corpus: Path, tmp_path: Path) -> None:
+    folder = pack(corpus, tmp_path / "out").path
+    archive, cuts = folder / "recording.000001.tar", folder / "cuts.000001.jsonl.gz"
+    whole, lines = archive.read_bytes(), cuts.read_bytes()
+
+    def broken(match: str) -> None:
+        with pytest.raises(BadInput, match=match):
+            read_manifest(folder)
+
+    archive.write_bytes(whole[:3000])
+    broken(r"recording\.000001\.tar: (is broken|holds more or fewer)")
+    archive.write_bytes(b"no archive at all" * 100)
+    broken(r"recording\.000001\.tar: is broken or no tar archive")
+    archive.write_bytes(gzip.compress(whole))
+    broken(r"recording\.000001\.tar: is broken or no tar archive .* unpack it")
+    archive.write_bytes((folder / "recording.000000.tar").read_bytes())
+    broken(r"recording\.000001\.tar: holds a b/ä@0\.5 where cuts\.000001\.jsonl\.gz has eight")
+    archive.write_bytes(b"")
+    broken(r"recording\.000001\.tar: (is broken|holds more or fewer)")
+    archive.unlink()
+    broken(r"there is no recording\.000001\.tar beside it")
+    archive.write_bytes(whole)
+    cuts.write_bytes(lines[:40])
+    broken(r"cuts\.000001\.jsonl\.gz")
+    cuts.unlink()
+    assert len(SharManifest(folder)) == 3, "a shard less is a smaller corpus"
+    for path in folder.glob("cuts*"):
+        path.unlink()
+    broken(r"has archives but no cuts")
+
+
+def test_archives_that_break_later_reject_utterances(corpus: Path, tmp_path: Path) -> None:
+    folder = pack(corpus, tmp_path / "out").path
+    cuts = read_manifest(folder)
+    found = list(cuts)
+    archive = folder / "recording.000002.tar"
+    archive.write_bytes(archive.read_bytes()[:2000])
+    with pytest.raises(AudioError, match=r"recording\.000002\.tar: the archive is shorter"):
+        read_cut(found[-1], RATE)
+    archive.unlink()
+    with pytest.raises(AudioError, match=r"recording\.000002\.tar: No such file"):
+        read_cut(found[-1], RATE)
+    bare = next(iter(CutSet.from_jsonl_lazy(folder / "cuts.000000.jsonl.gz")))
+    with pytest.raises(AudioError, match="only lhotse's reader knows"):
+        read_cut(bare, RATE)
+
+
+# --- the command ---
+
+
+def test_the_command_packs_and_tells(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["shar", str(corpus), str(out), "--audio", "opus", "--shard-size", "3"]
+    assert main([*command, "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["split"], row["utterances"], row["cuts"]) == ("train", 5, str(out / "train"))
+    assert len(list((out / "train").glob("*.tar"))) == 2
+    for arguments, problem in (
+        (command, "is there already"),
+        ([*command[:5], "--shard-size", "0"], "shard-size: at least 1, not 0"),
+        (["shar", "gone.jsonl", str(out)], "gone.jsonl: no such manifest"),
+    ):
+        assert main(arguments) == 2
+        assert problem in capsys.readouterr().err
