@@ -57,6 +57,7 @@ EXPECTED = (
         "Recognition, the paper's models of N=4, CPU",
         "python benchmarks/transcribe.py --family 290m --rounds 3",
     ),
+    Expected("stream-small-fp32", "Streams, our small models, CPU", "python benchmarks/stream.py"),
     Expected(
         "experts-cuda",
         "Experts, GPU",

@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import ModelConfig
 from omnirouter.model.context import distance_slopes
-from omnirouter.model.layers import EncoderBlock, LocalConvolution, Packing, packed_attention
+from omnirouter.model.layers import EncoderBlock, LocalConvolution
+from omnirouter.model.packing import Packing, packed_attention
 from omnirouter.model.routing import RoutingContext
 
 CONFIG = ModelConfig(routing="dense", num_experts=1, dim=32, ffn_dim=48, num_layers=1, num_heads=4)

@@ -29,7 +29,8 @@ from omnirouter.model.context import (
     flexed,
     window_rows,
 )
-from omnirouter.model.layers import LocalConvolution, Packing, packed_attention
+from omnirouter.model.layers import LocalConvolution
+from omnirouter.model.packing import Packing, packed_attention
 from omnirouter.model.streaming import Past
 
 GLOBAL = FeatureConfig(num_mels=4, stack=2, normalisation="global", mean=(0.0,) * 4, std=(1.0,) * 4)

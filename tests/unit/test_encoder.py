@@ -15,7 +15,8 @@ from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.context import distance_slopes
 from omnirouter.model.encoder import frame_positions, position_angles
-from omnirouter.model.layers import Dropout, Packing, packed_attention
+from omnirouter.model.layers import Dropout
+from omnirouter.model.packing import Packing, packed_attention
 
 TINY = ModelConfig(
     routing="switch",

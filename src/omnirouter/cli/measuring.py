@@ -27,9 +27,9 @@ def bench(
     meanwhile. All at full size take hours on a CPU; --quick takes a minute and measures nothing.
 
     Args:
-        names: experts, attention, loader, train-step, transcribe; all if none is named.
-        family: models of train-step and transcribe: tiny, small, or by the size of the paper's
-            models 156m, 290m, 559m, 246m, 345m.
+        names: experts, attention, loader, stream, train-step, transcribe; all if none is named.
+        family: models of stream, train-step and transcribe: tiny, small, or by the size of the
+            paper's models 156m, 290m, 559m, 246m, 345m.
         device: where to run; auto is CUDA where there is a device.
         rounds: measured rounds; each benchmark's own number if not given.
         quick: tiny sizes, one round, to see that everything runs.
@@ -56,7 +56,7 @@ def bench(
     found = {}
     for name in names or BENCHMARKS:
         show.note(f"{name}: {BENCHMARKS[name]}")
-        own = ["--family", family] if name in ("train-step", "transcribe") else []
+        own = ["--family", family] if name in ("stream", "train-step", "transcribe") else []
         folder = None if out is None else out.resolve()
         values, table = run(name, [*common, *own], folder=folder, allocator_tuned=tune_allocator())
         found[name] = values

@@ -3,7 +3,7 @@
 Frame t of an utterance sees the frames of its chunk and `left` frames before the chunk. In packed
 frames that is an interval of rows for every row, and both its ends only grow. On CUDA
 FlexAttention computes no more than the blocks of 128 rows that these intervals touch; elsewhere
-`layers.packed_attention` hides the other frames. Letters: T frames of the whole batch, B
+`packing.packed_attention` hides the other frames. Letters: T frames of the whole batch, B
 utterances, H heads, E width of a head.
 """
 
@@ -93,8 +93,8 @@ class Windows:
 class WindowedAttention:
     """FlexAttention over `Windows`, compiled when it is first called.
 
-    What it computes is what `layers.packed_attention` does with chunks. Where it cannot be compiled
-    (no Triton, no compiler) it says so once, and from then on always gives None.
+    What it computes is what `packing.packed_attention` does with chunks. Where it cannot be
+    compiled (no Triton, no compiler) it says so once, and from then on always gives None.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class WindowedAttention:
         windows: Windows,
         slopes_H: Tensor | None,
     ) -> Tensor | None:
-        """y_THE, or None where another way must be found; `slopes_H` as in `layers.Packing`."""
+        """y_THE, or None where another way must be found; `slopes_H` as in `packing.Packing`."""
         if self._failed or q_THE.shape[-1] < NARROWEST or not len(q_THE):
             return None
         try:

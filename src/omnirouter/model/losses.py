@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import BLANK
-from omnirouter.model.layers import upload
+from omnirouter.model.packing import upload
 from omnirouter.model.routing import Routing
 
 

@@ -17,7 +17,7 @@ from omnirouter.model.context import slopes_of
 
 
 class LayerPast:
-    """What one block keeps; takes the place of `layers.Packing` in it.
+    """What one block keeps; takes the place of `packing.Packing` in it.
 
     Args:
         left: frames before a chunk that attention sees.

@@ -14,7 +14,7 @@ import torch
 
 from omnirouter.config import ModelConfig, OptimConfig
 from omnirouter.model import CTCEncoder
-from omnirouter.model.layers import Packing
+from omnirouter.model.packing import Packing
 from omnirouter.train.optim import MUON_ITERATIONS, decays
 
 FLOAT = 4  # bytes

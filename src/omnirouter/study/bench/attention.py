@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.layers import EncoderBlock, Packing
+from omnirouter.model.layers import EncoderBlock
+from omnirouter.model.packing import Packing
 from omnirouter.model.routing import RoutingContext
 from omnirouter.study.bench import timing
 from omnirouter.study.bench.program import options

@@ -18,9 +18,9 @@ BENCHMARKS = {
     "experts": "a layer of N experts against a dense one and against other implementations",
     "attention": "packed against padded attention and blocks",
     "loader": "audio-hours a second, the cost of resuming, memory over a million cuts",
+    "stream": "what a chunk of a stream costs, and how late words are",
     "train-step": "training steps of Dense, Switch and Omni, and of a FastConformer",
     "transcribe": "recognition with Dense, Switch and Omni, a FastConformer and Whisper",
-    "stream": "a chunk of a stream, and how late its words are",
 }
 
 

@@ -1,0 +1,222 @@
+"""How utterances lie one after the other without padding, and what frames see of each other there.
+
+Letters: T frames of the whole batch, B utterances, P frames of the longest in a group, H heads, E
+width of a head, D model width, K width of a filter.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnirouter.config import AttentionContext
+from omnirouter.model.context import Windows, visible, window_rows, windowed_attention
+
+LARGEST_PADDING = (
+    0.25  # share of padding up to which utterances are attended to together on the CPU
+)
+
+
+def upload(t: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`, without waiting for what a GPU still has to do."""
+    if device.type == "cuda" and not t.is_cuda:
+        t = t.pin_memory()  # from any other memory the copy would wait
+    return t.to(device, non_blocking=True)
+
+
+class Surroundings(Protocol):
+    """What frames have around them: `Packing`, or `streaming.LayerPast` in a stream."""
+
+    def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
+        """Softmax attention, [T, H, E]."""
+        ...
+
+    def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
+        """x_TD and its depthwise convolution with a filter for each channel."""
+        ...
+
+
+class Packing:
+    """How the utterances of a batch lie in the packed frames; made once, shared by all layers.
+
+    Args:
+        lengths_B: frames of each utterance (CPU).
+        device: of the frames.
+        slopes_H: what attention loses per frame of distance, for every head; None for nothing.
+        gap: empty rows that keep utterances apart in a local convolution.
+        context: which frames of its utterance a frame sees.
+    """
+
+    def __init__(
+        self,
+        lengths_B: Tensor,
+        device: torch.device,
+        slopes_H: Tensor | None = None,
+        gap: int = 0,
+        context: AttentionContext | None = None,
+    ) -> None:
+        self.lengths_B = lengths_B
+        self.device = device
+        self.slopes_H = slopes_H
+        self.gap = gap
+        self.context = context if context is not None and context.chunk else None
+
+    def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
+        """Attention of every utterance over itself."""
+        return packed_attention(q_THE, k_THE, v_THE, self)
+
+    def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
+        """Each utterance by itself; with chunks none looks into the next one."""
+        rows_T, gap = self.gap_rows, self.gap
+        if not len(rows_T):
+            return x_TD
+        size = len(x_TD) + gap * (len(self.lengths_B) - 1)
+        apart = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
+        y = apart[gap : gap + size]
+        for offset, weight_D in enumerate(filter_KD):
+            tap = apart[offset : offset + size]
+            if self.context is not None and offset > gap:
+                tap = tap * (self.following >= offset - gap)
+            y = torch.addcmul(y, tap, weight_D)
+        return y.index_select(0, rows_T)
+
+    @cached_property
+    def longest(self) -> int:
+        """Frames of the longest utterance."""
+        return int(self.lengths_B.max()) if len(self.lengths_B) else 0
+
+    @cached_property
+    def boundaries(self) -> Tensor:
+        """First frame of each utterance and the end of the last, int32 on the device."""
+        ends = F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32)
+        return upload(ends, self.device)
+
+    @cached_property
+    def gap_rows(self) -> Tensor:
+        """Row of each frame when every utterance is followed by `gap` empty rows, [T]."""
+        moved_B = torch.arange(len(self.lengths_B)) * self.gap
+        moved_T = moved_B.repeat_interleave(self.lengths_B)
+        return upload(torch.arange(len(moved_T)) + moved_T, self.device)
+
+    @cached_property
+    def following(self) -> Tensor:
+        """How many frames of its chunk follow on each frame, [rows, 1], rows as `gap_rows`."""
+        assert self.context is not None
+        begins_B = self.lengths_B.cumsum(0) - self.lengths_B
+        frames = int(self.lengths_B.sum())
+        position_T = torch.arange(frames) - begins_B.repeat_interleave(self.lengths_B)
+        following_T = visible(position_T, self.context)[1] - 1 - position_T
+        rows = following_T.new_zeros(frames + self.gap * (len(self.lengths_B) - 1), 1)
+        rows[self.gap_rows.cpu(), 0] = following_T
+        return upload(rows, self.device)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """Which rows each row sees, for FlexAttention."""
+        assert self.context is not None
+        rows = window_rows(self.lengths_B, self.context)
+        return Windows(*(upload(t, self.device) for t in rows))
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Utterances of similar length together, shortest first; empty utterances are in none."""
+        lengths = self.lengths_B.tolist()
+        begins = (self.lengths_B.cumsum(0) - self.lengths_B).tolist()
+        members: list[list[int]] = []
+        for utterance in sorted(range(len(lengths)), key=lengths.__getitem__):
+            longest = lengths[utterance]
+            if longest == 0:
+                continue
+            if members:
+                real = sum(lengths[u] for u in members[-1]) + longest
+                if real >= (1 - LARGEST_PADDING) * (len(members[-1]) + 1) * longest:
+                    members[-1].append(utterance)
+                    continue
+            members.append([utterance])
+        return [
+            Group([begins[u] for u in group], [lengths[u] for u in group], self)
+            for group in members
+        ]
+
+
+class Group:
+    """Utterances padded to [b, P] for attention; indices into the packed frames and back.
+
+    Attributes:
+        shape: (b, P).
+        rows: packed row of each padded position, flat; padding repeats the utterance's last frame.
+        bias: added to the scores, [b or 1, H or 1, P or 1, P]: hides padding and what is outside
+            the context, prefers what is near; None if there is nothing to add.
+        real: padded positions that are frames, flat; None for all.
+        targets: packed rows of those frames.
+    """
+
+    def __init__(self, begins: list[int], lengths: list[int], packing: Packing) -> None:
+        device = packing.device
+        column_P = torch.arange(max(lengths))
+        begin_b, length_b = torch.tensor(begins)[:, None], torch.tensor(lengths)[:, None]
+        real_bP = column_P < length_b
+        rows_bP = begin_b + torch.minimum(column_P, length_b - 1)
+        self.shape = real_bP.shape
+        self.rows = upload(rows_bP.flatten(), device)
+        self.bias: Tensor | None = None
+        self.real: Tensor | None = None
+        self.targets = self.rows
+        if not bool(real_bP.all()):
+            hidden_bP = torch.zeros(self.shape).masked_fill(~real_bP, -torch.inf)
+            self.bias = upload(hidden_bP[:, None, None], device)
+            self.real = upload(real_bP.flatten().nonzero()[:, 0], device)
+            self.targets = upload(rows_bP[real_bP], device)
+        if packing.context is not None:
+            first_P, end_P = visible(column_P, packing.context)
+            seen_PP = (column_P >= first_P[:, None]) & (column_P < end_P[:, None])
+            # padding sees itself: where nothing is seen the softmax would not be a number
+            seen_bPP = (seen_PP & real_bP[:, None]) | torch.eye(len(column_P), dtype=torch.bool)
+            outside = torch.zeros(seen_bPP.shape).masked_fill(~seen_bPP, -torch.inf)
+            self.bias = upload(outside[:, None], device)
+        if packing.slopes_H is not None:
+            distance_PP = upload((column_P[:, None] - column_P).abs(), device)
+            local_HPP = -upload(packing.slopes_H, device)[:, None, None] * distance_PP
+            self.bias = local_HPP[None] if self.bias is None else self.bias + local_HPP
+
+
+def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packing) -> Tensor:
+    """Softmax attention of every utterance over itself, [T, H, E].
+
+    On CUDA torch's variable-length kernel (half precision, no bias) does it, with a context
+    FlexAttention; elsewhere utterances of similar length are multiplied together, which in bf16 on
+    a CPU was faster than its fused kernel in informal trials at these widths.
+    """
+    half = q_THE.dtype in (torch.float16, torch.bfloat16)
+    if q_THE.is_cuda and packing.context is not None:
+        found = windowed_attention(q_THE, k_THE, v_THE, packing.windows, packing.slopes_H)
+        if found is not None:
+            return found
+    elif q_THE.is_cuda and half and packing.slopes_H is None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        longest, boundaries = packing.longest, packing.boundaries
+        y_THE = varlen_attn(q_THE, k_THE, v_THE, boundaries, boundaries, longest, longest)
+        assert isinstance(y_THE, Tensor)  # a tuple only when auxiliary outputs are asked for
+        return y_THE
+    q_THE = q_THE / math.sqrt(q_THE.shape[-1])
+    targets, parts = [], []
+    for group in packing.groups:
+        q, k, v = (
+            z.index_select(0, group.rows).unflatten(0, group.shape).transpose(1, 2)
+            for z in (q_THE, k_THE, v_THE)
+        )
+        scores_bHPP = q @ k.transpose(2, 3)
+        if group.bias is not None:
+            scores_bHPP = scores_bHPP + group.bias.to(scores_bHPP.dtype)
+        y = (scores_bHPP.softmax(dim=-1) @ v).transpose(1, 2).flatten(0, 1)
+        parts.append(y if group.real is None else y.index_select(0, group.real))
+        targets.append(group.targets)
+    if not parts:
+        return v_THE
+    return torch.empty_like(v_THE).index_copy(0, torch.cat(targets), torch.cat(parts))
