@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -376,6 +378,15 @@ def test_names_of_models(tmp_path: Any) -> None:
     for arguments in (["a=x", "a=y"], ["=x"], ["a="]):
         with pytest.raises(BadInput, match="model: "):
             named(arguments)
+
+
+def test_an_export_is_served_without_torch() -> None:
+    """Routes and command import neither torch nor lhotse by themselves."""
+    program = (
+        "import sys; sys.modules['torch'] = sys.modules['lhotse'] = None; "
+        "import omnirouter.serve.http.app, omnirouter.serve.http.run, omnirouter.cli.serving"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("name", ["max_upload_mb", "max_minutes", "max_requests", "timeout"])

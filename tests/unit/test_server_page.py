@@ -6,6 +6,7 @@ OMNIROUTER_SCREENSHOTS names a folder for pictures of the page, to look at.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -185,6 +186,7 @@ def test_words_light_up(visit: Callable[..., Page], address: str, talk: Path) ->
     until(page, "document.querySelector('.words .now') !== null")
     assert page.evaluate("document.querySelector('#audio').currentTime") >= start - 0.01
     page.evaluate("document.querySelector('#audio').pause()")
+    assert "done in" in (page.locator("#status").text_content() or "")
     lit = page.evaluate(
         """() => new Promise((done) => {
           const audio = document.querySelector('#audio');
@@ -235,6 +237,25 @@ def test_by_keyboard_alone(visit: Callable[..., Page], address: str, talk: Path)
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.textContent") == words.nth(1).text_content()
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_dropping_a_file(visit: Callable[..., Page], address: str, talk: Path) -> None:
+    page = visit(address)
+    until(page, "document.querySelector('#model').value === 'omni'")
+    dropped = page.evaluate_handle(
+        """(text) => {
+          const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+          const data = new DataTransfer();
+          data.items.add(new File([bytes], 'dropped.wav'));
+          return data;
+        }""",
+        base64.b64encode(talk.read_bytes()).decode(),
+    )
+    page.dispatch_event("#drop", "dragover", {"dataTransfer": dropped})
+    assert page.locator("#drop.over").count() == 1
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    page.get_by_role("heading", name="dropped.wav").wait_for()
+    assert page.locator("#drop.over").count() == 0
 
 
 def test_microphone(visit: Callable[..., Page], address: str) -> None:

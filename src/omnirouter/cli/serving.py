@@ -32,7 +32,6 @@ class Network:
         api_key_file: file with the key that callers must show; the variable OMNIROUTER_API_KEY
             does the same.
         grace: seconds that running requests get to finish when the server is stopped.
-        access_log: write a line for every request to standard error.
     """
 
     host: str = LOOPBACK[0]
@@ -40,7 +39,6 @@ class Network:
     host_names: str = ""
     api_key_file: Path | None = None
     grace: float = 30.0
-    access_log: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
@@ -75,6 +73,7 @@ def serve(
     network: Network,
     *,
     model: str = "",
+    access_log: bool = False,
 ) -> int:
     """Serve models to OpenAI clients and browsers, by default on this machine only.
 
@@ -89,6 +88,7 @@ def serve(
         model: checkpoint folder, such as best/ of a run, an export, or org/name on the Hugging Face
             Hub; several separated by commas; NAME=DIR sets the name that callers use. The small
             English model that comes with omnirouter if not given.
+        access_log: write a line for every request to standard error.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise BadInput(f'serve needs {missing[0]}: pip install "omnirouter[serve]"')
@@ -113,9 +113,7 @@ def serve(
         port = opened.getsockname()[1]
         address = f"[{network.host}]" if ":" in network.host else network.host
         show.note(f"serving {', '.join(places)} at http://{address}:{port} (Ctrl-C stops)")
-        place = Place(
-            host=network.host, port=port, grace=network.grace, access_log=network.access_log
-        )
+        place = Place(host=network.host, port=port, grace=network.grace, access_log=access_log)
         run(app, opened, place, limits.max_requests)
     finally:
         opened.close()

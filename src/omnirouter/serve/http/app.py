@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 import omnirouter
@@ -69,8 +69,7 @@ def create_app(
     app.include_router(transcriptions.router)
     app.include_router(looking.router)
     _add_facts(app)
-    # last: it takes all other addresses
-    app.mount("/", StaticFiles(directory=WEB, html=True), name="page")
+    _add_page(app)
     errors.install(app)
     app.add_middleware(Gate, access=access or Access(), limits=limits, measures=measures)
     return app
@@ -105,3 +104,20 @@ def _add_facts(app: FastAPI) -> None:
     async def metrics(request: Request) -> Response:
         """Figures for Prometheus."""
         return Response(service.measures.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_page(app: FastAPI) -> None:
+    """The page's files, each at its own address: a mount would answer 404 for wrong methods."""
+    for file in sorted(path for path in WEB.rglob("*") if path.is_file()):
+        address = file.relative_to(WEB).as_posix().removesuffix("index.html")
+        app.add_api_route(
+            f"/{address}",
+            partial(_file, file),
+            methods=["GET", "HEAD"],
+            response_class=FileResponse,
+            include_in_schema=False,
+        )
+
+
+async def _file(path: Path) -> FileResponse:
+    return FileResponse(path, headers={"Cache-Control": "no-cache"})

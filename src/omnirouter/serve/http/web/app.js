@@ -144,7 +144,10 @@ function clock(seconds) {
 
 function play(time) {
   audio.currentTime = time;
-  audio.play().catch(() => say("This browser cannot play the recording."));
+  audio.play().catch((error) => {
+    // to be paused at once is no failure
+    if (error.name !== "AbortError") say("This browser cannot play the recording.");
+  });
 }
 
 function follow() {

@@ -1,0 +1,60 @@
+"""The model that comes with the package: it is whole, small, and hears what it heard when it came.
+
+`speech/` holds a few seconds of espeak-ng, made for this test; nobody said these sentences in
+training. Limits are a little above what was measured when the model was taken in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lhotse import CutSet
+from safetensors import safe_open
+
+from omnirouter.checkpoint import WEIGHTS, load_checkpoint
+from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig
+from omnirouter.data.prepare import read_manifest
+from omnirouter.decode import BeamSearch
+from omnirouter.evaluate.score import score
+from omnirouter.serve.transcriber import load
+
+MEBIBYTE = 2**20
+SYNTHETIC_WER = 0.5
+SPEECH_WER = 0.7
+
+pytestmark = pytest.mark.skipif(not SHIPPED.is_dir(), reason="no model comes with this version")
+
+
+def test_it_is_small_and_described() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 64 * MEBIBYTE
+    with safe_open(SHIPPED / WEIGHTS, framework="pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    for part in ("licence", "Word error rate", "bad at", "LibriSpeech", "again"):
+        assert part.lower() in card.lower()
+
+
+def test_synthetic_speech() -> None:
+    cuts = read_manifest(Path(__file__).parent / "speech" / "speech.jsonl")
+    assert score(load_checkpoint(SHIPPED), cuts, name="synthetic").wer <= SYNTHETIC_WER
+
+
+def test_a_recording_becomes_text() -> None:
+    recording = Path(__file__).parent / "speech" / "0.flac"
+    transcript = load().transcribe(recording)
+    assert {"the", "and"} & {word.text for word in transcript.words}
+
+
+@pytest.mark.skipif(not SHIPPED_WORDS.exists(), reason="no language model comes with this version")
+def test_its_language_model_finds_words() -> None:
+    recogniser = load()
+    search = LanguageModelConfig(language_model=Path("english"))
+    recogniser.decoder = BeamSearch(recogniser.tokenizer, search)
+    recording = Path(__file__).parent / "speech" / "0.flac"
+    assert recogniser.transcribe(recording).words
+
+
+def test_recordings(speech: Path) -> None:
+    rows = list(read_manifest(speech / "dev.jsonl"))[::15]
+    assert score(load_checkpoint(SHIPPED), CutSet(rows), name="dev").wer <= SPEECH_WER
