@@ -143,7 +143,7 @@ def sample(folder: Path, cuts: int, watch: Watch) -> None:
 
 def pieces(folder: Path, cuts: int, watch: Watch) -> None:
     """Word pieces of a thousand sentences."""
-    config = VocabularyConfig(vocab_size=30, sentences=1000)
+    config = VocabularyConfig(vocab_size=24, sentences=1000)
     texts = [str(prepared(folder))]
     build_vocabulary(lambda: read_texts(texts), config, lambda done: watch(done / 2))
 

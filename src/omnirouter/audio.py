@@ -9,6 +9,7 @@ stacked frame.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -65,7 +66,7 @@ def read_audio(
             raise AudioError(f"{file}: " + ("is a folder" if file.is_dir() else "no such file"))
         if file.stat().st_size == 0:
             raise AudioError(f"{file}: the file is empty")
-        with soundfile.SoundFile(file) as sound:
+        with soundfile.SoundFile(file_name(file)) as sound:
             rate = sound.samplerate
             if offset:
                 sound.seek(min(round(offset * rate), sound.frames))
@@ -84,6 +85,14 @@ def read_audio(
     if mono.size == 0:
         raise AudioError(f"{file}: no samples")
     return mono
+
+
+def file_name(path: str | Path) -> str | bytes:
+    """A path as soundfile takes it: as bytes if the name is no UTF-8."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 
-from omnirouter.config import BadInput
-from omnirouter.data.prepare import read_manifest, read_manifests, read_training
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data import prepare
+from omnirouter.data.manifest import utterance
+from omnirouter.data.prepare import UniqueIds, read_manifest, read_manifests, read_training
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -79,6 +83,21 @@ def test_repeated_ids_get_a_number(tmp_path: Path) -> None:
     a = write(tmp_path / "a.jsonl", rows("x", "y", "x"))
     b = write(tmp_path / "b.jsonl", rows("x"))
     assert [c.id for c in read_manifests([str(a), str(b)])] == ["x", "y", "x#2", "x#3"]
+
+
+def test_ids_are_kept_apart_beyond_what_fits_in_memory_at_once() -> None:
+    """The temporary database goes to disk at some two megabytes; without a disk it is one line."""
+    cut = utterance(Path("x.wav"), "x", id="", duration=1.0)
+    names = [f"{n % 15_000:05d}-{'long' * 20}" for n in range(25_000)]
+    unique = UniqueIds(fastcopy(cut, id=name) for name in names)
+    found = [cut.id for cut in unique]
+    assert len(set(found)) == 25_000
+    assert found[15_000:] == [f"{name}#2" for name in names[15_000:]]
+    assert unique.repeated == 10_000
+    database = sqlite3.connect("")
+    database.close()
+    with pytest.raises(OmnirouterError, match="set SQLITE_TMPDIR to a folder with space"):
+        prepare._times_seen(database, "x")
 
 
 def test_globs_are_sorted(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import inspect as introspection
+import io
 import os
 import platform
 import sys
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = arguments[0] if arguments else ""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
     try:
         if command in COMMANDS:
             tune_allocator()

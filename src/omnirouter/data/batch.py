@@ -151,7 +151,9 @@ class RejectLog:
 
 def utterance_seed(seed: int, epoch: int, cut_id: str) -> int:
     """A number in [0, 2**63) for one utterance in one epoch, the same on every machine."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{cut_id}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        f"{seed}/{epoch}/{cut_id}".encode("utf-8", "surrogatepass"), digest_size=8
+    ).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -8,7 +8,6 @@ split may be of any size. A file appears under its name only when it is complete
 from __future__ import annotations
 
 import gzip
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +21,10 @@ from lhotse.audio.backend import Sph2pipeSubprocessBackend
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
+from omnirouter.audio import file_name
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cut_audio import SPHERE
+from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
 from omnirouter.text import clean_text
@@ -198,17 +199,13 @@ def _sort_out(
             checked = check_cut(cut, transcripts)
         except Unusable as reason:
             report.rejected[str(reason).split(":", 1)[0]] += 1
-            rejects.write(_line({"id": cut.id, "reason": str(reason)}))
+            rejects.write(json_line({"id": cut.id, "reason": str(reason)}))
         else:
             report.utterances += 1
             report.seconds += checked.duration
-            kept.write(_line(checked.to_dict()))
+            kept.write(json_line(checked.to_dict()))
         yield
     report.repeated_ids = cuts.repeated
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
@@ -265,7 +262,7 @@ def _header(path: Path) -> _Header:
     try:
         if not path.is_file():
             raise Unusable(f"missing audio: {path}")
-        info = soundfile.info(str(path))
+        info = soundfile.info(file_name(path))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         if path.suffix.lower() in SPHERE:
             return _compressed_sphere(path)

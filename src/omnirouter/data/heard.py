@@ -25,25 +25,29 @@ class HeardStore:
     def __init__(self, path: Path | str) -> None:
         self._database = sqlite3.connect(path)
         self._database.execute(
-            "CREATE TABLE IF NOT EXISTS heard (split TEXT, id TEXT, text TEXT, log_prob REAL, "
+            "CREATE TABLE IF NOT EXISTS heard (split TEXT, id BLOB, text TEXT, log_prob REAL, "
             "no_speech REAL, PRIMARY KEY (split, id)) WITHOUT ROWID"
         )
 
     def get(self, split: str, id: str) -> Heard | None:
         """What was heard in an utterance, None if nobody listened yet."""
         query = "SELECT text, log_prob, no_speech FROM heard WHERE split = ? AND id = ?"
-        row = self._database.execute(query, (split, id)).fetchone()
+        row = self._database.execute(query, (split, _key(id))).fetchone()
         return None if row is None else Heard(*row)
 
     def add(self, split: str, found: dict[str, Heard]) -> None:
         """Keep several at once, all or none."""
-        rows = [(split, id, *heard) for id, heard in found.items()]
+        rows = [(split, _key(id), *heard) for id, heard in found.items()]
         with self._database:
             self._database.executemany("INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?)", rows)
 
     def close(self) -> None:
         """Close the file."""
         self._database.close()
+
+
+def _key(id: str) -> bytes:
+    return id.encode("utf-8", "surrogatepass")  # a file's name may be no UTF-8
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
+from omnirouter.audio import file_name
 from omnirouter.config import BadInput
 
 _FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
@@ -72,6 +73,20 @@ def utterance(
             )
         ],
     )
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A line of a JSONL file; names of files that are no UTF-8 are escaped, and read back so."""
+    line = json.dumps(row, ensure_ascii=False)
+    return (json.dumps(row) if _has_surrogates(line) else line) + "\n"
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 class Manifest:
@@ -158,7 +173,7 @@ class Manifest:
     def _file_duration(self, audio: Path) -> float:
         if audio not in self.durations:
             try:
-                self.durations[audio] = float(soundfile.info(str(audio)).duration)
+                self.durations[audio] = float(soundfile.info(file_name(audio)).duration)
             except (soundfile.SoundFileError, OSError):
                 self.durations[audio] = 0.0
         return self.durations[audio]

@@ -20,7 +20,7 @@ from lhotse.cut import Cut
 from lhotse.lazy import LazyIteratorMultiplexer
 from lhotse.utils import fastcopy
 
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.manifest import Manifest
 from omnirouter.data.shar import SharManifest, is_shar
 
@@ -138,11 +138,22 @@ class UniqueIds:
             seen.execute("PRAGMA synchronous = OFF")
             seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
             for cut in chain.from_iterable(self.sources):
-                key = (cut.id.encode("utf-8", "surrogatepass"),)  # a file's name may be no UTF-8
-                if seen.execute("INSERT OR IGNORE INTO seen VALUES (?, 1)", key).rowcount:
-                    yield cut
-                    continue
-                seen.execute("UPDATE seen SET copies = copies + 1 WHERE id = ?", key)
-                [copy] = seen.execute("SELECT copies FROM seen WHERE id = ?", key).fetchone()
-                self.repeated += 1
-                yield fastcopy(cut, id=f"{cut.id}#{copy}")
+                copy = _times_seen(seen, cut.id)
+                self.repeated += copy > 1
+                yield cut if copy == 1 else fastcopy(cut, id=f"{cut.id}#{copy}")
+
+
+def _times_seen(seen: sqlite3.Connection, id: str) -> int:
+    """How often an id was there, this time included."""
+    key = (id.encode("utf-8", "surrogatepass"),)  # a file's name may be no UTF-8
+    try:
+        if seen.execute("INSERT OR IGNORE INTO seen VALUES (?, 1)", key).rowcount:
+            return 1
+        seen.execute("UPDATE seen SET copies = copies + 1 WHERE id = ?", key)
+        [copies] = seen.execute("SELECT copies FROM seen WHERE id = ?", key).fetchone()
+        return int(copies)
+    except sqlite3.Error as error:
+        raise OmnirouterError(
+            f"ids of utterances cannot be kept in a temporary file ({error}); set SQLITE_TMPDIR to "
+            "a folder with space"
+        ) from error

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import soundfile
 from lhotse import MonoCut
 
-from omnirouter.audio import AudioError, read_audio
+from omnirouter.audio import AudioError, file_name, read_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cuts import SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
-from omnirouter.data.manifest import utterance
+from omnirouter.data.manifest import json_line, utterance
 from omnirouter.data.prepare import AUDIO, audio_files, read_manifest
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
@@ -40,7 +40,7 @@ class Source(NamedTuple):
 
     def heard(self, out: Path) -> Path:
         """Where what was heard in it is kept."""
-        name = hashlib.blake2b(self.id.encode(), digest_size=12).hexdigest()
+        name = hashlib.blake2b(self.id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         return out / "heard" / name[:2] / f"{name}.json"
 
 
@@ -117,7 +117,7 @@ def find_sources(src: Path) -> list[Source]:
 
 def _seconds(path: Path) -> float:
     try:
-        return float(soundfile.info(str(path)).duration)
+        return float(soundfile.info(file_name(path)).duration)
     except (soundfile.SoundFileError, OSError, TypeError):
         return 0.0  # listed with its reason once it is read
 
@@ -187,7 +187,7 @@ def hear(source: Source, out: Path, teacher: Teacher) -> None:
     }
     path = source.heard(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(values, ensure_ascii=False) + "\n")
+    write_whole(path, json_line(values))
 
 
 def hear_here(
@@ -289,7 +289,9 @@ def _write(
         )
 
     def drawn(source: Source) -> bytes:
-        return hashlib.blake2b(f"{seed}/{source.id}".encode(), digest_size=8).digest()
+        return hashlib.blake2b(
+            f"{seed}/{source.id}".encode("utf-8", "surrogatepass"), digest_size=8
+        ).digest()
 
     dev = {source.id for source in sorted(sources, key=drawn)[:dev_files]}
     for split, wanted in (("train", False), ("dev", True)):
@@ -322,8 +324,7 @@ def _sort_out(
                     counts[why[0]][0] += 1
                     counts[why[0]][1] += segment.seconds
                     row = {"id": values["id"], "filter": why[0], "figure": why[1]}
-                    line = json.dumps({**row, **segment.to_dict()}, ensure_ascii=False)
-                    file.write(line + "\n")
+                    file.write(json_line({**row, **segment.to_dict()}))
                 else:
                     kept += 1
                     seconds += segment.seconds

@@ -8,7 +8,6 @@ on where it stopped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.cuts import Progress, SplitReport, manifests_of, split_name, write_split
 from omnirouter.data.heard import Heard, HeardStore, open_store
 from omnirouter.data.labels import Segment
+from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import AnyManifest, UniqueIds, open_manifest
 from omnirouter.data.pseudolabel import claim, is_claimed
 from omnirouter.data.synthetic import write_whole
@@ -277,4 +277,4 @@ def _supervision(cut: Cut, heard: Heard, reference: str | None) -> SupervisionSe
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, "".join(map(json_line, rows)))

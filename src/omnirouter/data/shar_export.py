@@ -28,6 +28,7 @@ from omnirouter.data.cuts import (
     reasons,
     split_name,
 )
+from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import UniqueIds, open_manifest
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -120,7 +121,7 @@ def _sort_out(
     except Unusable as reason:
         report.rejected[str(reason).split(":", 1)[0]] += 1
         row = {"id": cut.id, "reason": str(reason)}
-        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        lines.write(json_line(row))
     else:
         report.utterances += 1
         report.seconds += checked.duration
@@ -131,6 +132,8 @@ def _write(cut: Cut, writer: SharWriter, config: SharConfig) -> None:
     if not isinstance(cut, MonoCut | MultiCut):
         raise Unusable("mixture: Shar holds recordings; save the mixed audio first")
     try:
+        # lhotse would find out after it has written the audio
+        json.dumps([cut.id, *(s.to_dict() for s in cut.supervisions)], ensure_ascii=False).encode()
         whole = from_archive(cut)
         if config.audio == "opus" and whole.sampling_rate not in OPUS_RATES:
             above = (rate for rate in OPUS_RATES if rate > whole.sampling_rate)
@@ -138,6 +141,8 @@ def _write(cut: Cut, writer: SharWriter, config: SharConfig) -> None:
         writer.write(whole)  # reads and encodes before anything is written
     except AudioError as error:
         raise Unusable(f"unreadable audio: {error}") from error
+    except UnicodeEncodeError as error:
+        raise Unusable(f"name is no UTF-8: {cut.id!a}; rename it") from error
     except OSError:  # of the disk
         raise
     except Exception as error:  # lhotse's backends raise whatever their libraries raise

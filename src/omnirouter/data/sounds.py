@@ -15,7 +15,7 @@ from lhotse.cut import Cut
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.audio import read_audio
+from omnirouter.audio import file_name, read_audio
 from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifest import utterance
@@ -111,7 +111,7 @@ def _cuts_of(key: str, pattern: str) -> Iterator[Cut]:
         return
     for path in audio_files(folder):
         try:
-            seconds = float(soundfile.info(str(path)).duration)
+            seconds = float(soundfile.info(file_name(path)).duration)
         except (soundfile.SoundFileError, OSError, TypeError):
             seconds = 0.0
         yield utterance(path, "", id=str(path), duration=seconds)

@@ -267,7 +267,10 @@ def write_vocabulary(tokenizer: Tokenizer, report: VocabularyReport, out: Path) 
         out.mkdir(parents=True, exist_ok=True)
         for path, content in ((text, lines.encode()), (model, tokenizer.model_bytes)):
             unfinished = path.with_name(path.name + ".tmp")
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
+            try:
+                unfinished.write_bytes(content)
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error

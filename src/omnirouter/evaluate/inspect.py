@@ -21,7 +21,7 @@ import soundfile
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 
-from omnirouter.audio import AudioError
+from omnirouter.audio import AudioError, file_name
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.text import clean_text, whisper_normalise
 
@@ -232,7 +232,9 @@ def _again(seen: set[bytes], text: str) -> bool:
 
 
 def _short(text: str | bytes) -> bytes:
-    return hashlib.blake2b(text.encode() if isinstance(text, str) else text, digest_size=8).digest()
+    return hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text, digest_size=8
+    ).digest()
 
 
 def _look_at_sound(cut: Cut, sound: Sound, found: Inspection) -> None:
@@ -304,6 +306,6 @@ def _pauses(samples: NDArray[np.float32]) -> float:
 def _rate(cut: Cut) -> int:
     """Sample rate of the file; a JSONL manifest does not know it."""
     try:
-        return int(soundfile.info(str(cut.recording.sources[0].source)).samplerate)
+        return int(soundfile.info(file_name(str(cut.recording.sources[0].source))).samplerate)
     except (soundfile.SoundFileError, OSError, TypeError, AttributeError):
         return int(getattr(cut, "sampling_rate", 0) or 0)
