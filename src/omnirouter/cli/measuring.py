@@ -19,7 +19,7 @@ def bench(
     out: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Measure speed on this machine: training steps, recognition, experts, attention, loading.
+    """Measure speed on this machine: training, recognition, experts, loading.
 
     Models have random weights and take turns on the same input; figures are medians. train-step and
     transcribe compare Dense, Switch and Omni of a family, a FastConformer (needs transformers) and
@@ -77,7 +77,7 @@ def plan(
     measured: list[str] | None = None,
     json: bool = False,
 ) -> int:
-    """Predict what a run needs: memory of each device, time of a step by part, days, what binds.
+    """Predict what a run needs: memory, time of a step by part, days, and what binds.
 
     Nothing is trained. Bytes of weights, gradients and optimizer are exact, activations an
     estimate; times are work counted from the recipe over published peak rates, of which a share is
