@@ -47,6 +47,8 @@ def test_loader(repository: Path, tmp_path: Path) -> None:
     assert [row["place"] for row in resumed] == ["start", "middle", "end"]
     assert [row["workers"] for row in loaded] == [0, 1]
     assert all(row["audio_hours_per_s"] > 0 for row in loaded)
+    start = values["epoch_start"]
+    assert isinstance(start, dict) and start["wait_s"] >= 0
 
 
 def test_train_step(repository: Path, tmp_path: Path) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,19 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 
 from omnirouter.audio import num_frames, read_audio
-from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
+from omnirouter.config import AugmentConfig, BadInput, FeatureConfig, OmnirouterError
 from omnirouter.data.batch import Item, ctc_frames, utterance_seed
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.loader import Batch, Deal, Loader, LoaderConfig, Rejected, RejectLog
+from omnirouter.data.loader import (
+    Batch,
+    Deal,
+    Loader,
+    LoaderConfig,
+    Rejected,
+    RejectLog,
+    _PackedSeconds,
+    naming_dead_workers,
+)
 from omnirouter.data.prepare import read_manifest, read_training
 from omnirouter.text import Tokenizer, train_tokenizer
 
@@ -171,6 +184,108 @@ def test_resume_behind_the_last_batch_is_the_next_epoch(corpus: Path) -> None:
     assert (first.epoch, first.index) == (1, 0)
 
 
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Epochs in parts of a few cuts, as those of millions are in parts of many."""
+    monkeypatch.setattr("omnirouter.data.loader.PART_CUTS", 15)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_parts_of_an_epoch_lose_nothing(corpus: Path, shuffle: bool) -> None:
+    """Every utterance once; batches of a part are numbered from the cuts before it on."""
+    loader = make(read_manifest(corpus), None, replace(SHUFFLED, shuffle=shuffle))
+    batches = list(loader.iterate())
+    ids = [name for batch in batches for name in batch.ids]
+    assert len(ids) == len(set(ids)) == len(list(read_manifest(corpus)))
+    numbers = [batch.index for batch in batches]
+    assert numbers == sorted(set(numbers))
+    for part in range(len(ids) // 15 + 1):
+        own = [batch for batch in batches if batch.index // 15 == part]
+        assert [batch.index for batch in own] == list(range(15 * part, 15 * part + len(own)))
+        assert sum(map(len, own)) == min(15, len(ids) - 15 * part)
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_batch_of_every_part_is_a_place_to_resume(corpus: Path, workers: int) -> None:
+    """Also the place behind a part's last batch, of which nobody knows that it is the last."""
+    loader = make(read_manifest(corpus), None, replace(SHUFFLED, workers=workers))
+    stream = loader.iterate(endless=True)
+    whole = [(key(batch), batch.after) for batch in islice(stream, 30)]
+    stream.close()  # type: ignore[attr-defined]
+    for number in range(0, 20, 1 if not workers else 7):
+        stream = loader.iterate(*whole[number][1], endless=True)
+        assert [key(batch) for batch in islice(stream, 4)] == [
+            k for k, _ in whole[number + 1 :][:4]
+        ]
+        stream.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_resume_samples_one_part_at_most(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in earlier parts is read, not sampled."""
+    loader = make(read_manifest(corpus), None, SHUFFLED)
+    last = list(loader.iterate())[-1]
+    seen = []
+    select = _PackedSeconds.select_bucket
+
+    def spy(self: Any, buckets: Any, example: Any) -> Any:
+        seen.append(example.id)
+        return select(self, buckets=buckets, example=example)
+
+    monkeypatch.setattr(_PackedSeconds, "select_bucket", spy)
+    [batch] = loader.iterate(0, last.index)
+    assert batch.ids == last.ids
+    assert len(seen) <= 15
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_next_epoch_is_begun_before_it_is_needed(corpus: Path, workers: int) -> None:
+    """Its buffer fills while batches of the epoch before are still to come: nobody waits for it."""
+    begun = threading.Event()
+
+    class Cuts:
+        """Says when they are asked for a third time: for lengths, the first epoch, the second."""
+
+        is_lazy, asked = True, 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.asked += 1
+            if self.asked == 3:
+                begun.set()
+            return iter(read_manifest(corpus))
+
+    loader = make(CutSet(Cuts()), None, replace(SHUFFLED, workers=workers))
+    stream = loader.iterate(endless=True)
+    assert next(stream).epoch == 0
+    assert begun.wait(60)
+    stream.close()  # type: ignore[attr-defined]
+    assert not loading_threads()
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("index", [10**12, 14])
+def test_a_long_way_to_the_first_batch_can_be_left(corpus: Path, index: int) -> None:
+    """Reading or sampling what came before ends when nobody waits for it any more."""
+    loader = make(read_manifest(corpus), None, replace(SHUFFLED, max_seconds=0.1))
+    first, stop = next(iter(read_manifest(corpus))), threading.Event()
+
+    class Cuts:
+        is_lazy = True
+
+        def __iter__(self) -> Iterator[Any]:
+            for number in count():
+                if number == 10:
+                    stop.set()
+                yield first
+
+    bins = loader._bins
+    loader.cuts = CutSet(Cuts())
+    found = islice(loader._sample(bins, 0, index, True, stop), 1)
+    assert len(list(found)) == (index == 14), "an item may come, of a place on the way"
+
+
 def test_fast_forward_reads_no_audio(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
@@ -290,8 +405,24 @@ def test_errors_of_the_loading_side_arrive(corpus: Path, workers: int) -> None:
     assert not loading_threads()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="torch notices at once on Linux only")
+def test_a_killed_loader_process_is_named(corpus: Path) -> None:
+    """As by a machine that runs out of memory: the run ends, and says what to lower."""
+    loader = make(read_manifest(corpus), None, replace(SHUFFLED, workers=1))
+    with pytest.raises(OmnirouterError, match=r"data\.workers"), naming_dead_workers():
+        stream = loader.iterate(endless=True)
+        next(stream)
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in stream:
+            pass
+    with pytest.raises(RuntimeError, match="something else"), naming_dead_workers():
+        raise RuntimeError("something else")
+
+
 def loading_threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name == "loader"]
+    return [t for t in threading.enumerate() if t.name in ("loader", "sampler")]
 
 
 def test_an_abandoned_iterator_ends_its_thread(corpus: Path) -> None:

@@ -1,26 +1,28 @@
 """Cuts to batches, in an order that an interrupted run can take up again exactly.
 
-lhotse's dynamic bucketing picks the cuts of a batch from their durations alone, here, in one place;
-`batch.py` makes the batch, ahead of the consumer, in a thread or in processes. Batch `index` of
-`epoch` is the same however it is reached.
+lhotse's dynamic bucketing picks the cuts of a batch from their durations alone, here, in one place
+and ahead of need; `batch.py` makes the batch, in a thread or in processes. Batch `index` of `epoch`
+is the same however it is reached. Of an epoch of millions of cuts only the part at hand is sampled
+again for that, the cuts before it are only read.
 """
 
 from __future__ import annotations
 
 import ctypes
 import math
-import queue
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, NamedTuple
 
 import torch
 from lhotse import CutSet
+from lhotse.cut import Cut
 from lhotse.dataset.sampling.base import TimeConstraint
 from lhotse.dataset.sampling.dynamic_bucketing import (
     DynamicBucketingSampler,
@@ -28,15 +30,21 @@ from lhotse.dataset.sampling.dynamic_bucketing import (
 )
 from torch.utils.data import DataLoader
 
-from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
+from omnirouter.config import AugmentConfig, BadInput, FeatureConfig, OmnirouterError
+from omnirouter.data.ahead import ahead, without_collections
 from omnirouter.data.batch import Batch, BatchMaker, Item, LoaderConfig, Rejected, RejectLog
 from omnirouter.text import Tokenizer
 
 __all__ = ["Batch", "Deal", "Loader", "LoaderConfig", "RejectLog", "Rejected"]
 
+# Cuts that are sampled together: what a resume has to sample again at most. Batches are numbered
+# from `part * PART_CUTS` on in each part of an epoch, so that a number says which part it is in.
+PART_CUTS = 200_000
+PART_SEED = 1_000_003  # between the seeds of two parts
 BUFFER_CUTS = 100_000  # held for shuffling and to choose buckets: a manifest has its own order
 BATCHES_PER_BUCKET = 8  # an epoch ends with one partial batch per bucket: keep those rare
 PREFETCH = 3  # batches made ahead of the consumer
+SAMPLED_AHEAD = 64  # batches whose cuts are picked before: hides the filling of the buffer
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -101,40 +109,77 @@ class Loader:
     ) -> Iterator[Batch]:
         """Batches from `index` of `epoch` on: to the end of that epoch, or for ever if `endless`.
 
-        Getting to `index` samples the epoch's metadata again; no audio is read for it. Close the
-        iterator (or drop it) to end the loading behind it. With `deal` these are the batches of one
-        process.
+        Getting to `index` reads the epoch's metadata again, and samples again what lies in the same
+        part of `PART_CUTS` cuts; no audio is read for it. Close the iterator (or drop it) to end
+        the loading behind it. With `deal` these are the batches of one process.
 
         Raises:
             BadInput: there is no utterance, or (if endless and not dealt) a whole epoch was
                 rejected.
         """
-        items = self._sample(self._bins, epoch, index, endless)
+        stop = threading.Event()
+        items = self._sample(self._bins, epoch, index, endless, stop)
         if deal is not None:
             items = deal(items)
         if self.data.workers:
-            batches = _in_workers(self._maker, items, self.data.workers)
+            batches = _in_workers(self._maker, items, self.data.workers, stop)
         else:
-            batches = _in_thread(self._maker, items)
+            batches = _in_thread(self._maker, items, stop)
         return _guard(batches) if endless and deal is None else batches
 
-    def _sample(self, bins: list[float], epoch: int, index: int, endless: bool) -> Iterator[Item]:
+    def cut_batches(self, epoch: int) -> Iterator[list[Cut]]:
+        """What the batches of an epoch are made of; no audio is read."""
+        for item in self._sample(self._bins, epoch, 0, False):
+            yield item.cuts
+
+    def _sample(
+        self,
+        bins: list[float],
+        epoch: int,
+        index: int,
+        endless: bool,
+        stop: threading.Event | None = None,
+    ) -> Iterator[Item]:
+        """What batches are made of, from `index` of `epoch` on; `stop` ends a long way to there."""
         for number in count(epoch) if endless else (epoch,):
-            sampler = DynamicBucketingSampler(
-                self.cuts.data,  # given as a CutSet, one that is not lazy would draw a warning
-                constraint=_PackedSeconds(max_duration=self.data.max_seconds),
-                duration_bins=bins,
-                buffer_size=BUFFER_CUTS,
-                shuffle=self.data.shuffle,
-                seed=self.data.seed,
-                sync_buckets=True,  # without it lhotse 1.33 ends an epoch at the first empty bucket
-                world_size=1,
-                rank=0,
-            )
-            sampler.set_epoch(number)
-            for position, cuts in enumerate(sampler):
-                if number > epoch or position >= index:
-                    yield Item(number, position, list(cuts), after=(number, position + 1))
+            first = index if number == epoch else 0
+            cuts = iter(self.cuts.data)  # not the CutSet: one that is not lazy would draw a warning
+            part = first // PART_CUTS
+            with without_collections():
+                for skipped, _ in enumerate(islice(cuts, part * PART_CUTS)):
+                    if skipped % 1000 == 0 and stop is not None and stop.is_set():
+                        return
+            for begin in count(part * PART_CUTS, PART_CUTS):
+                head = list(islice(cuts, 1))
+                if not head:
+                    break
+                own = chain(head, islice(cuts, PART_CUTS - 1))
+                sampler = self._sampler(own, bins, number, begin // PART_CUTS)
+                batches = enumerate(sampler, begin)
+                with without_collections():
+                    for _ in range(first - begin):
+                        if next(batches, None) is None or (stop is not None and stop.is_set()):
+                            break
+                for position, batch in batches:
+                    yield Item(number, position, list(batch), after=(number, position + 1))
+
+    def _sampler(
+        self, cuts: Iterator[Any], bins: list[float], epoch: int, part: int
+    ) -> DynamicBucketingSampler:
+        """The sampler of a part of an epoch."""
+        sampler = DynamicBucketingSampler(
+            cuts,
+            constraint=_PackedSeconds(max_duration=self.data.max_seconds),
+            duration_bins=bins,
+            buffer_size=BUFFER_CUTS,
+            shuffle=self.data.shuffle,
+            seed=self.data.seed + part * PART_SEED,
+            sync_buckets=True,  # without it lhotse 1.33 ends an epoch at the first empty bucket
+            world_size=1,
+            rank=0,
+        )
+        sampler.set_epoch(epoch)
+        return sampler
 
     @cached_property
     def _bins(self) -> list[float]:
@@ -160,52 +205,56 @@ class _PackedSeconds(TimeConstraint):  # type: ignore[misc]
         return False  # lhotse only asks in order to warn of a batch of one long utterance
 
 
-def _in_thread(maker: BatchMaker, items: Iterator[Item]) -> Iterator[Batch]:
+def _in_thread(maker: BatchMaker, items: Iterator[Item], stop: threading.Event) -> Iterator[Batch]:
     """Batches made ahead by one thread: decoding overlaps with training."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
-    stop = threading.Event()
-
-    def put(result: Batch | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(result, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for item in items:
-                put(maker[item])
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the batches are used
-            put(error)
-
-    thread = threading.Thread(target=work, name="loader", daemon=True)
-    thread.start()
+    ended = threading.Event()
+    picked = ahead(items, SAMPLED_AHEAD, "sampler", stop, until=ended)
     try:
-        while (result := ready.get()) is not None:
-            if isinstance(result, BaseException):
-                raise result
-            yield result
+        yield from ahead((maker[item] for item in picked), PREFETCH, "loader", ended)
     finally:
-        stop.set()
-        thread.join()
+        picked.close()
 
 
-def _in_workers(maker: BatchMaker, items: Iterator[Item], workers: int) -> Iterator[Batch]:
-    """Batches made by processes, in the order of the items, which are drawn in this one."""
-    yield from DataLoader(
-        maker,
-        sampler=items,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=PREFETCH,
-        collate_fn=_unchanged,
-        worker_init_fn=_die_with_parent,
-        generator=torch.Generator(),  # the default one belongs to the training run
-    )
+def _in_workers(
+    maker: BatchMaker, items: Iterator[Item], workers: int, stop: threading.Event
+) -> Iterator[Batch]:
+    """Batches made by processes, in the order of the items, which are drawn in this one.
+
+    The processes are forked before the first item is asked for, and with it the thread begins that
+    draws them: a fork beside a running thread might copy a lock that nobody opens again.
+    """
+    picked = ahead(items, SAMPLED_AHEAD, "sampler", stop)
+    try:
+        yield from DataLoader(
+            maker,
+            sampler=picked,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=PREFETCH,
+            collate_fn=_unchanged,
+            worker_init_fn=_die_with_parent,
+            generator=torch.Generator(),  # the default one belongs to the training run
+        )
+    finally:
+        picked.close()
+
+
+@contextmanager
+def naming_dead_workers() -> Iterator[None]:
+    """Say in one line that a loader process was killed; torch tells it anywhere in the main thread.
+
+    Raises:
+        OmnirouterError: one was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise OmnirouterError(
+            "a loader process was killed (out of memory?): lower data.workers or data.cache_gb, "
+            "then go on with --resume"
+        ) from error
 
 
 def _die_with_parent(worker: int) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch, RejectLog
-from omnirouter.data.loader import Deal
+from omnirouter.data.loader import Deal, naming_dead_workers
 from omnirouter.evaluate.dynamics import Diagnosis
 from omnirouter.evaluate.routing import routing_stats
 from omnirouter.model import CTCEncoder
@@ -148,7 +148,12 @@ class Trainer:
         """Train to the last step, a plateau or an interrupt."""
         progress, batches = self.progress, self.batches()
         began = time.monotonic() - progress.elapsed_s
-        with self.interrupt, closing(batches), self.watch:  # type: ignore[type-var]
+        with (
+            self.interrupt,
+            naming_dead_workers(),
+            closing(batches),  # type: ignore[type-var]
+            self.watch,
+        ):
             while progress.step < self.config.steps:
                 self.step(self.take(batches))
                 progress.elapsed_s = time.monotonic() - began

@@ -3,21 +3,26 @@
     python benchmarks/loader.py            a million cuts (the machine should be idle)
     python benchmarks/loader.py --quick    a few, to see that it runs
 
-The manifest is made on the spot: many lines over a few files of noise, with durations. Three
+The manifest is made on the spot: many lines over a few files of noise, with durations. Four
 questions:
 
 - `throughput`: audio-hours a second against the number of loader processes, reading, decoding and
   augmenting; the first batches, which wait for processes to start, are not counted.
-- `resume`: seconds until the first batch at the beginning, the middle and the end of an epoch. An
-  epoch's metadata is sampled again up to that point, so the end of an epoch is the worst case.
-- `memory`: of this process, in MB, when all cuts of the manifest have gone through the sampler,
-  beside that after the first batch. A manifest is streamed, so it should hardly differ.
+- `resume`: seconds until the first batch at the beginning, the middle and the end of an epoch. Its
+  metadata is read again up to that point, and its part of `PART_CUTS` cuts sampled again, so the
+  end of an epoch is the worst case.
+- `memory`: of this process, in MB, when all cuts of the manifest have gone by, beside that after
+  the first batch. A manifest is streamed, so it should hardly differ.
+- `epoch_start`: how long a consumer that takes a batch every `PACE_S` waits for the first one of
+  an epoch (of at most `EPOCH_CUTS` cuts), whose buffer has to be filled anew, beside other waits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import tempfile
 import time
 from itertools import islice
@@ -28,7 +33,7 @@ import numpy as np
 import soundfile
 
 from omnirouter.config import AugmentConfig, FeatureConfig
-from omnirouter.data.loader import Loader, LoaderConfig
+from omnirouter.data.loader import PART_CUTS, SAMPLED_AHEAD, Loader, LoaderConfig
 from omnirouter.data.prepare import read_training
 from omnirouter.study.bench import timing
 from omnirouter.study.bench.program import options
@@ -36,6 +41,9 @@ from omnirouter.study.bench.program import options
 PACKAGES = ("lhotse", "soundfile", "soxr")
 FILES = 32  # different recordings; lines beyond that name them again
 RATE = 16_000
+EPOCH_CUTS = 25_000  # above the sampler's buffer
+EPOCH_BATCH_S = 60.0  # small batches: making them is not what is asked
+PACE_S = 0.25
 
 
 def write_corpus(folder: Path, cuts: int) -> Path:
@@ -98,12 +106,14 @@ def memory_mb() -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def resume(manifest: Path, batch_s: float, audio_s: float) -> list[dict[str, Any]]:
+def resume(manifest: Path, batch_s: float, cuts: int, cut_s: float) -> list[dict[str, Any]]:
     """Time to the first batch, and memory, at three places of an epoch."""
     loader = loader_of(manifest, batch_s, 0)
-    whole = max(1, int(0.95 * audio_s / batch_s))  # batches an epoch surely has
     found = []
-    for place, index in (("start", 0), ("middle", whole // 2), ("end", whole - 1)):
+    for place, cut in (("start", 0), ("middle", cuts // 2), ("end", cuts - 1)):
+        part = cut // PART_CUTS
+        # batches are not quite full, so a part surely has this many
+        index = part * PART_CUTS + int(0.95 * (cut % PART_CUTS) * cut_s / batch_s)
         began = time.perf_counter()
         stream = loader.iterate(0, index, endless=True)
         next(stream)
@@ -111,6 +121,34 @@ def resume(manifest: Path, batch_s: float, audio_s: float) -> list[dict[str, Any
         stream.close()  # type: ignore[attr-defined]
         found.append({"place": place, "batch": index, "seconds": waited, "memory_mb": memory_mb()})
     return found
+
+
+def epoch_start(folder: Path, cuts: int, batch_s: float, pace_s: float) -> dict[str, Any]:
+    """The wait for the first batch of the second epoch, median and longest of the others."""
+    loader = loader_of(write_corpus(folder, cuts), batch_s, 1)
+    count = sum(1 for _ in loader.cut_batches(0))
+    # the sampler must have begun well before it gets to the next epoch, as in training
+    stream = loader.iterate(0, max(0, count - 2 * SAMPLED_AHEAD), endless=True)
+    waits, first = [], math.nan
+    next(stream)
+    for _ in range(min(count, 2 * SAMPLED_AHEAD) + 3):
+        time.sleep(pace_s)
+        began = time.perf_counter()
+        batch = next(stream)
+        waited = time.perf_counter() - began
+        if batch.epoch == 1 and batch.index == 0:
+            first = waited
+        else:
+            waits.append(waited)
+    stream.close()  # type: ignore[attr-defined]
+    return {
+        "cuts": cuts,
+        "batches": count,
+        "pace_s": pace_s,
+        "wait_s": first,
+        "median_wait_s": statistics.median(waits),
+        "longest_other_wait_s": max(waits),
+    }
 
 
 def parser() -> argparse.ArgumentParser:
@@ -133,17 +171,22 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.quick:
         arguments.cuts, arguments.batch_seconds = 200, 40.0
         arguments.workers, arguments.batches = [0, 1], 3
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = write_corpus(Path(folder), arguments.cuts)
+    batch_s, epoch_batch_s, pace_s = arguments.batch_seconds, EPOCH_BATCH_S, PACE_S
+    if arguments.quick:
+        epoch_batch_s, pace_s = batch_s, 0.01
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        manifest = write_corpus(Path(one), arguments.cuts)
         with manifest.open(encoding="utf-8") as file:
-            audio_s = sum(json.loads(line)["duration"] for line in islice(file, FILES))
-        audio_s *= arguments.cuts / FILES
+            cut_s = statistics.mean(json.loads(line)["duration"] for line in islice(file, FILES))
         return {
             "cuts": arguments.cuts,
-            "batch_seconds": arguments.batch_seconds,
-            "resume": resume(manifest, arguments.batch_seconds, audio_s),
+            "batch_seconds": batch_s,
+            "resume": resume(manifest, batch_s, arguments.cuts, cut_s),
+            "epoch_start": epoch_start(
+                Path(other), min(arguments.cuts, EPOCH_CUTS), epoch_batch_s, pace_s
+            ),
             "throughput": [
-                throughput(manifest, arguments.batch_seconds, workers, arguments.batches)
+                throughput(manifest, batch_s, workers, arguments.batches)
                 for workers in arguments.workers
             ],
         }
@@ -152,7 +195,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def report(values: dict[str, Any]) -> str:
     """A table for each question."""
     tables = []
-    for rows in (values["resume"], values["throughput"]):
+    for rows in (values["resume"], [values["epoch_start"]], values["throughput"]):
         cells = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows]
         tables.append(timing.table(list(rows[0]), cells))
     return "\n\n".join(tables)

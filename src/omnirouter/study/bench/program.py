@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from omnirouter.checkpoint import write_atomically
 from omnirouter.study.bench import timing
+from omnirouter.study.bench.models import SEED
 
 # name: what it asks; the module has the name with `_` for `-`
 BENCHMARKS = {
@@ -90,6 +91,7 @@ def run(
         **timing.machine(parsed.device, module.PACKAGES),
         "allocator_tuned": allocator_tuned,
         "quick": parsed.quick,
+        "seed": SEED,
     }
     values |= module.measure(parsed)
     path = parsed.out or (folder and not parsed.quick and folder / f"{module.stem(parsed)}.json")

@@ -192,7 +192,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "family": arguments.family,
         "dtype": arguments.dtype,
-        "seed": SEED,
         "rounds": arguments.rounds,
         "lengths": [num_frames(len(wave), omni.features) for wave in batch.waveforms],
         "audio_s": audio_s,

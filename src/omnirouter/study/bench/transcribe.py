@@ -220,7 +220,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     audio_s = arguments.seconds * len(waves)
     return {
         "family": arguments.family,
-        "seed": SEED,
         "rounds": arguments.rounds,
         "recordings": len(waves),
         "seconds_each": arguments.seconds,
