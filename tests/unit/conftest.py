@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import uvicorn
 
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import Listening, ModelConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.run import bound
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer, train_tokenizer
 
@@ -100,3 +106,23 @@ def served(checkpoints: dict[str, Checkpoint]) -> list[Served]:
         recogniser = Transcriber(checkpoints[name], listening=Listening(vad="off"))
         found.append(Served(name, recogniser, checkpoints[name].config, created=1))
     return found
+
+
+@pytest.fixture(scope="session")
+def running() -> Callable[[Any], AbstractContextManager[str]]:
+    """Serves an application on the loopback device, in a thread; gives its address."""
+
+    @contextmanager
+    def serving(app: Any) -> Iterator[str]:
+        with bound("127.0.0.1", 0) as opened:
+            server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+            thread.start()
+            while thread.is_alive() and not server.started:
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{opened.getsockname()[1]}"
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+    return serving

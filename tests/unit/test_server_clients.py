@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import httpx2 as httpx
 import openai
 import pytest
 import schemathesis
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
@@ -29,23 +29,15 @@ from omnirouter.serve.http.models import Served
 from omnirouter.serve.http.run import bound
 from omnirouter.serve.http.settings import Access, Limits, own_names
 
+Running = Callable[[Any], AbstractContextManager[str]]
 KEY = "a key of sixteen letters or more"
 
 
 @pytest.fixture(scope="module")
-def address(served: list[Served]) -> Iterator[str]:
-    """A server on the loopback device, in a thread."""
+def address(served: list[Served], running: Running) -> Iterator[str]:
     access = Access(api_key=KEY, hosts=own_names("127.0.0.1"))
-    app = create_app(served, Limits(max_upload_mb=0.5), access)
-    opened = bound("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
-    thread.start()
-    yield f"http://127.0.0.1:{opened.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
-    opened.close()
-    assert not thread.is_alive()
+    with running(create_app(served, Limits(max_upload_mb=0.5), access)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

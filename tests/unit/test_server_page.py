@@ -10,19 +10,17 @@ import base64
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2 as httpx
 import pytest
-import uvicorn
 
 from omnirouter.serve.http.app import create_app
 from omnirouter.serve.http.models import Served
-from omnirouter.serve.http.run import bound
 from omnirouter.serve.http.settings import Access, own_names
 
 if TYPE_CHECKING:
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 WIDTHS = {"desktop": (1200, 900), "phone": (360, 740)}
+Running = Callable[[Any], AbstractContextManager[str]]
 KEY = "a key of sixteen letters or more"
 PATIENCE_MS = 60_000
 
@@ -54,26 +53,17 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def running(models: list[Served], key: str = "") -> Iterator[str]:
-    app = create_app(models, access=Access(api_key=key, hosts=own_names("127.0.0.1")))
-    opened = bound("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
-    thread.start()
-    yield f"http://127.0.0.1:{opened.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
-    opened.close()
+@pytest.fixture(scope="module")
+def address(served: list[Served], running: Running) -> Iterator[str]:
+    with running(create_app(served, access=Access(hosts=own_names("127.0.0.1")))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def address(served: list[Served]) -> Iterator[str]:
-    yield from running(served)
-
-
-@pytest.fixture(scope="module")
-def locked(served: list[Served]) -> Iterator[str]:
-    yield from running(served[:1], KEY)
+def locked(served: list[Served], running: Running) -> Iterator[str]:
+    access = Access(api_key=KEY, hosts=own_names("127.0.0.1"))
+    with running(create_app(served[:1], access=access)) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

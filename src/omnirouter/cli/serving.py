@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omnirouter.serve.http.models import Served
 
 KEY_VARIABLE = "OMNIROUTER_API_KEY"
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "websockets")
 SHORTEST_KEY = 16
 
 

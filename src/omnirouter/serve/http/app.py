@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 import omnirouter
-from omnirouter.serve.http import errors, looking, transcriptions
+from omnirouter.serve.http import errors, live, looking, transcriptions
 from omnirouter.serve.http.engine import Engine
 from omnirouter.serve.http.gate import Gate
 from omnirouter.serve.http.measures import CONTENT_TYPE_LATEST, Measures
@@ -22,8 +22,12 @@ from omnirouter.serve.http.transcriptions import Service
 
 MOST_FIELDS = 64
 WEB = Path(__file__).parent / "web"
-ABOUT = """Speech to text, in the shape of OpenAI's API: its client works with this server's address
-as `base_url`. Errors are `{"error": {"message", "type", "param", "code"}}`."""
+ABOUT = """Speech to text, in the shape of OpenAI's API: its client works with this server's `/v1`
+as `base_url`. Errors are `{"error": {"message", "type", "param", "code"}}`.
+
+Beside what is listed there is a WebSocket, `/v1/audio/stream?model=NAME&sample_rate=16000`, for
+models that stream: 16-bit mono samples as binary messages, at the end `{"type": "end"}`; `update`
+messages with `final` and `partial` words come back, and `done` with the text."""
 
 
 class Health(BaseModel):
@@ -68,6 +72,7 @@ def create_app(
     app.state.service = Service({m.name: m for m in models}, limits, engine, measures)
     app.include_router(transcriptions.router)
     app.include_router(looking.router)
+    app.include_router(live.router)
     _add_facts(app)
     _add_page(app)
     errors.install(app)

@@ -18,6 +18,7 @@ from omnirouter.serve.http.errors import RETRY, Problem
 from omnirouter.serve.http.measures import Measures
 from omnirouter.serve.http.settings import Access, Limits
 
+GONE = 499  # nginx's number for that
 CLOSED = ("/v1/", "/metrics")  # what a key locks; the page and the description are open
 SECURITY = {
     "Content-Security-Policy": (
@@ -52,27 +53,24 @@ class Gate:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
+        socket = scope["type"] == "websocket"
+        work = socket or scope["method"] == "POST"
         problem = self._refusal(Headers(scope=scope), scope["path"])
-        if scope["type"] == "websocket":
-            if problem is None:
-                await self._app(scope, receive, send)
-            else:
-                await send({"type": "websocket.close", "code": 1008, "reason": problem.detail})
-            return
-        answer = _Answer(send)
-        work = scope["method"] == "POST"
-        start = time.monotonic()
         if problem is None and work and self._inside >= self._limits.max_requests:
             problem = Problem(429, "too many requests at a time; try again later", headers=RETRY)
         if problem is None and _declared(scope) > self._limits.body_bytes:
             problem = _too_large(self._limits)
+        answer = _Answer(send)
+        start = time.monotonic()
         self._inside += work
         try:
-            if problem is not None:
-                await problem.response()(scope, receive, answer)
-            else:
-                upload = _Upload(receive, self._limits)
+            if problem is None:
+                upload = receive if socket else _Upload(receive, self._limits)
                 await self._app(scope, upload, answer)
+            elif socket:  # which the server turns into the answer 403
+                await answer({"type": "websocket.close", "code": 1008, "reason": problem.code})
+            else:
+                await problem.response()(scope, receive, answer)
         finally:
             self._inside -= work
             self._measures.request(_route(scope), answer.status, time.monotonic() - start)
@@ -106,7 +104,7 @@ class _Answer:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.status = 499  # if the caller has gone before there was any
+        self.status = GONE  # if the caller has gone before there was any
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -114,6 +112,10 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY.items():
                 headers[name] = value
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+        elif message["type"] == "websocket.close" and self.status == GONE:
+            self.status = 403
         await self._send(message)
 
 

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from omnirouter.config import BadInput, OmnirouterError
 
 BACKLOG = 2048  # connections that wait to be taken
+MESSAGE_BYTES = 2**20  # of a WebSocket's message
 CONNECTIONS = 1024  # at the same time, besides requests at work; any more get 503
 
 
@@ -74,6 +75,7 @@ def run(app: FastAPI, opened: socket.socket, place: Place, most_requests: int) -
         server_header=False,
         backlog=BACKLOG,
         limit_concurrency=CONNECTIONS + most_requests,
+        ws_max_size=MESSAGE_BYTES,
         timeout_graceful_shutdown=max(1, round(place.grace)),
     )
     # uvicorn raises a signal once more when it is done; being told to stop is no failure

@@ -1,0 +1,147 @@
+"""WebSocket /v1/audio/stream: samples as they are spoken, words as they are settled.
+
+The caller sends 16-bit little-endian mono samples as binary messages and `{"type": "end"}` as text;
+the server answers with JSON. For models that stream (`attention_context`). Not in OpenAI's API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from fastapi import APIRouter, WebSocket
+from starlette.websockets import WebSocketDisconnect
+
+from omnirouter.config import BadInput
+from omnirouter.serve.http import answers
+from omnirouter.serve.http.batcher import Stopped
+from omnirouter.serve.http.engine import as_problem, too_long
+from omnirouter.serve.http.errors import Problem, log, unexpected
+from omnirouter.serve.http.models import find
+from omnirouter.serve.http.transcriptions import Service
+from omnirouter.serve.reading import RATES
+from omnirouter.serve.transcript import Word
+
+if TYPE_CHECKING:  # at run time it needs torch, which a server of exported models may lack
+    from omnirouter.serve.streaming import Stream, Update
+
+router = APIRouter()
+
+ROUTE = "/v1/audio/stream"
+PCM_BYTES = 2  # of a sample
+TURN_BYTES = 2**16  # given to the model at a time: others get their turn in between
+REFUSED, FAILED = 1008, 1011  # closing codes of WebSocket (RFC 6455)
+
+Result = TypeVar("Result")
+
+
+@router.websocket(ROUTE)
+async def live(socket: WebSocket) -> None:
+    """Recognise speech while it comes; `model` and `sample_rate` stand in the address."""
+    await socket.accept()
+    try:
+        with suppress(WebSocketDisconnect):
+            await _Live(socket).run()
+    except Problem as problem:
+        await _refuse(socket, problem, FAILED if problem.status_code >= 500 else REFUSED)
+    except Exception:
+        log.exception("a stream failed")
+        await _refuse(socket, unexpected(), FAILED)
+
+
+class _Live:
+    """One stream."""
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self._service: Service = socket.app.state.service
+        self._words: list[Word] = []
+
+    async def run(self) -> None:
+        """From the first sample to the last word."""
+        limits = self._service.limits
+        served = find(self._service.models, self._socket.query_params.get("model", ""))
+        rate = _rate_of(self._socket.query_params.get("sample_rate", ""))
+        try:
+            stream = served.recogniser.stream(rate)
+        except BadInput as error:
+            raise Problem(400, str(error), code="not_streaming", param="model") from error
+        ready = {"type": "ready", "model": served.name, "sample_rate": stream.rate}
+        await self._socket.send_json(ready)
+        left = int(60 * limits.max_minutes * stream.rate) * PCM_BYTES
+        while (data := await self._next(limits.upload_timeout)) is not None:
+            left -= len(data)
+            if left < 0:
+                raise too_long(60 * limits.max_minutes)
+            for first in range(0, len(data), TURN_BYTES):
+                await self._tell(stream, data[first : first + TURN_BYTES])
+        updates = await self._in_turn(stream.finish)
+        await self._send(updates)
+        seconds = round(updates[-1].seconds, 3)
+        self._service.measures.transcribed(served.name, seconds)
+        text = " ".join(word.text for word in self._words)
+        await self._socket.send_json({"type": "done", "text": text, "seconds": seconds})
+        await self._socket.close()
+
+    async def _next(self, timeout: float) -> bytes | None:
+        """The next samples; None at the end."""
+        try:
+            message = await asyncio.wait_for(self._socket.receive(), timeout)
+        except TimeoutError as error:
+            raise Problem(408, f"nothing came for {timeout:g} seconds") from error
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1000))
+        data: bytes | None = message.get("bytes")
+        if data is None and not _is_end(message.get("text") or ""):
+            text = 'a text message can only be {"type": "end"}; samples come as binary messages'
+            raise Problem(400, text, code="invalid_message")
+        return data
+
+    async def _tell(self, stream: Stream, data: bytes) -> None:
+        await self._send(await self._in_turn(lambda: stream.push_pcm(data)))
+
+    async def _in_turn(self, work: Callable[[], Result]) -> Result:
+        """Do something in the thread that owns the models."""
+        try:
+            return await asyncio.wrap_future(self._service.engine.batcher.call(work))
+        except (BadInput, Stopped) as error:
+            raise as_problem(error) from error
+
+    async def _send(self, updates: list[Update]) -> None:
+        for update in updates:
+            self._words += update.final
+            content = {
+                "type": "update",
+                "final": [answers.timed(word).model_dump() for word in update.final],
+                "partial": [answers.timed(word).model_dump() for word in update.partial],
+                "ended": update.ended,
+                "seconds": round(update.seconds, 3),
+            }
+            await self._socket.send_json(content)
+
+
+def _rate_of(text: str) -> int | None:
+    """The rate asked for, in Hz; None for the model's."""
+    if not text:
+        return None
+    if not text.isdecimal() or not RATES[0] <= int(text[:9]) <= RATES[1]:
+        message = f"sample_rate: a whole number of Hz from {RATES[0]} to {RATES[1]}"
+        raise Problem(422, message, code="invalid_value", param="sample_rate")
+    return int(text)
+
+
+def _is_end(text: str) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("type") == "end"
+
+
+async def _refuse(socket: WebSocket, problem: Problem, code: int) -> None:
+    with suppress(RuntimeError, WebSocketDisconnect):  # the caller has gone
+        await socket.send_json(problem.body())
+        await socket.close(code, problem.code)

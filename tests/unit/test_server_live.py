@@ -1,0 +1,230 @@
+"""The WebSocket: words of a stream are those of the whole, and refusals say why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import AttentionContext, FeatureConfig, Listening, ModelConfig
+from omnirouter.model import CTCEncoder
+from omnirouter.serve.http.app import create_app
+from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.settings import Access, Limits, own_names
+from omnirouter.serve.recogniser import LogProbs, Recogniser
+from omnirouter.serve.transcriber import Transcriber
+from omnirouter.text import Tokenizer
+
+HERE = "http://127.0.0.1:8000"
+ROUTE = "/v1/audio/stream"
+STREAM = f"ws://127.0.0.1:8000{ROUTE}"  # the test client forgets its base
+KEY = "a key of sixteen letters or more"
+Running = Callable[[Any], AbstractContextManager[str]]
+END = json.dumps({"type": "end"})
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Tokenizer) -> Transcriber:
+    """A random model that streams."""
+    config = ModelConfig(
+        num_experts=4,
+        dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=tokenizer.vocab_size,
+        positions="rope-local",
+        features=FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80),
+        attention_context=AttentionContext(chunk=8, left=16),
+    )
+    torch.manual_seed(8)  # one that hears many words
+    checkpoint = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("live"))
+    return Transcriber(checkpoint, listening=Listening(vad="off"))
+
+
+@pytest.fixture(scope="module")
+def models(model: Transcriber, served: list[Served]) -> list[Served]:
+    return [Served("live", model, model.checkpoint.config), *served]
+
+
+def opened(models: list[Served], key: str = "", **limits: Any) -> TestClient:
+    access = Access(api_key=key, hosts=own_names("127.0.0.1"))
+    return TestClient(create_app(models, Limits(**limits), access), base_url=HERE)
+
+
+@pytest.fixture(scope="module")
+def client(models: list[Served]) -> Iterator[TestClient]:
+    with opened(models, max_minutes=0.5) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def pcm() -> bytes:
+    """Four seconds of noise that comes and goes."""
+    wave = 3_000 * np.random.default_rng(0).standard_normal(64_000)
+    return (wave * (1 + np.sin(np.arange(64_000) / 900))).astype("<i2").tobytes()
+
+
+def received(socket: Any) -> list[dict[str, Any]]:
+    """Messages up to the last one."""
+    found = []
+    while True:
+        found.append(socket.receive_json())
+        if found[-1].get("type") != "update":
+            return found
+
+
+def refused(client: TestClient, address: str, *messages: bytes | str) -> dict[str, Any]:
+    """The error that a stream ends with."""
+    with client.websocket_connect(address) as socket:
+        for message in messages:
+            socket.send_bytes(message) if isinstance(message, bytes) else socket.send_text(message)
+        found = socket.receive_json()
+        while "error" not in found:
+            found = socket.receive_json()
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    error: dict[str, Any] = found["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert closed.value.reason == error["code"]
+    return error | {"closed": closed.value.code}
+
+
+@pytest.mark.parametrize("size", [1_001, 30_000, 128_000])
+def test_words_are_those_of_the_whole(
+    client: TestClient, model: Transcriber, pcm: bytes, size: int
+) -> None:
+    """Whatever pieces come, also such as end within a sample."""
+    expected = model.transcribe(np.frombuffer(pcm, dtype="<i2"))
+    assert len(expected.words) > 5
+    with client.websocket_connect(f"{STREAM}?model=live") as socket:
+        ready = socket.receive_json()
+        assert ready == {"type": "ready", "model": "live", "sample_rate": 16_000}
+        for first in range(0, len(pcm), size):
+            socket.send_bytes(pcm[first : first + size])
+        socket.send_text(END)
+        *updates, done = received(socket)
+        with pytest.raises(WebSocketDisconnect) as closed:
+            socket.receive_json()
+    assert closed.value.code == 1000
+    words = [word for update in updates for word in update["final"]]
+    assert [word["word"] for word in words] == [word.text for word in expected.words]
+    assert [word["start"] for word in words] == [word.start for word in expected.words]
+    assert done == {"type": "done", "text": expected.text, "seconds": 4.0}
+    assert updates[-1]["partial"] == []
+    assert any(update["partial"] for update in updates)
+
+
+def test_words_come_while_somebody_speaks(client: TestClient, pcm: bytes) -> None:
+    with client.websocket_connect(f"{STREAM}?model=live&sample_rate=8000") as socket:
+        assert socket.receive_json()["sample_rate"] == 8_000
+        socket.send_bytes(pcm)
+        # eight seconds at this rate, a chunk is 0.32 s; the end has not been said
+        updates = [socket.receive_json() for _ in range(24)]
+    assert sum(len(update["final"]) for update in updates) > 5
+    assert [update["seconds"] for update in updates][:2] == [0.32, 0.64]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [
+        ("", "model_not_found"),
+        ("?model=other", "model_not_found"),
+        ("?model=omni", "not_streaming"),
+        ("?model=live&sample_rate=1", "invalid_value"),
+        ("?model=live&sample_rate=fast", "invalid_value"),
+        ("?model=live&sample_rate=99999999999999999999", "invalid_value"),
+    ],
+)
+def test_what_cannot_be_streamed(client: TestClient, query: str, code: str) -> None:
+    error = refused(client, STREAM + query)
+    assert (error["code"], error["closed"]) == (code, 1008)
+
+
+def test_wrong_messages(client: TestClient, pcm: bytes) -> None:
+    for text in ("", "end", "[]", '{"type": "begin"}'):
+        error = refused(client, f"{STREAM}?model=live", pcm[:1000], text)
+        assert (error["code"], error["closed"]) == ("invalid_message", 1008)
+    error = refused(client, f"{STREAM}?model=live", *[bytes(2**19)] * 2)  # 32 s of the 30
+    assert (error["code"], error["closed"]) == ("audio_too_long", 1008)
+    with client.websocket_connect(f"{STREAM}?model=live") as socket:  # an end and nothing before
+        socket.send_text(END)
+        assert received(socket)[-1]["type"] == "ready"
+        assert received(socket)[-1] == {"type": "done", "text": "", "seconds": 0.0}
+
+
+def test_silent_callers_are_sent_away(models: list[Served]) -> None:
+    with opened(models, upload_timeout=0.1) as client:
+        error = refused(client, f"{STREAM}?model=live")
+    assert (error["code"], error["closed"]) == ("upload_timeout", 1008)
+
+
+class Failing(Recogniser):
+    def log_probs(self, waveforms: Any) -> list[LogProbs]:
+        raise AssertionError
+
+    def stream(self, sample_rate: int | None = None) -> Any:
+        raise RuntimeError("/secret/path")
+
+
+def test_failures_say_nothing_of_the_inside(model: Transcriber) -> None:
+    with opened([Served("live", Failing(model.features, model.tokenizer))]) as client:
+        error = refused(client, f"{STREAM}?model=live")
+    assert (error["code"], error["closed"]) == ("internal_error", 1011)
+    assert "secret" not in error["message"]
+
+
+def test_who_may_stream(models: list[Served]) -> None:
+    """Pages of other sites, callers without the key, and too many are closed before they begin."""
+    address = f"{STREAM}?model=live"
+    with opened(models, max_requests=1) as client:
+        for headers in ({"origin": "https://elsewhere.example"}, {"host": "rebound.example"}):
+            with (
+                pytest.raises(WebSocketDisconnect),
+                client.websocket_connect(address, headers=headers),
+            ):
+                pass
+        with client.websocket_connect(address) as socket:
+            socket.receive_json()
+            with pytest.raises(WebSocketDisconnect), client.websocket_connect(address):
+                pass
+        with client.websocket_connect(address, headers={"origin": HERE}) as socket:
+            assert socket.receive_json()["type"] == "ready"
+        text = client.get("/metrics").text
+    assert 'omnirouter_requests_total{route="/v1/audio/stream",status="101"} 2.0' in text
+    with opened(models, KEY) as client:
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect(address):
+            pass
+        headers = {"authorization": f"Bearer {KEY}"}
+        with client.websocket_connect(address, headers=headers) as socket:
+            assert socket.receive_json()["type"] == "ready"
+
+
+def test_over_the_network(
+    models: list[Served], model: Transcriber, pcm: bytes, running: Running
+) -> None:
+    """With another implementation of WebSocket, several streams at the same time."""
+    from websockets.sync.client import connect
+
+    texts: list[str] = []
+
+    def speak(address: str) -> None:
+        with connect(f"{address}{ROUTE}?model=live", open_timeout=60) as socket:
+            for first in range(0, len(pcm), 16_000):
+                socket.send(pcm[first : first + 16_000])
+            socket.send(END)
+            texts.extend(m["text"] for m in map(json.loads, socket) if m["type"] == "done")
+
+    with running(create_app(models)) as address, ThreadPoolExecutor(3) as pool:
+        list(pool.map(speak, [address.replace("http", "ws")] * 3))
+    assert texts == [model.transcribe(np.frombuffer(pcm, dtype="<i2")).text] * 3
