@@ -142,11 +142,11 @@ def test_the_page_shows_what_was_measured(
     repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """docs/performance.md has the figures of benchmarks/results and no others."""
-    path = repository / "benchmarks" / "tabulate.py"
-    spec = importlib.util.spec_from_file_location("tabulate", path)
+    path = repository / "benchmarks" / "performance_page.py"
+    spec = importlib.util.spec_from_file_location("performance_page", path)
     assert spec is not None and spec.loader is not None
-    tabulate = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "tabulate", tabulate)
-    spec.loader.exec_module(tabulate)
-    text = tabulate.PAGE.read_text(encoding="utf-8")
-    assert tabulate.page(text) == text
+    page = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "performance_page", page)
+    spec.loader.exec_module(page)
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.page(text) == text

@@ -1,6 +1,6 @@
 """Writes the tables of docs/performance.md from the result files in benchmarks/results.
 
-    python benchmarks/tabulate.py
+    python benchmarks/performance_page.py
 
 Question: what has been measured, where, and what has not? A result that is not there is named with
 the command that makes it, so that no table can claim more than its file holds.
