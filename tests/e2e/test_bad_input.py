@@ -147,8 +147,11 @@ def test_a_folder_is_no_audio(refuse: Refuse, model: Path, tmp_path: Path) -> No
     assert "without audio files" in refuse("transcribe", folder, "--model", model)
 
 
-def test_no_model_to_transcribe_with(refuse: Refuse, data: Path) -> None:
-    assert "--model DIR" in refuse("transcribe", data / "0.wav")
+def test_no_model_to_transcribe_with(
+    refuse: Refuse, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnirouter.checkpoint.SHIPPED", tmp_path / "nothing")
+    assert "name a checkpoint folder" in refuse("transcribe", data / "0.wav")
 
 
 @pytest.mark.parametrize(

@@ -409,10 +409,11 @@ def test_errors_of_the_loading_side_arrive(corpus: Path, workers: int) -> None:
 def test_a_killed_loader_process_is_named(corpus: Path) -> None:
     """As by a machine that runs out of memory: the run ends, and says what to lower."""
     loader = make(read_manifest(corpus), None, replace(SHUFFLED, workers=1))
+    before = set(multiprocessing.active_children())
     with pytest.raises(OmnirouterError, match=r"data\.workers"), naming_dead_workers():
         stream = loader.iterate(endless=True)
         next(stream)
-        (worker,) = multiprocessing.active_children()
+        (worker,) = set(multiprocessing.active_children()) - before
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
         for _ in stream:

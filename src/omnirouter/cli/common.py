@@ -43,6 +43,19 @@ class Compute:
         return "cuda" if available else "cpu"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running(Compute):
+    """Where and how the model runs.
+
+    Attributes:
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
+        precision: `fp32`, or `bf16` (autocast, float32 weights).
+        batch_seconds: audio in one batch, in seconds.
+    """
+
+    batch_seconds: float = 120.0
+
+
 def require_writable(path: Path) -> None:
     """Find out before the work, not after it, whether a file can be written.
 

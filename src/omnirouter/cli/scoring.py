@@ -5,11 +5,11 @@ from __future__ import annotations
 import json as json_format
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnirouter.cli.common import DONE, Compute, require_writable, status
+from omnirouter.cli.common import DONE, Compute, Running, require_writable, status
 from omnirouter.config import BadInput, LanguageModelConfig
 
 if TYPE_CHECKING:
@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
 MANIFESTS = (".jsonl", ".jsonl.gz")
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running(Compute):
-    """Where and how the model runs.
-
-    Attributes:
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
-        precision: `fp32`, or `bf16` (autocast, float32 weights).
-        batch_seconds: audio in one batch, in seconds.
-    """
-
-    batch_seconds: float = 120.0
 
 
 def evaluate(
