@@ -1,12 +1,15 @@
 """The English model that comes with omnirouter: taken from a run, measured, described.
 
-    python benchmarks/english_model.py take runs/small-english/omni/best
+    python benchmarks/english_model.py words ../shared/speech/text/english.txt words.arpa
+    python benchmarks/english_model.py take runs/small-english/omni/best --language-model words.arpa
     python benchmarks/english_model.py measure --speech ../shared/speech
 
-`take` writes the weights in bfloat16 to src/omnirouter/pretrained/english-small, and a language
-model beside them if one is named. `measure` scores what lies there on every set, greedily and with
-the language model, writes benchmarks/results/english-model.json and, from it, the model card.
-Telephone: the development set through a simulated telephone band with 8-bit mu-law.
+`words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
+modified Kneser-Ney, pruned. `take` writes the weights in bfloat16 to
+src/omnirouter/pretrained/english-small, and a language model beside them if one is named. `measure`
+scores what lies there on every set, greedily and with the language model, writes
+benchmarks/results/english-model.json and, from it, the model card. Telephone: the development set
+through a simulated telephone band with 8-bit mu-law.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -33,6 +37,7 @@ from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
 from omnirouter.evaluate.score import score, score_groups
+from omnirouter.text import clean_text
 
 POCKETSPHINX = {
     "dev": 0.455,
@@ -45,6 +50,8 @@ POCKETSPHINX = {
     "test_keywords": 1.553,
 }
 RATE = 16_000
+IRSTLM = Path("/usr/lib/irstlm/bin")
+PRUNED = "3e-7,3e-6"  # of bigrams and trigrams; larger is smaller
 RESULTS = Path(__file__).parent / "results" / "english-model.json"
 CARD = SHIPPED / "README.md"
 HEADER = """# english-small
@@ -72,8 +79,22 @@ everything beyond read English. Do not use it where an error matters.
 ## Again from the beginning
 
 See the headers of `recipes/small-english/start/omni.yaml` and `recipes/small-english/omni.yaml`,
-then `python benchmarks/english_model.py take ...` and `measure`.
+then `words`, `take` and `measure` of `benchmarks/english_model.py`.
 """
+
+
+def words(text: Path, out: Path) -> None:
+    """Make a trigram model of a text with a sentence on every line."""
+    if not IRSTLM.is_dir():
+        raise SystemExit(f"words: needs IRSTLM in {IRSTLM}: apt-get install irstlm")
+    with tempfile.TemporaryDirectory() as folder:
+        clean, full = Path(folder, "clean.txt"), Path(folder, "full.arpa")
+        lines = (clean_text(line) for line in text.read_text(encoding="utf-8").splitlines())
+        clean.write_text("".join(f"<s> {line} </s>\n" for line in lines if line), encoding="utf-8")
+        estimate = ["tlm", f"-tr={clean}", "-n=3", "-lm=msb", "-bo=no", "-ps=no", f"-o={full}"]
+        prune = ["prune-lm", f"--threshold={PRUNED}", str(full), str(out)]
+        for name, *options in (estimate, prune):
+            subprocess.run([str(IRSTLM / name), *options], check=True)
 
 
 def take(checkpoint: Path, language_model: Path | None) -> None:
@@ -216,6 +237,9 @@ def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("words")
+    making.add_argument("text", type=Path)
+    making.add_argument("out", type=Path)
     taking = commands.add_parser("take")
     taking.add_argument("checkpoint", type=Path)
     taking.add_argument("--language-model", type=Path)
@@ -224,7 +248,9 @@ def main() -> None:
     measuring.add_argument("--lm-weight", type=float, default=LanguageModelConfig.lm_weight)
     measuring.add_argument("--word-score", type=float, default=LanguageModelConfig.word_score)
     given = parser.parse_args()
-    if given.command == "take":
+    if given.command == "words":
+        words(given.text, given.out)
+    elif given.command == "take":
         take(given.checkpoint, given.language_model)
     else:
         search = LanguageModelConfig(
