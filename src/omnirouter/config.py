@@ -584,8 +584,8 @@ class LanguageModelConfig:
 
     language_model: Path | None = None
     lm_words: Path | None = None
-    lm_weight: float = 1.5
-    word_score: float = 0.0
+    lm_weight: float = 1.0
+    word_score: float = 1.0
     beam_size: int = 50
     hot_words: str = ""
     hot_word_score: float = 5.0
