@@ -28,7 +28,7 @@ import soundfile
 import torch
 from lhotse import CutSet
 from numpy.random import default_rng
-from small_english import ANCHOR, TESTS, history, machine
+from small_english import ANCHOR, all_sets, history, machine
 
 from omnirouter.audio import read_audio
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -36,7 +36,7 @@ from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, count
 from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
-from omnirouter.evaluate.score import score, score_groups
+from omnirouter.evaluate.score import score
 from omnirouter.text import clean_text
 
 POCKETSPHINX = {
@@ -131,19 +131,15 @@ def telephone(cuts: CutSet, folder: Path) -> CutSet:
     return read_manifest(manifest)
 
 
-def all_sets(
-    checkpoint: Checkpoint, speech: Path, phone: CutSet, decoder: Decoder | None
-) -> dict[str, Any]:
-    """Figures of every set, and of each corpus of dev."""
-    dev = read_manifest(speech / "dev.jsonl")
-    results = {"dev": score(checkpoint, dev, name="dev", decoder=decoder)}
-    groups = score_groups(checkpoint, dev, group_by="corpus", decoder=decoder)
-    results |= {f"dev/{name}": result for name, result in groups.items()}
-    for name in TESTS:
-        cuts = read_manifest(speech / f"{name}.jsonl")
-        results[name] = score(checkpoint, cuts, name=name, decoder=decoder)
-    results["dev by telephone"] = score(checkpoint, phone, name="telephone", decoder=decoder)
-    return {name: result.to_dict() for name, result in results.items()}
+def every_set(
+    checkpoint: Checkpoint, speech: Path, phone: CutSet, decoder: Decoder | None = None
+) -> dict[str, dict[str, Any]]:
+    """Figures of every set, and of dev by telephone."""
+    by_telephone = score(checkpoint, phone, name="telephone", decoder=decoder)
+    return {
+        **all_sets(checkpoint, speech, decoder),
+        "dev by telephone": by_telephone.to_dict(),
+    }
 
 
 def speed(checkpoint: Checkpoint, speech: Path) -> dict[str, float]:
@@ -221,10 +217,10 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         phone = telephone(read_manifest(speech / "dev.jsonl"), Path(folder))
-        values["greedy"] = all_sets(checkpoint, speech, phone, None)
+        values["greedy"] = every_set(checkpoint, speech, phone)
         if SHIPPED_WORDS.exists():
             decoder = BeamSearch(checkpoint.tokenizer, search)
-            values["language_model"] = all_sets(checkpoint, speech, phone, decoder)
+            values["language_model"] = every_set(checkpoint, speech, phone, decoder)
             values["lm_weight"], values["word_score"] = search.lm_weight, search.word_score
     torch.set_num_threads(1)
     values["rtfx"] = speed(checkpoint, speech)

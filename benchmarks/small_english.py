@@ -24,10 +24,11 @@ from typing import Any
 import torch
 import yaml
 
-from omnirouter.checkpoint import load_checkpoint
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import count_parameters
 from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.score import SetResult, score, score_groups
+from omnirouter.decode import Decoder
+from omnirouter.evaluate.score import score, score_groups
 from omnirouter.train.run import rows_of
 
 ROUTINGS = ("dense", "switch", "omni")
@@ -49,12 +50,6 @@ ANCHOR = {
 def evaluate(run: Path, speech: Path) -> dict[str, Any]:
     """All sets, and each corpus of dev, for the best checkpoint of a run."""
     checkpoint = load_checkpoint(run / "best")
-    dev = read_manifest(speech / "dev.jsonl")
-    results: dict[str, SetResult] = {"dev": score(checkpoint, dev, name="dev")}
-    groups = score_groups(checkpoint, dev, group_by="corpus")
-    results |= {f"dev/{name}": result for name, result in groups.items()}
-    for name in TESTS:
-        results[name] = score(checkpoint, read_manifest(speech / f"{name}.jsonl"), name=name)
     count = count_parameters(checkpoint.config)
     return {
         "command": f"omnirouter train recipes/small-english/{run.name}.yaml",
@@ -62,8 +57,22 @@ def evaluate(run: Path, speech: Path) -> dict[str, Any]:
         "active_parameters": count.active,
         "best_step": checkpoint.meta["step"],
         "runs": history(run),
-        "sets": {name: result.to_dict() for name, result in results.items()},
+        "sets": all_sets(checkpoint, speech),
     }
+
+
+def all_sets(
+    checkpoint: Checkpoint, speech: Path, decoder: Decoder | None = None
+) -> dict[str, dict[str, Any]]:
+    """Figures of every set, and of each corpus of dev."""
+    dev = read_manifest(speech / "dev.jsonl")
+    results = {"dev": score(checkpoint, dev, name="dev", decoder=decoder)}
+    groups = score_groups(checkpoint, dev, group_by="corpus", decoder=decoder)
+    results |= {f"dev/{name}": result for name, result in groups.items()}
+    for name in TESTS:
+        cuts = read_manifest(speech / f"{name}.jsonl")
+        results[name] = score(checkpoint, cuts, name=name, decoder=decoder)
+    return {name: result.to_dict() for name, result in results.items()}
 
 
 def history(run: Path) -> list[dict[str, Any]]:

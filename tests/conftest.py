@@ -6,6 +6,9 @@ Markers `gpu`, `slow` and `network` are off unless `-m` asks for them (see pypro
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 # Before torch is imported, here and in the processes tests start: several of them share the cores.
@@ -36,6 +39,26 @@ def speech() -> Path:
     if not (folder / "dev.jsonl").is_file():
         pytest.skip(f"no real speech in {folder}: set OMNIROUTER_SPEECH to a folder with dev.jsonl")
     return folder
+
+
+@pytest.fixture
+def nobody_left() -> Callable[[str], bool]:
+    """Waits for the end of all processes with an argument."""
+
+    def gone(argument: str, patience_s: float = 60.0) -> bool:
+        """Whether no process with this argument is left after a moment (seen on Linux only)."""
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline:
+            lines = []
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with suppress(OSError):
+                    lines.append(path.read_bytes())
+            if not any(argument.encode() in line for line in lines):
+                return True
+            time.sleep(0.1)
+        return False
+
+    return gone
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

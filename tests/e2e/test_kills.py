@@ -7,7 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -114,21 +114,9 @@ def state(run: Path) -> dict[str, Any]:
     return found
 
 
-def nobody_left(argument: str, patience_s: float = 60.0) -> bool:
-    """Whether no process with this argument is left after a moment."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        lines = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                lines.append(path.read_bytes())
-        if not any(argument.encode() in line for line in lines):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def test_ten_kills_leave_no_trace(config: RunConfig, tmp_path: Path) -> None:
+def test_ten_kills_leave_no_trace(
+    config: RunConfig, tmp_path: Path, nobody_left: Callable[[str], bool]
+) -> None:
     """Losses, order of data, weights, optimizer and generators are those of the undisturbed run.
 
     Two of the kills fall between the process's beginning and its first steps, the others a random

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,20 +111,6 @@ train(pickle.load(open(sys.argv[1], "rb")))
 """  # a process that watched for the moment could miss it on a busy machine
 
 
-def nobody_left(argument: str, patience_s: float = 60.0) -> bool:
-    """Whether no process with this argument is left after a moment (seen on Linux only)."""
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
-        lines = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                lines.append(path.read_bytes())
-        if not any(argument.encode() in line for line in lines):
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def losses(run: Path) -> dict[int, float]:
     return {
         row["step"]: row["ctc"] for row in rows_of(run / "metrics.jsonl") if row["kind"] == "train"
@@ -198,7 +184,9 @@ def test_without_a_development_set_the_last_model_is_the_best(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_kill_and_resume_gives_identical_losses(tmp_path: Path, workers: int) -> None:
+def test_kill_and_resume_gives_identical_losses(
+    tmp_path: Path, workers: int, nobody_left: Callable[[str], bool]
+) -> None:
     """kill -9 in mid-training, then resume: losses and weights are those of an undisturbed run."""
     manifest = write_corpus(tmp_path / "data", repeats=4)
     augment = AugmentConfig(speeds=(0.9, 1.0, 1.1), noise_snr_db=(5, 20), noise_probability=0.5)
