@@ -293,7 +293,8 @@ def extract(
         features: settings.
         device: where the work is done.
         augment: SpecAugment in training, None otherwise.
-        seeds: one per utterance; needed with `augment`.
+        seeds: one per utterance; needed with `augment`. With twice as many the output holds the
+            batch twice, each time masked by its own seeds.
 
     Returns:
         frames_TS float32 on `device`, packed, and lengths_B (int64, CPU) in frames.
@@ -302,6 +303,9 @@ def extract(
         mels_KM, lengths_B = log_mel(waveforms, features, device)
         if mels_KM.shape[0]:
             mels_KM = normalise(mels_KM, lengths_B, features)
+        if seeds is not None and len(seeds) > len(lengths_B):
+            views = len(seeds) // len(lengths_B)
+            mels_KM, lengths_B = mels_KM.repeat(views, 1), lengths_B.repeat(views)
         if augment is not None:
             mels_KM = spec_augment(mels_KM, lengths_B, augment, seeds or ())
         return stack_frames(mels_KM, lengths_B, features)

@@ -489,6 +489,8 @@ class RunConfig:
         load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C); without
             effect on routers that are balanced by construction (hash, base, expert-choice).
         router_losses: further losses on routers.
+        consistency: weight of the disagreement of two views of each utterance, masked (and dropped
+            out) by different draws; 0 runs one view. Two take twice the frames, and memory, of one.
         validate_every: steps between two validations (greedy WER on `data.dev`).
         checkpoint_every: steps between two checkpoints of the training state.
         log_every: steps between two lines of metrics.jsonl.
@@ -513,6 +515,7 @@ class RunConfig:
     load_balance: Literal["paper", "switch"] = "paper"
     load_balance_weight: float = 10.0
     router_losses: RouterLossConfig = field(default_factory=RouterLossConfig)
+    consistency: float = 0.0  # not in paper
     validate_every: int = 5_000
     checkpoint_every: int = 1_000
     log_every: int = 100
@@ -523,11 +526,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         if problem := self.router_losses.problem():
             raise BadInput(problem)
+        if not 0 <= self.consistency < math.inf:
+            raise BadInput(f"consistency: a weight of 0 or more, not {self.consistency}")
         if self.model.streams and self.augment.cape:
             raise BadInput(
                 "augment.cape: a model with an attention_context counts frames from the beginning "
                 "of the stream, which CAPE moves about; set it to false"
             )
+
+    @property
+    def views(self) -> int:
+        """How often every utterance goes through the model in a step."""
+        return 2 if self.consistency else 1
 
 
 @dataclass(frozen=True, kw_only=True)

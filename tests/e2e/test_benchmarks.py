@@ -101,3 +101,18 @@ def test_manifests(repository: Path, tmp_path: Path) -> None:
     wanted = ["prepare", "filter", "split", "iterate", "sample", "tokenizer", "shar", "read-shar"]
     assert [row["step"] for row in steps] == wanted
     assert all(len(row["memory_mb"]) == 10 for row in steps)
+
+
+def test_study(repository: Path, tmp_path: Path) -> None:
+    """Arms are trained, measured and set against the first; a second call trains nothing again."""
+    out = tmp_path / "study.json"
+    size = ["--hours", "0.02", "--steps", "4", "--utterances", "4", "--seeds", "2"]
+    command = [sys.executable, str(repository / "benchmarks" / "study.py"), str(tmp_path / "runs")]
+    command += [*size, "--arms", "Dense", "Omni 2", "--out", str(out)]
+    for trained in ("2 of 4 done", ""):
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        assert trained in said.stderr and bool(trained) == ("done; now" in said.stderr)
+    arms = json.loads(out.read_text(encoding="utf-8"))["arms"]
+    assert list(arms) == ["Dense", "Omni 2"]
+    assert arms["Dense"]["against_interval"] == [0, 0] and not arms["Dense"]["cramers_v"]
+    assert len(arms["Omni 2"]["mean_by_seed"]) == len(arms["Omni 2"]["random_experts"]) == 2

@@ -193,3 +193,15 @@ def test_augmentation_happens_before_stacking() -> None:
     assert gone.any()
     assert (gone == gone[:1, :1]).all()
     assert torch.equal(masked[masked != 0], plain[masked != 0])
+
+
+def test_two_views_are_the_batch_masked_twice() -> None:
+    """Twice as many seeds as utterances: the batch follows itself, each time masked by its own."""
+    rng = np.random.default_rng(1)
+    waves = [rng.standard_normal(n).astype(np.float32) for n in (RATE, RATE // 2)]
+    augment = AugmentConfig(time_masks=1, frequency_masks=1)
+    views, lengths = extract(waves, FeatureConfig(), augment=augment, seeds=[1, 2, 3, 4])
+    one, own = extract(waves, FeatureConfig(), augment=augment, seeds=[1, 2])
+    other, _ = extract(waves, FeatureConfig(), augment=augment, seeds=[3, 4])
+    assert torch.equal(views, torch.cat([one, other]))
+    assert lengths.tolist() == own.tolist() * 2

@@ -107,16 +107,35 @@ def test_losses_on_the_embedding() -> None:
     )
 
 
+def test_two_views_agree_or_pay() -> None:
+    """CTC is the mean over the views; equal views cost nothing more, others their divergence."""
+    config, output = run("omni", consistency=0.5, load_balance_weight=0.0)
+    twice = output._replace(
+        log_probs=output.log_probs.repeat(2, 1), lengths=output.lengths.repeat(2)
+    )
+    same = objective(twice, BATCH, config, 2, 1)
+    assert float(same.loss.detach()) == pytest.approx(nll(output) / 2, rel=1e-6)
+    other_TV = torch.randn(12, 9).log_softmax(dim=-1)
+    views = twice._replace(log_probs=torch.cat([output.log_probs, other_TV]))
+    part = objective(views, BATCH, config, 2, 1)
+    own_TV = output.log_probs.detach()
+    divergence = ((own_TV.exp() - other_TV.exp()) * (own_TV - other_TV)).sum().item() / 2
+    other = output._replace(log_probs=other_TV)
+    ctc = (nll(output) + nll(other)) / 2
+    assert float(part.ctc) == pytest.approx(ctc / 2, rel=1e-6)
+    assert float(part.loss.detach()) == pytest.approx(ctc / 2 + 0.5 * divergence / 2, rel=1e-5)
+
+
 def test_group_numbers() -> None:
     """Values by their place in the list, -1 for any other; nothing for other kinds of routing."""
     model = replace(MODEL, routing="speechmoe2")
-    numbers = group_numbers(BATCH, model)
+    numbers = group_numbers(BATCH, RunConfig(model=model))
     assert numbers is not None
     assert {name: value.tolist() for name, value in numbers.items()} == {
         "domain": [1, -1],
         "accent": [-1, -1],
     }
-    assert group_numbers(BATCH, MODEL) is None
+    assert group_numbers(BATCH, RunConfig(model=MODEL)) is None
 
 
 def alone(counts_RN: Tensor) -> Tensor:

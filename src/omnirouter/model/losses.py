@@ -40,6 +40,21 @@ def ctc_loss(log_probs_TV: Tensor, lengths_B: Tensor, targets: Sequence[Sequence
     )
 
 
+def disagreement(log_probs_TV: Tensor) -> Tensor:
+    """How far two views of the same frames differ, summed over the frames; a scalar.
+
+    The mean of both Kullback-Leibler divergences, each view a fixed target of the other (CR-CTC,
+    Yao et al. 2025).
+
+    Args:
+        log_probs_TV: the frames of one view, then in the same order those of the other.
+    """
+    one, other = log_probs_TV.chunk(2)
+    there = F.kl_div(one, other.detach(), reduction="sum", log_target=True)
+    back = F.kl_div(other, one.detach(), reduction="sum", log_target=True)
+    return (there + back) / 2
+
+
 class Dispatch(NamedTuple):
     """What went to which expert, counted; sums of it over several devices are again one.
 

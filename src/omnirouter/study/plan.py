@@ -117,10 +117,10 @@ def micro_batch_s(run: RunConfig) -> float:
 
 
 def lengths_of(run: RunConfig, setting: Setting, seconds: float) -> list[int]:
-    """Frames of the utterances of so much audio, all of the typical length."""
+    """Frames of the utterances of so much audio, all of the typical length, in every view."""
     utterance_s = min(setting.utterance_s, seconds)
     frames = max(1, round(utterance_s / run.model.features.frame_s))
-    return [frames] * max(1, round(seconds / utterance_s))
+    return [frames] * max(1, round(seconds / utterance_s)) * run.views
 
 
 def chosen_strategy(run: RunConfig, setting: Setting, held: States) -> Strategy:
@@ -174,7 +174,7 @@ def require_fit(run: RunConfig, setting: Setting, held: States, strategy: Strate
     grows = needed["activations"] + needed["working"]
     free = limit - (needed["total"] - grows)
     # utterances are of one length, so memory grows with their number
-    utterances = len(lengths_of(run, setting, seconds))
+    utterances = len(lengths_of(run, setting, seconds)) // run.views
     fitting = math.floor(utterances * free / grows) * setting.utterance_s if free > 0 else 0
     has = f"{kind.name} has {limit / GB:.1f} GB for it"
     if fitting >= min(setting.utterance_s, seconds):

@@ -1,5 +1,8 @@
 """What a step lowers: CTC, the load-balance loss (Eq. 5), and the losses of related routers.
 
+With `consistency` an output holds two views of its batch, one after the other: an utterance's CTC
+is the mean over both.
+
 Also what training does to routers besides gradients: the biases of loss-free balancing.
 """
 
@@ -12,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnirouter.config import ModelConfig, RunConfig
+from omnirouter.config import RunConfig
 from omnirouter.data.batch import Batch
 from omnirouter.model import (
     CTCEncoder,
@@ -23,7 +26,7 @@ from omnirouter.model import (
     load_balance_loss,
 )
 from omnirouter.model.embedding import Embedding
-from omnirouter.model.losses import importance_loss, sparsity_loss, z_loss
+from omnirouter.model.losses import disagreement, importance_loss, sparsity_loss, z_loss
 from omnirouter.model.routing_variants import expert_load, rebalance
 from omnirouter.router_config import BALANCED_BY_FORM, RouterLossConfig
 
@@ -65,10 +68,13 @@ def objective(
     """
     present = float(len(batch) > 0)
     if present:
-        ctc = ctc_loss(output.log_probs, output.lengths, batch.tokens).sum()
+        tokens = batch.tokens * config.views
+        ctc = ctc_loss(output.log_probs, output.lengths, tokens).sum() / config.views
     else:
         ctc = output.log_probs.sum() * 0.0
     loss, uneven = ctc / utterances, ctc.new_zeros(())
+    if present and config.consistency:
+        loss = loss + config.consistency * disagreement(output.log_probs) / utterances
     if output.routings:
         uneven = load_balance_loss(output.routings, config.load_balance, dispatch) * present
         if config.model.routing not in BALANCED_BY_FORM:
@@ -81,7 +87,7 @@ def objective(
     if output.embedding is not None:
         if present:
             extra = _on_embedding(output.embedding, output.lengths, batch, config)
-            loss = loss + extra / utterances
+            loss = loss + extra / (config.views * utterances)
         else:
             logits = (output.embedding.log_probs_TV, *output.embedding.group_logits.values())
             loss = loss + sum(x.sum() for x in logits) * 0.0
@@ -105,12 +111,12 @@ def _on_routings(routings: Sequence[Routing], weights: RouterLossConfig) -> Tens
 def _on_embedding(
     embedding: Embedding, lengths_B: Tensor, batch: Batch, config: RunConfig
 ) -> Tensor | float:
-    """Summed over utterances."""
+    """Summed over utterances and views."""
     total: Tensor | float = 0.0
     if config.router_losses.embedding:
-        nll_B = ctc_loss(embedding.log_probs_TV, lengths_B, batch.tokens)
+        nll_B = ctc_loss(embedding.log_probs_TV, lengths_B, batch.tokens * config.views)
         total = total + config.router_losses.embedding * nll_B.sum()
-    numbers = group_numbers(batch, config.model) or {}
+    numbers = group_numbers(batch, config) or {}
     if config.router_losses.groups:
         for name, logits_BG in embedding.group_logits.items():
             wanted_B = numbers[name].to(logits_BG.device)
@@ -119,22 +125,24 @@ def _on_embedding(
     return total
 
 
-def group_numbers(batch: Batch, config: ModelConfig) -> dict[str, Tensor] | None:
+def group_numbers(batch: Batch, config: RunConfig) -> dict[str, Tensor] | None:
     """Numbers of the utterances' domains and accents, int64 [B] by field; None if not asked for.
+
+    With several views B counts every one.
 
     A value that `model.router` does not list counts as unknown.
     """
-    if config.routing != "speechmoe2":
+    if config.model.routing != "speechmoe2":
         return None
     return {
         name: torch.tensor(
             [
                 known.index(fields[name]) if fields.get(name) in known else UNKNOWN
-                for fields in batch.groups
+                for fields in batch.groups * config.views
             ],
             dtype=torch.int64,
         )
-        for name, known in config.router.groups.items()
+        for name, known in config.model.router.groups.items()
     }
 
 

@@ -107,6 +107,7 @@ class Stepper:
         if not waveforms:
             waveforms = [np.zeros(int(SILENCE_S * features.sample_rate), dtype=np.float32)]
             seeds = [0]
+        seeds = views_of(seeds, self.config.views)
         frames_TS, lengths_B = extract(
             waveforms,
             features,
@@ -120,7 +121,7 @@ class Stepper:
             lengths_B,
             positions_T=positions_T,
             skip=dropped,
-            groups=group_numbers(batch, self.config.model) if len(batch) else None,
+            groups=group_numbers(batch, self.config) if len(batch) else None,
         )
 
     def dispatch(self, batch: Batch, output: EncoderOutput) -> Dispatch | None:
@@ -137,3 +138,8 @@ class Stepper:
         rng = np.random.default_rng((self.config.seed, number))
         draws = rng.random(self.config.model.num_layers)
         return {i for i, draw in enumerate(draws) if draw < self.config.model.layer_drop}
+
+
+def views_of(seeds: list[int], views: int) -> list[int]:
+    """Seeds [views * B] of that many views of a batch; the first one's are the batch's own."""
+    return [seed + (view << 63) for view in range(views) for seed in seeds]
