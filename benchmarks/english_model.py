@@ -1,7 +1,7 @@
 """The English model that comes with omnirouter: taken from a run, measured, described.
 
     python benchmarks/english_model.py words ../shared/speech/text/english.txt words.arpa
-    python benchmarks/english_model.py take runs/small-english/omni/best --language-model words.arpa
+    python benchmarks/english_model.py take runs/mine/best --language-model words.arpa
     python benchmarks/english_model.py measure --speech ../shared/speech
 
 `words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
@@ -78,7 +78,7 @@ everything beyond read English. Do not use it where an error matters.
 
 ## Again from the beginning
 
-See the headers of `recipes/small-english/start/omni.yaml` and `recipes/small-english/omni.yaml`,
+See the headers of `omni.yaml` in `recipes/small-english/start`, `long` and `finish`, in this order,
 then `words`, `take` and `measure` of `benchmarks/english_model.py`.
 """
 
