@@ -1,0 +1,102 @@
+"""Word error rates of pocketsphinx with its own English model on every set of the real speech.
+
+Question: how far is a small neural model from a classical recogniser with a large language model?
+
+    pip install -c constraints.txt pocketsphinx
+    python benchmarks/sphinx.py runs/pocketsphinx --speech ../shared/speech
+
+Recognised utterances are kept in the folder, so a killed run goes on. When all are there it writes
+benchmarks/results/pocketsphinx.json, which `english_model.py measure` sets beside our model. It
+works at 3 to 5 times real time on a core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from small_english import TESTS, machine
+
+from omnirouter.audio import read_audio
+from omnirouter.data.processes import in_parallel, shown
+from omnirouter.metrics import edit_counts, rate_of_counts
+
+RATE = 16_000
+AT_ONCE = 100  # utterances between two writes
+RESULTS = Path(__file__).parent / "results" / "pocketsphinx.json"
+
+
+@lru_cache(maxsize=1)
+def decoder() -> Any:
+    """The bundled US English model, loaded once in each process."""
+    import pocketsphinx
+
+    return pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
+
+
+def recognise(path: str) -> str:
+    """The words of a file."""
+    samples = np.asarray(read_audio(path, RATE))
+    pcm = (samples.clip(-1, 1) * 32767).astype("<i2").tobytes()
+    sphinx = decoder()
+    sphinx.start_utt()
+    sphinx.process_raw(pcm, full_utt=True)
+    sphinx.end_utt()
+    found = sphinx.hyp()
+    return "" if found is None else str(found.hypstr)
+
+
+def hypotheses(rows: list[dict[str, Any]], speech: Path, kept: Path) -> list[str]:
+    """Of every utterance, those in the file `kept` first."""
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    texts = [str(json.loads(line)) for line in lines]
+    with kept.open("a", encoding="utf-8") as file:
+        while len(texts) < len(rows):
+            part = rows[len(texts) : len(texts) + AT_ONCE]
+            paths = [str(speech / row["audio_filepath"]) for row in part]
+            new = list(shown(in_parallel(recognise, paths), len(paths), progress=True))
+            file.write("".join(json.dumps(text) + "\n" for text in new))
+            file.flush()
+            texts += new
+    return texts
+
+
+def rate(rows: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
+    """WER with its interval."""
+    errors, words = edit_counts([row["text"] for row in rows], texts)
+    found = rate_of_counts(errors, words)
+    return {
+        "wer": found.rate,
+        **{k: v for k, v in asdict(found).items() if k != "rate"},
+        "utterances": len(rows),
+    }
+
+
+def main() -> None:
+    """Recognise what is missing, score, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, Any] = {}
+    for name in ("dev", *TESTS):
+        lines = (given.speech / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        texts = hypotheses(rows, given.speech, given.folder / f"{name}.jsonl")
+        sets[name] = rate(rows, texts)
+        if name == "dev":
+            for corpus in sorted({row["corpus"] for row in rows}):
+                own = [i for i, row in enumerate(rows) if row["corpus"] == corpus]
+                sets[f"dev/{corpus}"] = rate([rows[i] for i in own], [texts[i] for i in own])
+    RESULTS.write_text(json.dumps({**machine(), "sets": sets}, indent=2) + "\n", encoding="utf-8")
+    print("\n".join(f"{name} {100 * row['wer']:.1f}" for name, row in sets.items()))
+
+
+if __name__ == "__main__":
+    main()
