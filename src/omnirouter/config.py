@@ -1,18 +1,21 @@
 """Configuration: what a model, its input and a training run are, as frozen dataclasses.
 
-Imports only its own part `router_config` and no torch, so that every other room may read it.
-Constants of the paper (arXiv 2507.05724) stand here once, with their section; a value the paper
-does not give is marked `not in paper`. Sizes: D `dim`, F `ffn_dim`, H `num_heads`, N `num_experts`,
-L `num_layers`, V `vocab_size`, S `input_dim`.
+Imports no torch and only its own parts, so that every other room may read it: `router_config`, and
+`use_config` and `errors`, which everything else imports through this one. Constants of the paper
+(arXiv 2507.05724) stand here once, with their section; a value the paper does not give is marked
+`not in paper`. Sizes: D `dim`, F `ffn_dim`, H `num_heads`, N `num_experts`, L `num_layers`, V
+`vocab_size`, S `input_dim`.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
+# `X as X` marks what other rooms import from here
+from omnirouter.errors import BadInput as BadInput
+from omnirouter.errors import OmnirouterError as OmnirouterError
 from omnirouter.router_config import (
     ONE_ROUTER,
     WHOLE_UTTERANCE,
@@ -20,21 +23,13 @@ from omnirouter.router_config import (
     RouterLossConfig,
     Routing,
 )
+from omnirouter.use_config import SHIPPED as SHIPPED
+from omnirouter.use_config import SHIPPED_WORDS as SHIPPED_WORDS
+from omnirouter.use_config import LanguageModelConfig as LanguageModelConfig
+from omnirouter.use_config import Listening as Listening
+from omnirouter.use_config import SharConfig as SharConfig
 
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
-SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
-SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
-
-
-class OmnirouterError(Exception):
-    """A failure the user can act on: the message is one line that names what to change.
-
-    The command line prints it and ends with exit status 1.
-    """
-
-
-class BadInput(OmnirouterError, ValueError):
-    """An argument, file or recipe is wrong; the command line ends with exit status 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -538,79 +533,6 @@ class RunConfig:
     def views(self) -> int:
         """How often every utterance goes through the model in a step."""
         return 2 if self.consistency else 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class SharConfig:
-    """How archives of audio are made.
-
-    Attributes:
-        audio: `flac` keeps 16 bits a sample as they are; `opus` is several times smaller and loses
-            something.
-        shard_size: utterances in one archive.
-    """
-
-    audio: Literal["flac", "opus"] = "flac"
-    shard_size: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.shard_size < 1:
-            raise BadInput(f"shard-size: at least 1, not {self.shard_size}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listening:
-    """How audio is taken apart and batched.
-
-    Attributes:
-        vad: leave out what is no speech: `silero`; `off`; or `auto`, silero where it is installed.
-        batch_seconds: audio that goes through the model together, in seconds.
-    """
-
-    vad: Literal["auto", "silero", "off"] = "auto"
-    batch_seconds: float = 120.0
-
-    def __post_init__(self) -> None:
-        if not self.batch_seconds > 0:
-            raise BadInput(f"batch_seconds: more than 0 seconds, not {self.batch_seconds:g}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig:
-    """Beam search with a word n-gram model.
-
-    Only words the language model knows (and hot words) can be recognised with it.
-
-    Attributes:
-        language_model: n-gram model, an ARPA file or KenLM's binary form; `english` for the one
-            that comes with omnirouter; none if not given.
-        lm_words: its words, one per line; needed with a binary model, which does not tell them.
-        lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
-        word_score: added for each word; higher gives more, shorter words.
-        beam_size: hypotheses kept.
-        hot_words: words to favour, separated by commas; also words the language model lacks.
-        hot_word_score: added for each of them.
-    """
-
-    language_model: Path | None = None
-    lm_words: Path | None = None
-    lm_weight: float = 1.0
-    word_score: float = 1.0
-    beam_size: int = 50
-    hot_words: str = ""
-    hot_word_score: float = 5.0
-
-    def __post_init__(self) -> None:
-        if self.beam_size < 1:
-            raise BadInput(f"beam_size: at least 1, not {self.beam_size}")
-        if self.lm_weight <= 0:
-            raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
-        if self.hot_words and self.language_model is None:
-            raise BadInput("hot_words: they need a language model; give --language-model FILE")
-        if self.language_model == Path("english") and not self.language_model.exists():
-            if not SHIPPED_WORDS.exists():
-                raise BadInput("language_model: none comes with this installation; name a file")
-            object.__setattr__(self, "language_model", SHIPPED_WORDS)
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
 WORST = 30.0  # below the best hypothesis, in nats: what the beam search drops
+# The search keeps Python's other threads waiting; after so many frames they get their turn.
+STEP = 25
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> Alignment | 
 class BeamSearch:
     """Decodes one utterance at a time with flashlight-text's lexicon decoder and a KenLM model.
 
+    Several threads may call it at once; they wait for each other.
+
     Args:
         tokenizer: spells the words.
         config: the language model and its weights.
@@ -214,15 +219,15 @@ class BeamSearch:
         self._decoder = decoder.LexiconDecoder(
             options, self._trie, self._lm, BLANK, BLANK, -1, none, False
         )
+        self._alone = Lock()  # the decoder holds the hypotheses of one utterance
 
     def __call__(self, log_probs_TV: NDArray[np.float32]) -> Hypothesis:
         """The best hypothesis for one utterance [T, V]."""
         emissions = np.ascontiguousarray(log_probs_TV, dtype=np.float32)
-        frames, pieces = emissions.shape
         empty = Hypothesis((), "", (), float(emissions[:, BLANK].sum()))
-        if not frames:
+        if not len(emissions):
             return empty
-        found = self._decoder.decode(emissions.ctypes.data, frames, pieces)
+        found = self._search(emissions)
         if not found:
             return empty
         path = [token for token in found[0].tokens if token >= 0]
@@ -235,6 +240,17 @@ class BeamSearch:
         if aligned is None or not ids:
             return empty
         return Hypothesis(ids, self._tokenizer.decode(ids), aligned.peak, aligned.score)
+
+    def _search(self, emissions: NDArray[np.float32]) -> Any:
+        """What the decoder finds, best first."""
+        pieces = emissions.shape[1]
+        with self._alone:
+            self._decoder.decode_begin()
+            for first in range(0, len(emissions), STEP):
+                step = emissions[first : first + STEP]
+                self._decoder.decode_step(step.ctypes.data, len(step), pieces)
+            self._decoder.decode_end()
+            return self._decoder.get_all_final_hypothesis()
 
 
 def _words_of(model: Path, listed: Path | None) -> list[str]:

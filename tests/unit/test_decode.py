@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omnirouter.config import BLANK, BadInput, LanguageModelConfig
-from omnirouter.decode import BeamSearch, align, greedy
+from omnirouter.decode import STEP, BeamSearch, align, greedy
 from omnirouter.text import Tokenizer, train_tokenizer
 
 
@@ -182,6 +184,34 @@ def test_hot_words_are_favoured_even_if_unknown(letters: Tokenizer, arpa: Path) 
     assert (plain(sounds).text, hot(sounds).text) == ("play the song", "play the sing")
     only = heard(letters, ("play the song", 1.0))
     assert hot(only).text == "play the song"
+
+
+def test_long_sounds_are_searched_as_a_whole(letters: Tokenizer, arpa: Path) -> None:
+    """The search goes by steps; a word that two of them share is heard like any other."""
+    search = BeamSearch(letters, LanguageModelConfig(language_model=arpa))
+    text = " ".join(["play the song"] * 9)
+    sounds = heard(letters, (text, 1.0))
+    assert len(sounds) > 4 * STEP
+    for silence in range(5):  # so that steps end at several places of a word
+        assert search(np.concatenate([*[sounds[:1]] * silence, sounds])).text == text
+
+
+@pytest.mark.parametrize("hot_words", ["", "sing"])
+def test_threads_may_share_a_search(letters: Tokenizer, arpa: Path, hot_words: str) -> None:
+    """It holds one utterance's hypotheses, which another thread must not get into."""
+    search = BeamSearch(letters, LanguageModelConfig(language_model=arpa, hot_words=hot_words))
+    rng = np.random.default_rng(0)
+    noise = [rng.standard_normal((n, letters.vocab_size)) for n in range(80, 200, 10)]
+    sounds = [torch.from_numpy(x).log_softmax(-1).numpy() for x in noise]
+    alone = [search(x) for x in sounds]
+    assert len({found.ids for found in alone}) > 6
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(search, sounds)) == alone
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_the_words_of_a_model_may_be_listed(letters: Tokenizer, arpa: Path) -> None:

@@ -69,6 +69,7 @@ class Network:
 def serve(
     compute: Compute,
     listening: Listening,
+    search: LanguageModelConfig,
     limits: Limits,
     network: Network,
     *,
@@ -78,11 +79,13 @@ def serve(
     """Serve models to OpenAI clients and browsers, by default on this machine only.
 
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
-    of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it.
+    of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it. A language
+    model decodes files only: streams over the WebSocket go without it.
 
     Args:
         compute: where to run.
         listening: how audio is taken apart and batched.
+        search: beam search with a language model, the same for all models.
         limits: what the server takes on.
         network: where it listens.
         model: checkpoint folder, such as best/ of a run, an export, or org/name on the Hugging Face
@@ -103,7 +106,9 @@ def serve(
     access = network.access()
     opened = bound(network.host, network.port)
     try:
-        models = [_served(name, place, compute, listening) for name, place in places.items()]
+        models = [
+            _served(name, place, compute, listening, search) for name, place in places.items()
+        ]
         app = create_app(models, limits, access)
         if network.host not in LOOPBACK and not access.api_key:
             show.note(
@@ -120,7 +125,9 @@ def serve(
     return DONE
 
 
-def _served(name: str, place: str, compute: Compute, listening: Listening) -> Served:
+def _served(
+    name: str, place: str, compute: Compute, listening: Listening, search: LanguageModelConfig
+) -> Served:
     from omnirouter.cli.transcription import recogniser_of
     from omnirouter.serve import voice
     from omnirouter.serve.http.models import Served
@@ -130,7 +137,7 @@ def _served(name: str, place: str, compute: Compute, listening: Listening) -> Se
     if listening.vad == "silero" and not voice.available():
         raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
     path = fetch(place) if is_hub_name(place) else Path(place)
-    recogniser = recogniser_of(path, compute, listening, LanguageModelConfig())
+    recogniser = recogniser_of(path, compute, listening, search)
     config = None
     if not isinstance(recogniser, OnnxTranscriber):
         config = recogniser.checkpoint.config  # type: ignore[attr-defined]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import soxr
@@ -81,6 +82,12 @@ class Recogniser(ABC):
             BadInput: the model cannot stream.
         """
         raise BadInput("model: an exported model cannot stream; give the checkpoint it was made of")
+
+    def without_decoder(self) -> Self:
+        """The same model, decoded by the best path; the two share all else."""
+        plain = copy(self)
+        plain.decoder = None
+        return plain
 
     def transcribe(
         self,

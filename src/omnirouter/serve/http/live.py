@@ -1,7 +1,8 @@
 """WebSocket /v1/audio/stream: samples as they are spoken, words as they are settled.
 
 The caller sends 16-bit little-endian mono samples as binary messages and `{"type": "end"}` as text;
-the server answers with JSON. For models that stream (`attention_context`). Not in OpenAI's API.
+the server answers with JSON. For models that stream (`attention_context`); they are decoded by the
+best path, whatever decodes files. Not in OpenAI's API.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
@@ -33,6 +34,7 @@ router = APIRouter()
 ROUTE = "/v1/audio/stream"
 PCM_BYTES = 2  # of a sample
 TURN_BYTES = 2**16  # given to the model at a time: others get their turn in between
+NO_LANGUAGE_MODEL = "the language model was ignored: a stream is decoded by the best path"
 REFUSED, FAILED = 1008, 1011  # closing codes of WebSocket (RFC 6455)
 
 Result = TypeVar("Result")
@@ -66,10 +68,12 @@ class _Live:
         served = find(self._service.models, self._socket.query_params.get("model", ""))
         rate = _rate_of(self._socket.query_params.get("sample_rate", ""))
         try:
-            stream = served.recogniser.stream(rate)
+            stream = served.recogniser.without_decoder().stream(rate)
         except BadInput as error:
             raise Problem(400, str(error), code="not_streaming", param="model") from error
-        ready = {"type": "ready", "model": served.name, "sample_rate": stream.rate}
+        ready: dict[str, Any] = {"type": "ready", "model": served.name, "sample_rate": stream.rate}
+        if served.recogniser.decoder is not None:
+            ready["notices"] = [NO_LANGUAGE_MODEL]
         await self._socket.send_json(ready)
         left = int(60 * limits.max_minutes * stream.rate) * PCM_BYTES
         while (data := await self._next(limits.upload_timeout)) is not None:

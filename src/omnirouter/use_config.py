@@ -1,0 +1,88 @@
+"""Configuration of use: how a model hears and decodes, and how archives of audio are made.
+
+A part of `config.py`, which everything else imports it through.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omnirouter.errors import BadInput
+
+SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
+SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharConfig:
+    """How archives of audio are made.
+
+    Attributes:
+        audio: `flac` keeps 16 bits a sample as they are; `opus` is several times smaller and loses
+            something.
+        shard_size: utterances in one archive.
+    """
+
+    audio: Literal["flac", "opus"] = "flac"
+    shard_size: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise BadInput(f"shard-size: at least 1, not {self.shard_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listening:
+    """How audio is taken apart and batched.
+
+    Attributes:
+        vad: leave out what is no speech: `silero`; `off`; or `auto`, silero where it is installed.
+        batch_seconds: audio that goes through the model together, in seconds.
+    """
+
+    vad: Literal["auto", "silero", "off"] = "auto"
+    batch_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        if not self.batch_seconds > 0:
+            raise BadInput(f"batch_seconds: more than 0 seconds, not {self.batch_seconds:g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Beam search with a word n-gram model.
+
+    Only words the language model knows (and hot words) can be recognised with it.
+
+    Attributes:
+        language_model: n-gram model, an ARPA file or KenLM's binary form; `english` for the one
+            that comes with omnirouter; none if not given.
+        lm_words: its words, one per line; needed with a binary model, which does not tell them.
+        lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
+        word_score: added for each word; higher gives more, shorter words.
+        beam_size: hypotheses kept.
+        hot_words: words to favour, separated by commas; also words the language model lacks.
+        hot_word_score: added for each of them.
+    """
+
+    language_model: Path | None = None
+    lm_words: Path | None = None
+    lm_weight: float = 1.0
+    word_score: float = 1.0
+    beam_size: int = 50
+    hot_words: str = ""
+    hot_word_score: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.beam_size < 1:
+            raise BadInput(f"beam_size: at least 1, not {self.beam_size}")
+        if self.lm_weight <= 0:
+            raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
+        if self.hot_words and self.language_model is None:
+            raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        if self.language_model == Path("english") and not self.language_model.exists():
+            if not SHIPPED_WORDS.exists():
+                raise BadInput("language_model: none comes with this installation; name a file")
+            object.__setattr__(self, "language_model", SHIPPED_WORDS)
