@@ -19,7 +19,7 @@ from lhotse import CutSet
 from omnirouter.audio import AudioError
 from omnirouter.cli import main
 from omnirouter.config import BadInput, FeatureConfig, OmnirouterError, SharConfig
-from omnirouter.data import cut_audio, shar_export
+from omnirouter.data import cut_audio, shar, shar_export
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.cuts import SplitReport, prepare_manifests
 from omnirouter.data.loader import Loader, LoaderConfig
@@ -207,6 +207,17 @@ def test_training_reads_shards_and_resumes_in_them(
         reads.clear()
         list(loader(cuts).iterate(0, last.index))
         assert len(reads) == len(last), "a resume reads no audio"
+
+
+def test_shards_that_are_passed_are_not_opened(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = read_training([str(pack(corpus, tmp_path / "out").path)])
+    whole = list(cuts)
+    walk, opened = shar._members, []
+    monkeypatch.setattr(shar, "_members", lambda path: [opened.append(path.name), walk(path)][1])
+    assert list(cuts.data.passing(3)) == [None] * 3 + whole[3:]
+    assert opened == ["recording.000001.tar", "recording.000002.tar"]
 
 
 def test_texts_globs_and_folders(corpus: Path, tmp_path: Path) -> None:
