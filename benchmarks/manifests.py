@@ -150,7 +150,7 @@ def pieces(folder: Path, cuts: int, watch: Watch) -> None:
 
 def shar(folder: Path, cuts: int, watch: Watch) -> None:
     """Pack into FLAC."""
-    export_shar(prepared(folder), folder / "shar", SharConfig(), watch)
+    export_shar(prepared(folder), folder / "shar", SharConfig(workers=1), watch)
 
 
 def read_shar(folder: Path, cuts: int, watch: Watch) -> None:

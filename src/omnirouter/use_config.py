@@ -23,12 +23,17 @@ class SharConfig:
         audio: `flac` keeps 16 bits a sample as they are; `opus` is several times smaller and loses
             something.
         shard_size: utterances in one archive.
+        workers: processes that read and encode audio; as many as there are cores if not given. The
+            archives are the same from any number.
     """
 
     audio: Literal["flac", "opus"] = "flac"
     shard_size: int = 1000
+    workers: int | None = None
 
     def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise BadInput(f"workers: at least 1, not {self.workers}")
         if self.shard_size < 1:
             raise BadInput(f"shard-size: at least 1, not {self.shard_size}")
 

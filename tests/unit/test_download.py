@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import tarfile
 import threading
@@ -160,6 +161,18 @@ def test_a_part_of_another_version_is_thrown_away(server: Server, tmp_path: Path
     assert (tmp_path / "a.bin").read_bytes() == DATA
 
 
+@pytest.mark.parametrize("kind", ["md5", "sha256"])
+def test_checksums_of_both_kinds_are_compared(server: Server, tmp_path: Path, kind: str) -> None:
+    server.files["a.bin"] = DATA
+    address = server.url("a.bin")
+    wrong = Remote(url=address, unpack=False, **{kind: hashlib.new(kind, b"other").hexdigest()})
+    with pytest.raises(OmnirouterError, match="wrong checksum"):
+        download([wrong], tmp_path)
+    right = Remote(url=address, unpack=False, **{kind: hashlib.new(kind, DATA).hexdigest()})
+    download([right], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     with pytest.raises(OmnirouterError, match="wrong checksum, removed; download it again"):
         download([plain(server, checksum=md5(b"other"))], tmp_path)
@@ -283,7 +296,11 @@ def test_every_corpus_that_says_so_can_be_downloaded() -> None:
         files = remotes(name)
         assert len({(file.folder, file.name) for file in files}) == len(files)
         assert all(file.url.startswith("https://") for file in files)
-        assert all(len(file.md5) in (0, 32) for file in files)
+        for file in files:
+            assert re.fullmatch("([0-9a-f]{32})?", file.md5)
+            assert re.fullmatch("([0-9a-f]{64})?", file.sha256)
+    checked = {n for n in DOWNLOADABLE if any(f.md5 or f.sha256 for f in remotes(n))}
+    assert set(DOWNLOADABLE) - checked == {"chime6", "fleurs", "voxpopuli"}
 
 
 def test_prepare_downloads(

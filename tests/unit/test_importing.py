@@ -231,6 +231,28 @@ def test_broken_annotations_are_one_line(src: Path, tmp_path: Path) -> None:
         prepare_corpus("chime6", src, tmp_path / "out")
 
 
+def test_chime6_as_its_archives_unpack(src: Path, tmp_path: Path) -> None:
+    """Transcripts of all parts are one archive, the audio of each part is another."""
+    TREES.TREES["chime6"](src)
+    unpacked = src / "CHiME6_eval" / "CHiME6" / "audio"
+    unpacked.parent.mkdir(parents=True)
+    (src / "CHiME6" / "audio").rename(unpacked)
+    words = src / "transcriptions" / "transcriptions"
+    words.parent.mkdir()
+    (src / "CHiME6" / "transcriptions").rename(words)
+    shutil.copytree(words / "eval", words / "dev")
+    (src / "CHiME6").rmdir()
+    [report], notes = prepare_corpus("chime6", src, tmp_path / "out")
+    assert (report.split, report.utterances) == ("eval", len(EXPECTED["chime6"]["eval"]))
+    assert notes == [f"{src}: CHiME-6's dev has transcripts but no audio; left out"]
+    for cut in CutSet.from_jsonl_lazy(report.path):
+        [source] = cut.recording.sources
+        assert Path(source.source).parent == unpacked / "eval"
+    shutil.rmtree(unpacked)
+    with pytest.raises(BadInput, match=r"holds no part with transcriptions/<part>/S\*\.json and"):
+        prepare_corpus("chime6", src, tmp_path / "again")
+
+
 def test_ami_annotations_may_be_zipped(src: Path, tmp_path: Path) -> None:
     TREES.TREES["ami"](src)
     notes = src / "ami_public_manual_1.6.2"

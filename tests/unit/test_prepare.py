@@ -16,7 +16,7 @@ from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data import prepare
-from omnirouter.data.manifest import utterance
+from omnirouter.data.manifest import Manifest, utterance
 from omnirouter.data.prepare import UniqueIds, read_manifest, read_manifests, read_training
 
 
@@ -98,6 +98,34 @@ def test_ids_are_kept_apart_beyond_what_fits_in_memory_at_once() -> None:
     database.close()
     with pytest.raises(OmnirouterError, match="set SQLITE_TMPDIR to a folder with space"):
         prepare._times_seen(database, "x")
+
+
+def test_cuts_that_are_passed_are_not_made_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the order of manifests that take turns nor the numbers of repeated ids."""
+    names = ["a", "b", "a", "c", "b", "a"]
+    short = write(
+        tmp_path / "short.jsonl", [{k: r[k] for k in r if k != "duration"} for r in rows(*names)]
+    )
+    CutSet.from_cuts(utterance(Path("x.wav"), "x", id=n, duration=1.0) for n in names).to_file(
+        tmp_path / "cuts.jsonl.gz"
+    )
+    for name in set(names):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(4000), 8000)
+    for training in (
+        read_training([str(short)]),
+        read_training([str(short), str(tmp_path / "cuts.jsonl.gz")], [2, 1]),
+        read_manifests([str(tmp_path / "*.jsonl*")]),
+    ):
+        whole = list(training)
+        for count in (0, 1, 4, len(whole), len(whole) + 1):
+            passed = list(training.data.passing(count))
+            assert passed == [None] * min(count, len(whole)) + whole[count:]
+    opened: list[Path] = []
+    monkeypatch.setattr(Manifest, "_file_duration", lambda self, path: opened.append(path) or 0.5)
+    assert len([cut for cut in read_manifest(short).data.passing(4) if cut is not None]) == 2
+    assert [path.name for path in opened] == ["b.wav", "a.wav"]
 
 
 def test_globs_are_sorted(tmp_path: Path) -> None:

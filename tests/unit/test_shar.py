@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
 import os
 import tarfile
 from itertools import islice
@@ -18,7 +19,7 @@ from lhotse import CutSet
 from omnirouter.audio import AudioError
 from omnirouter.cli import main
 from omnirouter.config import BadInput, FeatureConfig, OmnirouterError, SharConfig
-from omnirouter.data import cut_audio
+from omnirouter.data import cut_audio, shar, shar_export
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.cuts import SplitReport, prepare_manifests
 from omnirouter.data.loader import Loader, LoaderConfig
@@ -135,6 +136,44 @@ def test_packing_what_is_packed_changes_nothing(corpus: Path, tmp_path: Path) ->
     assert pack(first.path, tmp_path / "opus", audio="opus").utterances == 5
 
 
+@pytest.fixture
+def awkward(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Utterances to leave out, whose places in the shards others take, and repeated ids."""
+    monkeypatch.setattr(shar_export, "ALONE", 1)
+    monkeypatch.setattr(shar_export, "CHUNK", 2)
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    gone = {"audio_filepath": "gone.wav", "text": "x"}
+    return write(corpus, [gone, *rows[:3], gone, *rows[3:], rows[0], gone])
+
+
+def test_several_processes_pack_the_same_archives(awkward: Path, tmp_path: Path) -> None:
+    def packed(workers: int) -> tuple[dict[str, Any], dict[str, bytes]]:
+        out = tmp_path / str(workers)
+        report = pack(awkward, out, workers=workers).to_dict()
+        assert report.pop("cuts") == str(out / "train")
+        files = {p.name: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        # the head of a gzip file has the time
+        return report, {n: gzip.decompress(b) if n.endswith("gz") else b for n, b in files.items()}
+
+    alone = packed(1)
+    assert (alone[0]["utterances"], alone[0]["rejected"]) == (6, {"missing audio": 3})
+    assert alone[0]["repeated_ids"] > 0
+    assert len(alone[1]) == 7
+    assert packed(2) == alone
+
+
+@pytest.mark.slow
+def test_several_processes_end_with_an_interrupted_call(awkward: Path, tmp_path: Path) -> None:
+    def interrupted(done: float) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_shar(awkward, tmp_path / "out", SharConfig(workers=2), interrupted)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert multiprocessing.active_children() == []
+
+
 # --- wherever a manifest can be given ---
 
 
@@ -168,6 +207,17 @@ def test_training_reads_shards_and_resumes_in_them(
         reads.clear()
         list(loader(cuts).iterate(0, last.index))
         assert len(reads) == len(last), "a resume reads no audio"
+
+
+def test_shards_that_are_passed_are_not_opened(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = read_training([str(pack(corpus, tmp_path / "out").path)])
+    whole = list(cuts)
+    walk, opened = shar._members, []
+    monkeypatch.setattr(shar, "_members", lambda path: [opened.append(path.name), walk(path)][1])
+    assert list(cuts.data.passing(3)) == [None] * 3 + whole[3:]
+    assert opened == ["recording.000001.tar", "recording.000002.tar"]
 
 
 def test_texts_globs_and_folders(corpus: Path, tmp_path: Path) -> None:
@@ -342,6 +392,7 @@ def test_the_command_packs_and_tells(
     for arguments, problem in (
         (command, "is there already"),
         ([*command[:5], "--shard-size", "0"], "shard-size: at least 1, not 0"),
+        ([*command[:5], "--workers", "0"], "workers: at least 1, not 0"),
         (["shar", "gone.jsonl", str(out)], "gone.jsonl: no such manifest"),
     ):
         assert main(arguments) == 2

@@ -15,8 +15,8 @@ NOTES = 5  # shown of those on what was left out
 def corpora(*, json: bool = False) -> int:
     """List the corpora that `prepare` knows: licence, hours, size, how to get each.
 
-    Hours and sizes are the publishers', rounded, or reckoned from hours and sample rate; a dash
-    stands where they depend on the release.
+    Hours and sizes are the publishers', rounded, or reckoned from hours and sample rate; those of
+    Common Voice are of release 27.0. A dash stands where they are not known.
 
     Args:
         json: print a JSON list, with the layout each must have and where the figures come from.

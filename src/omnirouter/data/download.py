@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
@@ -39,13 +40,15 @@ class Remote:
 
     Attributes:
         url: where it is.
-        md5: its checksum in hexadecimal; empty where the publisher gives none.
+        md5: its checksum in hexadecimal; empty if none is known.
+        sha256: another, likewise.
         folder: where it belongs, relative to the corpus's folder.
         unpack: whether it is an archive whose contents are wanted.
     """
 
     url: str
     md5: str = ""
+    sha256: str = ""
     folder: str = ""
     unpack: bool = True
 
@@ -122,7 +125,8 @@ def fetch(remote: Remote, folder: Path, add: Callable[[int], None]) -> Path:
                 ) from error
             time.sleep(wait)
             wait *= 2
-    if remote.md5 and _md5(part) != remote.md5:
+    checksums = {"md5": remote.md5, "sha256": remote.sha256}
+    if any(known and _digest(part, kind) != known for kind, known in checksums.items()):
         part.unlink()
         raise OmnirouterError(f"{remote.url}: wrong checksum, removed; download it again")
     part.replace(path)
@@ -209,9 +213,10 @@ def _require_space(folder: Path, needed: int) -> None:
         )
 
 
-def _md5(path: Path) -> str:
+def _digest(path: Path, kind: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        make = partial(hashlib.new, kind, usedforsecurity=False)
+        return hashlib.file_digest(file, make).hexdigest()
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -25,6 +26,10 @@ from lhotse.utils import fastcopy
 from omnirouter.data.manifest import utterance
 
 Splits = dict[str, Iterable[Cut]]
+
+# Where CHiME-6's parts lie, in `CHiME6` or as OpenSLR's archives unpack.
+CHIME6_WORDS = ("transcriptions", "CHiME6/transcriptions", "transcriptions/transcriptions")
+CHIME6_AUDIO = ("audio", "CHiME6/audio", "CHiME6_{part}/CHiME6/audio")
 
 
 class WrongLayout(Exception):
@@ -67,9 +72,31 @@ def chime6(src: Path, work: Path) -> Splits:
     """CHiME-6, the binaural microphones that speakers wear (as Whisper was evaluated)."""
     from lhotse.recipes import prepare_chime6
 
-    root = _root(src, "CHiME6", has=("transcriptions/*/*.json",))
-    parts = [p for p in ("train", "dev", "eval") if (root / "transcriptions" / p).is_dir()]
-    return _splits(prepare_chime6(root, dataset_parts=parts, mic="ihm", normalize_text="none"))
+    real: dict[str, str] = {}  # where the folders are that lhotse is shown
+    parts = []
+    for part in ("train", "dev", "eval"):
+        words = _first(src, "S*.json", *(f"{place}/{part}" for place in CHIME6_WORDS))
+        if words is None:
+            continue
+        places = (f"{place.format(part=part)}/{part}" for place in CHIME6_AUDIO)
+        audio = _first(src, "S*_P*.wav", *places)
+        if audio is None:  # often only some parts were fetched; all transcripts are one archive
+            logging.warning("%s: CHiME-6's %s has transcripts but no audio; left out", src, part)
+            continue
+        for name, folder in (("transcriptions", words), ("audio", audio)):
+            link = work / name / part
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(folder.absolute(), target_is_directory=True)
+            real[str(link)] = str(folder.absolute())
+        parts.append(part)
+    if not parts:
+        raise WrongLayout("part with transcriptions/<part>/S*.json and audio/<part>/S*_P*.wav")
+    manifests = prepare_chime6(work, dataset_parts=parts, mic="ihm", normalize_text="none")
+    splits = _splits(manifests)
+    for part, cuts in splits.items():
+        shown = str(work / "audio" / part)
+        splits[part] = [_moved(cut, shown, real[shown]) for cut in cuts]
+    return splits
 
 
 def tedlium(src: Path, work: Path) -> Splits:
@@ -283,10 +310,17 @@ def _recordings(manifests: Mapping[str, Mapping[str, Any]]) -> Splits:
 
 
 def _moved(cut: Cut, old: str, new: str) -> Cut:
-    """The cut with its file under another folder."""
-    (source,) = cut.recording.sources
-    source = fastcopy(source, source=source.source.replace(old, new, 1))
-    return fastcopy(cut, recording=fastcopy(cut.recording, sources=[source]))
+    """The cut with its files under another folder."""
+    if cut.recording is None:
+        return cut
+    sources = [fastcopy(s, source=s.source.replace(old, new, 1)) for s in cut.recording.sources]
+    return fastcopy(cut, recording=fastcopy(cut.recording, sources=sources))
+
+
+def _first(src: Path, pattern: str, *names: str) -> Path | None:
+    """The first folder in `src` that holds a file of the pattern."""
+    folders = (src / name for name in names)
+    return next((folder for folder in folders if next(folder.glob(pattern), None)), None)
 
 
 def _root(src: Path, *names: str, has: tuple[str, ...]) -> Path:

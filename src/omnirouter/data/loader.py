@@ -3,7 +3,7 @@
 lhotse's dynamic bucketing picks the cuts of a batch from their durations alone, here, in one place
 and ahead of need; `batch.py` makes the batch, in a thread or in processes. Batch `index` of `epoch`
 is the same however it is reached. Of an epoch of millions of cuts only the part at hand is sampled
-again for that, the cuts before it are only read.
+again for that; of the cuts before it only the ids are read.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig, OmnirouterError
 from omnirouter.data.ahead import ahead, without_collections
 from omnirouter.data.batch import Batch, BatchMaker, Item, LoaderConfig, Rejected, RejectLog
+from omnirouter.data.prepare import UniqueIds
 from omnirouter.text import Tokenizer
 
 __all__ = ["Batch", "Deal", "Loader", "LoaderConfig", "RejectLog", "Rejected"]
@@ -143,8 +144,8 @@ class Loader:
         """What batches are made of, from `index` of `epoch` on; `stop` ends a long way to there."""
         for number in count(epoch) if endless else (epoch,):
             first = index if number == epoch else 0
-            cuts = iter(self.cuts.data)  # not the CutSet: one that is not lazy would draw a warning
             part = first // PART_CUTS
+            cuts = _passing(self.cuts, part * PART_CUTS)
             with without_collections():
                 for skipped, _ in enumerate(islice(cuts, part * PART_CUTS)):
                     if skipped % 1000 == 0 and stop is not None and stop.is_set():
@@ -193,6 +194,12 @@ class Loader:
         if buckets < 2:
             return [math.inf]  # lhotse wants a boundary; everything is below this one
         return [float(b) for b in estimate_duration_buckets(cuts, num_buckets=buckets)]
+
+
+def _passing(cuts: CutSet, count: int) -> Iterator[Cut | None]:
+    """All cuts; the first `count` are only counted, and need not be made for that."""
+    data = cuts.data  # not the CutSet: one that is not lazy would draw a warning
+    return data.passing(count) if isinstance(data, UniqueIds) else iter(data)
 
 
 class _PackedSeconds(TimeConstraint):  # type: ignore[misc]

@@ -9,9 +9,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
@@ -89,6 +90,18 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
+class Entry(NamedTuple):
+    """An utterance of a manifest before anybody needs its cut, which takes longer than its id.
+
+    Attributes:
+        id: of the cut.
+        cut: makes it; called once, and before the next entry is asked for.
+    """
+
+    id: str
+    cut: Callable[[], Cut]
+
+
 class Manifest:
     """One manifest file: checked when made, cuts when iterated, `len` in utterances."""
 
@@ -108,15 +121,16 @@ class Manifest:
         return self.count
 
     def __iter__(self) -> Iterator[Cut]:
+        return (entry.cut() for entry in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """The cuts, not made yet; no audio file is opened for those that are never made."""
         for number, row in self._rows():
             if "audio_filepath" in row:
-                yield self._cut(row)
-                continue
-            try:
-                yield deserialize_item(row)
-            except (KeyError, TypeError, ValueError, AssertionError) as error:
-                reason = f"{type(error).__name__}: {error}"
-                raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
+                id = _id(row)
+                yield Entry(id, partial(self._cut, id, row))
+            else:
+                yield Entry(str(row.get("id")), partial(self._lhotse_cut, number, row))
 
     def ids(self) -> Iterator[str]:
         """Ids of lhotse cuts, as they stand in the file."""
@@ -151,19 +165,24 @@ class Manifest:
         except (OSError, EOFError) as error:  # a folder, no permission, broken gzip data
             raise BadInput(f"{self.path}: cannot be read ({error})") from error
 
-    def _cut(self, row: dict[str, Any]) -> MonoCut:
+    def _lhotse_cut(self, number: int, row: dict[str, Any]) -> Cut:
+        try:
+            return deserialize_item(row)
+        except (KeyError, TypeError, ValueError, AssertionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
+
+    def _cut(self, id: str, row: dict[str, Any]) -> MonoCut:
         audio = self.path.parent / row["audio_filepath"]
         start = float(row.get("offset") or 0.0)
         duration = row.get("duration")
         if duration is None:
             duration = max(0.0, self._file_duration(audio) - start)
-        name = str(Path(row["audio_filepath"]).with_suffix("")) + (f"@{start:g}" if start else "")
-        identity = name if row.get("id") is None else str(row["id"])
         speaker = row.get("speaker")
         return utterance(
             audio,
             row["text"] or "",
-            id=identity,
+            id=id,
             start=start,
             duration=duration,
             speaker=None if speaker is None else str(speaker),
@@ -177,6 +196,14 @@ class Manifest:
             except (soundfile.SoundFileError, OSError):
                 self.durations[audio] = 0.0
         return self.durations[audio]
+
+
+def _id(row: dict[str, Any]) -> str:
+    """Of a JSONL utterance: its own, or one made of the audio's path and the offset."""
+    if row.get("id") is not None:
+        return str(row["id"])
+    start = float(row.get("offset") or 0.0)
+    return str(Path(row["audio_filepath"]).with_suffix("")) + (f"@{start:g}" if start else "")
 
 
 def _texts(row: dict[str, Any]) -> Iterator[str]:

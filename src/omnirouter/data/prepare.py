@@ -12,6 +12,7 @@ import glob
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from lhotse.lazy import LazyIteratorMultiplexer
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.manifest import Manifest
+from omnirouter.data.manifest import Entry, Manifest
 from omnirouter.data.shar import SharManifest, is_shar
 
 AnyManifest = Manifest | SharManifest
@@ -89,7 +90,7 @@ def read_training(patterns: Sequence[str], weights: Sequence[int] = ()) -> CutSe
             copies += [open_manifest(path)] * weight
     if len(copies) < 2:
         return CutSet(UniqueIds(*copies))
-    return CutSet(UniqueIds(LazyIteratorMultiplexer(*copies, weights=[len(c) for c in copies])))
+    return CutSet(UniqueIds(_Interleaved(copies)))
 
 
 def find_manifests(pattern: str) -> list[Path]:
@@ -116,6 +117,41 @@ def open_manifest(path: Path) -> AnyManifest:
     return SharManifest(path) if is_shar(path) else Manifest(path)
 
 
+class _Interleaved:
+    """Manifests drawn from at random, each in proportion to its length; the same on every reading.
+
+    Args:
+        manifests: two at least.
+    """
+
+    def __init__(self, manifests: Sequence[AnyManifest]) -> None:
+        self.manifests = manifests
+
+    def __iter__(self) -> Iterator[Cut]:
+        return (entry.cut() for entry in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """The cuts, not made yet."""
+        weights = [len(manifest) for manifest in self.manifests]
+        return iter(LazyIteratorMultiplexer(*map(_Entries, self.manifests), weights=weights))
+
+
+class _Entries:
+    """The entries of cuts, for what wants to iterate; those of cuts that have none are made."""
+
+    def __init__(self, cuts: Iterable[Cut]) -> None:
+        self.cuts = cuts
+
+    def __iter__(self) -> Iterator[Entry]:
+        if isinstance(self.cuts, Manifest | SharManifest | _Interleaved):
+            return self.cuts.entries()
+        return (Entry(cut.id, partial(_itself, cut)) for cut in self.cuts)
+
+
+def _itself(cut: Cut) -> Cut:
+    return cut
+
+
 class UniqueIds:
     """Iterates over cuts of several sources and marks repeated ids.
 
@@ -130,6 +166,13 @@ class UniqueIds:
         self.repeated = 0
 
     def __iter__(self) -> Iterator[Cut]:
+        return (cut for cut in self.passing(0) if cut is not None)
+
+    def passing(self, count: int) -> Iterator[Cut | None]:
+        """The cuts, but None in place of the first `count`, which are read and not made.
+
+        Their ids count as seen, so that all that follow are as if they had been made.
+        """
         self.repeated = 0
         # "" is a file without a name that SQLite writes to once its cache is full; whoever drops
         # the iterator, in whatever thread, closes it
@@ -137,10 +180,14 @@ class UniqueIds:
             seen.execute("PRAGMA journal_mode = OFF")
             seen.execute("PRAGMA synchronous = OFF")
             seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
-            for cut in chain.from_iterable(self.sources):
-                copy = _times_seen(seen, cut.id)
+            for number, entry in enumerate(chain.from_iterable(map(_Entries, self.sources))):
+                copy = _times_seen(seen, entry.id)
                 self.repeated += copy > 1
-                yield cut if copy == 1 else fastcopy(cut, id=f"{cut.id}#{copy}")
+                if number < count:
+                    yield None
+                    continue
+                cut = entry.cut()
+                yield cut if copy == 1 else fastcopy(cut, id=f"{entry.id}#{copy}")
 
 
 def _times_seen(seen: sqlite3.Connection, id: str) -> int:

@@ -10,15 +10,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
 from omnirouter.config import BadInput, OmnirouterError
+
+CHUNK = 16  # items handed to a worker together
+AHEAD = 3  # chunks for each worker that are under way or wait to be taken
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,16 +35,20 @@ def available_cores() -> int:
 
 
 def in_parallel(
-    make: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+    make: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int | None = None,
+    chunk: int = CHUNK,
 ) -> Iterator[Result]:
-    """Yield `make(item)` in the order of the items.
+    """Yield `make(item)` in the order of the items, which are asked for as they are needed.
 
     A script that calls this with several workers needs the usual `if __name__ == "__main__":`.
 
     Args:
         make: a function of a module (processes import it), or a partial of one.
-        items: what can be pickled.
+        items: what can be pickled, any number of them.
         workers: processes; the number of available cores if not given, 1 works in this process.
+        chunk: items handed over together; `AHEAD` times as many are held for each worker.
 
     Raises:
         BadInput: fewer than one worker.
@@ -52,14 +61,25 @@ def in_parallel(
         yield from map(make, items)
         return
     executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    pending: deque[Future[list[Result]]] = deque()
+    left = iter(items)
     try:
-        yield from executor.map(make, items, chunksize=16)
+        while some := list(islice(left, chunk)):
+            pending.append(executor.submit(_make_each, make, some))
+            if len(pending) >= AHEAD * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
     except BrokenProcessPool as error:
         raise OmnirouterError(
-            "a process that made speech was killed (out of memory?); call again with fewer workers"
+            "a worker process was killed (out of memory?); call again with fewer workers"
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _make_each(make: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    return [make(item) for item in items]
 
 
 def _start_worker() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from lhotse.cut import Cut
 
 from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import Member
-from omnirouter.data.manifest import Manifest
+from omnirouter.data.manifest import Entry, Manifest
 
 EMPTY = "nodata"  # the kind of member that stands for a cut without audio
 
@@ -58,16 +59,28 @@ class SharManifest:
         return sum(len(cuts) for cuts, _ in self.shards)
 
     def __iter__(self) -> Iterator[Cut]:
+        return (entry.cut() for entry in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """The cuts, not made yet; no archive is opened for shards of which none is ever made."""
         for cuts, archive in self.shards:
-            for cut, member in zip(cuts, _located(cuts, archive), strict=True):
-                if member is not None:
-                    cut.recording.sources[0].source = str(member)
-                yield cut
+            located = enumerate(_located(cuts, archive))  # begins when it is first asked
+            for place, entry in enumerate(cuts.entries()):
+                yield Entry(entry.id, partial(_with_audio, entry, place, located))
 
     def texts(self) -> Iterator[str]:
         """Transcripts alone, a supervision each, in the order of the cuts."""
         for cuts, _ in self.shards:
             yield from cuts.texts()
+
+
+def _with_audio(entry: Entry, place: int, located: Iterator[tuple[int, Member | None]]) -> Cut:
+    """The cut, with the place of its audio: the one of this number, those before it are passed."""
+    cut = entry.cut()
+    member = next(member for number, member in located if number == place)
+    if member is not None:
+        cut.recording.sources[0].source = str(member)
+    return cut
 
 
 def _located(cuts: Manifest, archive: Path) -> Iterator[Member | None]:

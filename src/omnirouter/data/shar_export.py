@@ -1,16 +1,23 @@
 """Writing lhotse's Shar: cuts and their audio in shards of tar archives, by lhotse's own writer.
 
 A folder of a million small files is slow to copy and to list; a thousand archives are not. Only the
-stretch of audio that a cut covers is written.
+stretch of audio that a cut covers is written. Several processes read and encode, this one writes:
+which shard an utterance goes to depends on all before it, for those that cannot be used have no
+place in any.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
@@ -30,14 +37,19 @@ from omnirouter.data.cuts import (
 )
 from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import UniqueIds, open_manifest
+from omnirouter.data.processes import in_parallel
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+ALONE = 64  # utterances packed by this process before others are worth their start
+CHUNK = 4  # utterances handed over together; they may be hours long
 
 
 def export_shar(
     src: Path, out: Path, config: SharConfig, progress: Progress | None = None
 ) -> list[SplitReport]:
     """Turn manifests into Shar folders, `out/<split>`, one for each.
+
+    A script that packs with several workers needs the usual `if __name__ == "__main__":`.
 
     Args:
         src: a manifest, or a folder of manifests.
@@ -48,7 +60,7 @@ def export_shar(
     Raises:
         BadInput: nothing to read, a folder that is there already, or a split without a usable
             utterance.
-        OmnirouterError: the folder cannot be written to.
+        OmnirouterError: the folder cannot be written to, or a worker was killed.
     """
     manifests = [open_manifest(path) for path in manifests_of(src)]
     for manifest in manifests:
@@ -77,7 +89,7 @@ def write_shar(
 
     Raises:
         BadInput: no utterance can be used.
-        OmnirouterError: the folder cannot be written to.
+        OmnirouterError: the folder cannot be written to, or a worker was killed.
     """
     report = SplitReport(split, out / split)
     listed, part = out / f"rejected_{split}.jsonl", out / f".{split}.part"
@@ -86,17 +98,17 @@ def write_shar(
         shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
         part.mkdir(parents=True)
         try:
-            fields = {"recording": config.audio}
+            unique = UniqueIds(cuts)
             with (
-                SharWriter(part, fields, config.shard_size, warn_unused_fields=False) as writer,
+                _writer(part, config) as writer,
                 rejects.open("w", encoding="utf-8") as lines,
+                closing(_pack_all(unique, config)) as all_packed,
             ):
-                unique = UniqueIds(cuts)
-                for cut in unique:
-                    _sort_out(cut, writer, config, report, lines)
+                for packed in all_packed:
+                    _sort_out(packed, writer, report, lines)
                     if progress is not None:
                         progress(report.utterances + report.rejected.total())
-                report.repeated_ids = unique.repeated
+            report.repeated_ids = unique.repeated
             if report.rejected:
                 rejects.replace(listed)
             if report.utterances:
@@ -112,39 +124,94 @@ def write_shar(
     return report
 
 
-def _sort_out(
-    cut: Cut, writer: SharWriter, config: SharConfig, report: SplitReport, lines: TextIO
-) -> None:
+def _writer(folder: Path, config: SharConfig) -> SharWriter:
+    fields = {"recording": config.audio}
+    return SharWriter(folder, fields, config.shard_size, warn_unused_fields=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """An utterance on its way into a shard, or the reason why it goes into none.
+
+    Attributes:
+        id: of the cut.
+        reason: empty if it can be used.
+        seconds: its audio.
+        members: for the archive: name, content, whether it counts for the size of a shard.
+        cut: for the list of cuts.
+    """
+
+    id: str
+    reason: str = ""
+    seconds: float = 0.0
+    members: tuple[tuple[str, bytes, bool], ...] = ()
+    cut: dict[str, Any] | None = None
+
+
+def _sort_out(packed: _Packed, writer: SharWriter, report: SplitReport, lines: TextIO) -> None:
+    """Write an utterance to the shards, or its reason to the list."""
+    if packed.reason:
+        report.rejected[packed.reason.split(":", 1)[0]] += 1
+        lines.write(json_line({"id": packed.id, "reason": packed.reason}))
+        return
+    archive = writer.writers["recording"].tar_writer
+    for name, content, counts in packed.members:
+        archive.write(name, BytesIO(content), counts)
+    writer.writers["cuts"].write(packed.cut)
+    report.utterances += 1
+    report.seconds += packed.seconds
+
+
+def _pack_all(cuts: Iterable[Cut], config: SharConfig) -> Generator[_Packed, None, None]:
+    """Every utterance, in order; processes are started when there are enough of them."""
+    pack = partial(_pack, config)
+    left = iter(cuts)
+    yield from map(pack, islice(left, ALONE))
+    yield from in_parallel(pack, left, config.workers, CHUNK)
+
+
+def _pack(config: SharConfig, cut: Cut) -> _Packed:
     try:
         checked = check_cut(cut, transcripts=False)
-        _write(checked, writer, config)
+        members, row = _encode(checked, config)
     except Unusable as reason:
-        report.rejected[str(reason).split(":", 1)[0]] += 1
-        row = {"id": cut.id, "reason": str(reason)}
-        lines.write(json_line(row))
-    else:
-        report.utterances += 1
-        report.seconds += checked.duration
+        return _Packed(id=cut.id, reason=str(reason))
+    return _Packed(id=cut.id, seconds=checked.duration, members=tuple(members), cut=row)
 
 
-def _write(cut: Cut, writer: SharWriter, config: SharConfig) -> None:
-    """Add a cut to the shards, or nothing of it."""
+class _Caught:
+    """Stands where lhotse would open files, and keeps what it would write to them."""
+
+    def __init__(self) -> None:
+        self.members: list[tuple[str, bytes, bool]] = []
+        self.cut: dict[str, Any] = {}
+
+    def write(self, item: Any, content: BytesIO | None = None, count: bool = True) -> None:
+        if content is None:
+            self.cut = item.to_dict()
+        else:
+            self.members.append((item, content.getvalue(), count))
+
+
+def _encode(cut: Cut, config: SharConfig) -> tuple[list[tuple[str, bytes, bool]], dict[str, Any]]:
+    """What lhotse's writer makes of a cut: members of the archive, and the cut in the list."""
     if not isinstance(cut, MonoCut | MultiCut):
         raise Unusable("mixture: Shar holds recordings; save the mixed audio first")
     try:
-        # lhotse would find out after it has written the audio
+        # lhotse would find out after it has encoded the audio
         json.dumps([cut.id, *(s.to_dict() for s in cut.supervisions)], ensure_ascii=False).encode()
         whole = from_archive(cut)
         if config.audio == "opus" and whole.sampling_rate not in OPUS_RATES:
             above = (rate for rate in OPUS_RATES if rate > whole.sampling_rate)
             whole = whole.resample(next(above, OPUS_RATES[-1]))
-        writer.write(whole)  # reads and encodes before anything is written
+        caught, writer = _Caught(), _writer(Path(), config)
+        writer.writers["recording"].tar_writer = writer.writers["cuts"] = caught
+        writer.write(whole)
     except AudioError as error:
         raise Unusable(f"unreadable audio: {error}") from error
     except UnicodeEncodeError as error:
         raise Unusable(f"name is no UTF-8: {cut.id!a}; rename it") from error
-    except OSError:  # of the disk
-        raise
     except Exception as error:  # lhotse's backends raise whatever their libraries raise
         line = str(error).strip().split("\n", 1)[0]
         raise Unusable(f"unreadable audio: {type(error).__name__} {line}") from error
+    return caught.members, caught.cut

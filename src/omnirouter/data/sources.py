@@ -1,7 +1,9 @@
 """Where the corpora that anyone may download are, with their publishers' checksums.
 
-OpenSLR gives MD5 sums for resources 12, 17, 28 and 31 (`md5sum.txt` or `checksum.md5` there);
-where a list has none the publisher gives none. AMI's meetings are those of lhotse's recipe.
+OpenSLR gives MD5 sums for resources 12, 17, 28 and 31 (`md5sum.txt` or `checksum.md5` there). Two
+files have SHA-256 sums that others published of what they fetched from the same address; who did
+stands beside each. Where there is none, none that can be relied on was found. AMI's meetings are
+those of lhotse's recipe.
 """
 
 from __future__ import annotations
@@ -25,6 +27,11 @@ _MINI = {
     "dev-clean-2": "6d7ab67ac6a1d2c993d050e16d61080d",
     "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
 }
+# tensorflow/datasets, tensorflow_datasets/url_checksums/tedlium.txt (54,320,173,876 bytes), and
+# pytorch/audio, torchaudio/datasets/tedlium.py, agree
+_TEDLIUM = "ad1e454d14d1ad550bc2564c462d87c7a7ec83d4dc2b9210f22ab4973b9eccdb"
+# huggingface/datasets, datasets/ami/dataset_infos.json (22,887,865 bytes)
+_AMI_NOTES = "b56e5babb2496b8795deeeda7e71178d7fbc9963f94276cf2a3f4b56ebbc9f9d"
 FIXED: dict[str, tuple[Remote, ...]] = {
     "librispeech": tuple(
         Remote(url=f"{OPENSLR}/12/{part}.tar.gz", md5=md5) for part, md5 in _LIBRISPEECH.items()
@@ -33,12 +40,13 @@ FIXED: dict[str, tuple[Remote, ...]] = {
         Remote(url=f"{OPENSLR}/31/{part}.tar.gz", md5=md5) for part, md5 in _MINI.items()
     ),
     "chime6": tuple(
-        Remote(url=f"{OPENSLR}/150/CHiME6_{part}.tar.gz") for part in ("eval", "dev", "train")
+        Remote(url=f"{OPENSLR}/150/CHiME6_{part}.tar.gz")
+        for part in ("transcriptions", "eval", "dev", "train")
     ),
     "fleurs": (
         Remote(url="https://storage.googleapis.com/xtreme_translations/FLEURS102/en_us.tar.gz"),
     ),
-    "tedlium": (Remote(url=f"{OPENSLR}/51/TEDLIUM_release-3.tgz"),),
+    "tedlium": (Remote(url=f"{OPENSLR}/51/TEDLIUM_release-3.tgz", sha256=_TEDLIUM),),
     "voxpopuli": (
         Remote(url=f"{VOXPOPULI}/annotations/asr/asr_en.tsv.gz", unpack=False),
         *(
@@ -73,4 +81,4 @@ def _ami() -> tuple[Remote, ...]:
         for headset in range(5 if name in five else 4)
     ]
     notes = f"{AMI}/AMICorpusAnnotations/ami_public_manual_1.6.2.zip"
-    return (Remote(url=notes, unpack=False), *audio)
+    return (Remote(url=notes, sha256=_AMI_NOTES, unpack=False), *audio)

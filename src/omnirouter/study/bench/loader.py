@@ -8,9 +8,9 @@ questions:
 
 - `throughput`: audio-hours a second against the number of loader processes, reading, decoding and
   augmenting; the first batches, which wait for processes to start, are not counted.
-- `resume`: seconds until the first batch at the beginning, the middle and the end of an epoch. Its
-  metadata is read again up to that point, and its part of `PART_CUTS` cuts sampled again, so the
-  end of an epoch is the worst case.
+- `resume`: seconds until the first batch at the beginning, the middle and the end of an epoch. Ids
+  are read again up to that point, and its part of `PART_CUTS` cuts is sampled again, so the end of
+  an epoch is the worst case.
 - `memory`: of this process, in MB, when all cuts of the manifest have gone by, beside that after
   the first batch. A manifest is streamed, so it should hardly differ.
 - `epoch_start`: how long a consumer that takes a batch every `PACE_S` waits for the first one of
