@@ -1,15 +1,17 @@
 """The English model that comes with omnirouter: taken from a run, measured, described.
 
     python benchmarks/english_model.py words ../shared/speech/text/english.txt words.arpa
-    python benchmarks/english_model.py take runs/mine/best --language-model words.arpa
+    python benchmarks/english_model.py take RUN/best [RUN2/best] --language-model words.arpa
     python benchmarks/english_model.py measure --speech ../shared/speech
+    python benchmarks/english_model.py speed --speech ../shared/speech
 
 `words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
-modified Kneser-Ney, pruned. `take` writes the weights in bfloat16 to
-src/omnirouter/pretrained/english-small, and a language model beside them if one is named. `measure`
-scores what lies there on every set, greedily and with the language model, writes
-benchmarks/results/english-model.json and, from it, the model card. Telephone: the development set
-through a simulated telephone band with 8-bit mu-law.
+modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in
+bfloat16 to src/omnirouter/pretrained/english-small, and a language model beside them if one is
+named. `measure` scores what lies there on every set, greedily and with the language model; `speed`,
+on an idle machine, times it on one thread. Both write benchmarks/results/english-model.json and,
+from it, the model card. Telephone: the development set through a simulated telephone band with
+8-bit mu-law.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from numpy.random import default_rng
 from small_english import ANCHOR, all_sets, history, machine
 
 from omnirouter.audio import read_audio
-from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
 from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, count_parameters
 from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
@@ -80,7 +82,8 @@ everything beyond read English. Do not use it where an error matters.
 ## Again from the beginning
 
 See the headers of `omni.yaml` in `recipes/small-english/start`, `long` and `finish`, in this order,
-then `words`, `take` and `measure` of `benchmarks/english_model.py`.
+then `words`, `take` (of the runs of `long` and `finish`), `measure` and `speed` of
+`benchmarks/english_model.py`.
 """
 
 
@@ -98,17 +101,19 @@ def words(text: Path, out: Path) -> None:
             subprocess.run([str(IRSTLM / name), *options], check=True)
 
 
-def take(checkpoint: Path, language_model: Path | None) -> None:
-    """Write a checkpoint's weights in half the size to where the package looks for them."""
-    found = load_checkpoint(checkpoint)
+def take(checkpoints: list[Path], language_model: Path | None) -> None:
+    """Write a model's weights in half the size to where the package looks for them."""
+    with tempfile.TemporaryDirectory() as folder:
+        average_checkpoints(checkpoints, folder)
+        found = load_checkpoint(folder)
+    last = load_checkpoint(checkpoints[-1]).meta
     state = {
         name: t.bfloat16() if t.is_floating_point() else t
         for name, t in found.model.state_dict().items()
     }
-    meta: dict[str, Any] = {
-        k: found.meta[k] for k in ("step", "dev_wer", "audio_hours") if k in found.meta
-    }
-    meta["runs"] = history(checkpoint.parent)
+    meta: dict[str, Any] = {k: last[k] for k in ("step", "audio_hours") if k in last}
+    meta["mean_of"] = [path.parent.name for path in checkpoints]
+    meta["runs"] = history(checkpoints[-1].parent)
     if SHIPPED.exists():
         shutil.rmtree(SHIPPED)
     save_checkpoint(
@@ -199,8 +204,9 @@ def card(values: dict[str, Any]) -> str:
         for anchor in (ANCHOR, values["pocketsphinx"]):
             cells.append(f"{100 * anchor[name]:.1f}" if name in anchor else "-")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    speeds = ", ".join(f"{name} {rate:.0f}x" for name, rate in values["rtfx"].items())
-    lines += ["", f"Faster than real time on one CPU thread, utterance by utterance: {speeds}."]
+    if "rtfx" in values:
+        speeds = ", ".join(f"{name} {rate:.0f}x" for name, rate in values["rtfx"].items())
+        lines += ["", f"Faster than real time on one CPU thread, utterance by utterance: {speeds}."]
     return HEADER + "\n" + "\n".join(lines) + "\n" + FOOTER
 
 
@@ -213,7 +219,7 @@ def sphinx() -> dict[str, float]:
 
 
 def measure(speech: Path, search: LanguageModelConfig) -> None:
-    """Score what is shipped; write the result file and the card."""
+    """Score what is shipped."""
     checkpoint = load_checkpoint(SHIPPED)
     count = count_parameters(checkpoint.config)
     values: dict[str, Any] = {
@@ -221,6 +227,7 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
         "parameters": count.total,
         "active": count.active,
         "megabytes": sum(p.stat().st_size for p in SHIPPED.iterdir() if p != CARD) / 1e6,
+        "mean_of": checkpoint.meta.get("mean_of", []),
         "runs": checkpoint.meta.get("runs", []),
         "anchor": ANCHOR,
         "pocketsphinx": sphinx(),
@@ -232,8 +239,20 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
             decoder = BeamSearch(checkpoint.tokenizer, search)
             values["language_model"] = every_set(checkpoint, speech, phone, decoder)
             values["lm_weight"], values["word_score"] = search.lm_weight, search.word_score
+    publish(values)
+
+
+def time_it(speech: Path) -> None:
+    """Add the speed of what is shipped to what `measure` wrote."""
     torch.set_num_threads(1)
-    values["rtfx"] = speed(checkpoint, speech)
+    values = json.loads(RESULTS.read_text(encoding="utf-8"))
+    values["speed"] = machine()
+    values["rtfx"] = speed(load_checkpoint(SHIPPED), speech)
+    publish(values)
+
+
+def publish(values: dict[str, Any]) -> None:
+    """Write the result file and the card."""
     RESULTS.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     CARD.write_text(card(values), encoding="utf-8")
     print(card(values))
@@ -247,17 +266,21 @@ def main() -> None:
     making.add_argument("text", type=Path)
     making.add_argument("out", type=Path)
     taking = commands.add_parser("take")
-    taking.add_argument("checkpoint", type=Path)
+    taking.add_argument("checkpoints", type=Path, nargs="+")
     taking.add_argument("--language-model", type=Path)
     measuring = commands.add_parser("measure")
-    measuring.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    timing = commands.add_parser("speed")
+    for command in (measuring, timing):
+        command.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     measuring.add_argument("--lm-weight", type=float, default=LanguageModelConfig.lm_weight)
     measuring.add_argument("--word-score", type=float, default=LanguageModelConfig.word_score)
     given = parser.parse_args()
     if given.command == "words":
         words(given.text, given.out)
     elif given.command == "take":
-        take(given.checkpoint, given.language_model)
+        take(given.checkpoints, given.language_model)
+    elif given.command == "speed":
+        time_it(given.speech)
     else:
         search = LanguageModelConfig(
             language_model=SHIPPED_WORDS, lm_weight=given.lm_weight, word_score=given.word_score

@@ -74,7 +74,7 @@ class LanguageModelConfig:
 
     language_model: Path | None = None
     lm_words: Path | None = None
-    lm_weight: float = 1.0
+    lm_weight: float = 0.8
     word_score: float = 1.0
     beam_size: int = 50
     hot_words: str = ""
