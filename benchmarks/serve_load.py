@@ -35,13 +35,16 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import soundfile
-import timing
+
+from omnirouter.data.synthetic import write_whole
+from omnirouter.study.bench import timing
 
 RATE = 16_000
 FILES = 24
 ROUTE = "/v1/audio/transcriptions"
 TIMEOUT_S = 600.0
 LOADING_S = 300.0
+RESULTS = Path(__file__).parent / "results" / "serve-load.json"
 
 
 @dataclass
@@ -184,7 +187,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=timing.RESULTS / "serve-load.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     seconds = 4.0 if options.quick else options.seconds
     process, address = started(options.checkpoint, options.clients)
@@ -195,7 +198,8 @@ def main() -> int:
         process.wait(60)
     values = report(tally, took) | {"clients": options.clients}
     print(json.dumps(values, indent=2))
-    timing.write(options.out, timing.machine("cpu", "uvicorn", "fastapi") | values)
+    values = timing.machine("cpu", ("uvicorn", "fastapi")) | values
+    write_whole(options.out, json.dumps(values, indent=2) + "\n")
     return int(bool(tally.lost or tally.refused))
 
 
