@@ -287,7 +287,8 @@ def main() -> None:
         test_utterances=arguments.utterances,
     )
     manifests = make_corpus(arguments.folder / "corpus", corpus)
-    write_wrong_labels(manifests["train"])
+    if arguments.part == "spikes":
+        write_wrong_labels(manifests["train"])
     arms = PARTS[arguments.part]
     if arguments.arms:
         unknown = set(arguments.arms) - set(arms)

@@ -18,7 +18,7 @@ import torch
 import uvicorn
 
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import Listening, ModelConfig
+from omnirouter.config import AttentionContext, FeatureConfig, Listening, ModelConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.serve.http.models import Served
 from omnirouter.serve.http.run import bound
@@ -126,3 +126,22 @@ def running() -> Callable[[Any], AbstractContextManager[str]]:
             assert not thread.is_alive()
 
     return serving
+
+
+@pytest.fixture(scope="session")
+def streamer(tokenizer: Tokenizer) -> Transcriber:
+    """A random model that streams."""
+    config = ModelConfig(
+        num_experts=4,
+        dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=tokenizer.vocab_size,
+        positions="rope-local",
+        features=FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80),
+        attention_context=AttentionContext(chunk=8, left=16),
+    )
+    torch.manual_seed(8)  # one that hears many words
+    checkpoint = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("live"))
+    return Transcriber(checkpoint, listening=Listening(vad="off"))

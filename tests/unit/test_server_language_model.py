@@ -11,21 +11,16 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
-import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import (
-    AttentionContext,
-    FeatureConfig,
     LanguageModelConfig,
     Listening,
-    ModelConfig,
 )
 from omnirouter.decode import BeamSearch
-from omnirouter.model import CTCEncoder
 from omnirouter.serve.http.app import create_app
 from omnirouter.serve.http.models import Served
 from omnirouter.serve.transcriber import Transcriber
@@ -109,29 +104,16 @@ def test_events(client: TestClient, recording: Path, expected: Transcript) -> No
     assert "".join(event["delta"] for event in deltas) == done["text"] == expected.text
 
 
-def test_streams_go_without_it(tokenizer: Tokenizer, arpa: Path) -> None:
+def test_streams_go_without_it(streamer: Transcriber, tokenizer: Tokenizer, arpa: Path) -> None:
     """And say so."""
-    config = ModelConfig(
-        num_experts=4,
-        dim=32,
-        ffn_dim=64,
-        num_layers=2,
-        num_heads=2,
-        vocab_size=tokenizer.vocab_size,
-        positions="rope-local",
-        features=FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80),
-        attention_context=AttentionContext(chunk=8, left=16),
-    )
-    torch.manual_seed(8)
-    checkpoint = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("live"))
-    plain = Transcriber(checkpoint, listening=Listening(vad="off"))
+    checkpoint = streamer.checkpoint
     decoder = BeamSearch(tokenizer, LanguageModelConfig(language_model=arpa))
     model = Transcriber(checkpoint, listening=Listening(vad="off"), decoder=decoder)
     pcm = (3_000 * np.random.default_rng(0).standard_normal(32_000)).astype("<i2")
-    best_path = plain.transcribe(pcm)
+    best_path = streamer.transcribe(pcm)
     assert best_path.words and best_path.text != model.transcribe(pcm).text
     with (
-        TestClient(create_app([Served("live", model, config)])) as client,
+        TestClient(create_app([Served("live", model, checkpoint.config)])) as client,
         client.websocket_connect(f"{STREAM}?model=live") as socket,
     ):
         (notice,) = socket.receive_json()["notices"]

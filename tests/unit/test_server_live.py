@@ -6,24 +6,18 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import AttentionContext, FeatureConfig, Listening, ModelConfig
-from omnirouter.model import CTCEncoder
 from omnirouter.serve.http.app import create_app
 from omnirouter.serve.http.models import Served
 from omnirouter.serve.http.settings import Access, Limits, own_names
 from omnirouter.serve.recogniser import LogProbs, Recogniser
 from omnirouter.serve.transcriber import Transcriber
-from omnirouter.text import Tokenizer
 
 HERE = "http://127.0.0.1:8000"
 ROUTE = "/v1/audio/stream"
@@ -34,27 +28,8 @@ END = json.dumps({"type": "end"})
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Transcriber:
-    """A random model that streams."""
-    config = ModelConfig(
-        num_experts=4,
-        dim=32,
-        ffn_dim=64,
-        num_layers=2,
-        num_heads=2,
-        vocab_size=tokenizer.vocab_size,
-        positions="rope-local",
-        features=FeatureConfig(normalisation="global", mean=(8.0,) * 80, std=(3.0,) * 80),
-        attention_context=AttentionContext(chunk=8, left=16),
-    )
-    torch.manual_seed(8)  # one that hears many words
-    checkpoint = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("live"))
-    return Transcriber(checkpoint, listening=Listening(vad="off"))
-
-
-@pytest.fixture(scope="module")
-def models(model: Transcriber, served: list[Served]) -> list[Served]:
-    return [Served("live", model, model.checkpoint.config), *served]
+def models(streamer: Transcriber, served: list[Served]) -> list[Served]:
+    return [Served("live", streamer, streamer.checkpoint.config), *served]
 
 
 def opened(models: list[Served], key: str = "", **limits: Any) -> TestClient:
@@ -102,10 +77,10 @@ def refused(client: TestClient, address: str, *messages: bytes | str) -> dict[st
 
 @pytest.mark.parametrize("size", [1_001, 30_000, 128_000])
 def test_words_are_those_of_the_whole(
-    client: TestClient, model: Transcriber, pcm: bytes, size: int
+    client: TestClient, streamer: Transcriber, pcm: bytes, size: int
 ) -> None:
     """Whatever pieces come, also such as end within a sample."""
-    expected = model.transcribe(np.frombuffer(pcm, dtype="<i2"))
+    expected = streamer.transcribe(np.frombuffer(pcm, dtype="<i2"))
     assert len(expected.words) > 5
     with client.websocket_connect(f"{STREAM}?model=live") as socket:
         ready = socket.receive_json()
@@ -177,8 +152,8 @@ class Failing(Recogniser):
         raise RuntimeError("/secret/path")
 
 
-def test_failures_say_nothing_of_the_inside(model: Transcriber) -> None:
-    with opened([Served("live", Failing(model.features, model.tokenizer))]) as client:
+def test_failures_say_nothing_of_the_inside(streamer: Transcriber) -> None:
+    with opened([Served("live", Failing(streamer.features, streamer.tokenizer))]) as client:
         error = refused(client, f"{STREAM}?model=live")
     assert (error["code"], error["closed"]) == ("internal_error", 1011)
     assert "secret" not in error["message"]
@@ -211,7 +186,7 @@ def test_who_may_stream(models: list[Served]) -> None:
 
 
 def test_over_the_network(
-    models: list[Served], model: Transcriber, pcm: bytes, running: Running
+    models: list[Served], streamer: Transcriber, pcm: bytes, running: Running
 ) -> None:
     """With another implementation of WebSocket, several streams at the same time."""
     from websockets.sync.client import connect
@@ -227,4 +202,4 @@ def test_over_the_network(
 
     with running(create_app(models)) as address, ThreadPoolExecutor(3) as pool:
         list(pool.map(speak, [address.replace("http", "ws")] * 3))
-    assert texts == [model.transcribe(np.frombuffer(pcm, dtype="<i2")).text] * 3
+    assert texts == [streamer.transcribe(np.frombuffer(pcm, dtype="<i2")).text] * 3
