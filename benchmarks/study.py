@@ -9,7 +9,7 @@ form and the weight of the load-balance loss do; where do losses spike (Sec. V a
 Parts are `experts` (Dense, Switch and Omni with 2, 4 and 8 experts), `family` (other routers with
 4), `balance` (forms and weights) and `spikes` (wrong labels, mixed domains). Every arm has the same
 active size, data and steps. What is finished in the folder is kept, so a killed study goes on;
-arms are trained two at a time, a thread each. Writes benchmarks/results/study-PART.json and prints
+arms are trained two at a time (`--at-once`), a thread each. Writes benchmarks/results/study-PART.json and prints
 its tables.
 """
 
@@ -42,7 +42,6 @@ from omnirouter.study.demo import CONDITIONS, CORPUS, demo_config
 from omnirouter.study.side_by_side import train_side_by_side
 from omnirouter.train.run import rows_of
 
-SIDE_BY_SIDE = 2  # trainings at a time
 WRONG_LABELS = 0.2  # share of utterances that get another's words, in `spikes`
 RESAMPLES = 2000
 Arm = Mapping[str, Any]  # what an arm changes of the demo's run: fields of RunConfig
@@ -164,11 +163,11 @@ def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
     return values
 
 
-def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path]) -> None:
+def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], at_once: int) -> None:
     """Train and measure what is not there yet."""
     left = [name for name, run in runs.items() if not (Path(run.out) / "study.json").exists()]
-    for begin in range(0, len(left), SIDE_BY_SIDE):
-        pair = left[begin : begin + SIDE_BY_SIDE]
+    for begin in range(0, len(left), at_once):
+        pair = left[begin : begin + at_once]
         print(f"{begin} of {len(left)} done; now {' and '.join(pair)}", file=sys.stderr, flush=True)
         train_side_by_side({name: runs[name] for name in pair})
         for name in pair:
@@ -277,6 +276,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", help="only these, against the first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
     parser.add_argument("--hours", type=float, default=CORPUS.hours)
     parser.add_argument("--utterances", type=int, default=150, help="in every test set")
     parser.add_argument("--out", type=Path, help="result file")
@@ -303,7 +303,7 @@ def main() -> None:
                 out, manifests, arm, steps=arguments.steps, seed=seed
             )
     try:
-        train_all(runs, manifests)
+        train_all(runs, manifests, arguments.at_once)
     except OmnirouterError as error:
         raise SystemExit(f"study: {error}") from error
     found = {
