@@ -2,15 +2,17 @@
 
 Questions: does Omni beat Switch and Dense, does Switch degrade with more experts, are Omni's layers
 more alike (Cramer's V), do random experts hurt it more; how do other routers compare; what do the
-form and the weight of the load-balance loss do; where do losses spike (Sec. V and VI at our size)?
+form and the weight of the load-balance loss do; where do losses spike (Sec. V and VI at our size);
+is upcycling worth it?
 
     python benchmarks/study.py runs/study --part experts --seeds 3
 
 Parts are `experts` (Dense, Switch and Omni with 2, 4 and 8 experts), `family` (other routers with
-4), `balance` (forms and weights) and `spikes` (wrong labels, mixed domains). Every arm has the same
-active size, data and steps. What is finished in the folder is kept, so a killed study goes on;
-arms are trained two at a time (`--at-once`), a thread each. Writes benchmarks/results/study-PART.json and prints
-its tables.
+4), `balance` (forms and weights), `spikes` (wrong labels, mixed domains) and `upcycling` (Omni with
+4 experts, upcycled from the Dense model of the same seed and trained as long as that was, against
+as many steps from scratch as both had). Otherwise every arm has the same active size, data and
+steps. What is finished in the folder is kept, so a killed study goes on; arms are trained two at a
+time (`--at-once`), a thread each. Writes benchmarks/results/study-PART.json and prints its tables.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from omnirouter.router_config import RouterConfig, RouterLossConfig
 from omnirouter.study.demo import CONDITIONS, CORPUS, demo_config
 from omnirouter.study.side_by_side import train_side_by_side
 from omnirouter.train.run import rows_of
+from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
 
 WRONG_LABELS = 0.2  # share of utterances that get another's words, in `spikes`
 RESAMPLES = 2000
@@ -94,7 +97,18 @@ SPIKES: dict[str, Arm] = PLAIN | {
         ("mixed domains", {"mixed": True}),
     )
 }
-PARTS = {"experts": EXPERTS, "family": FAMILY, "balance": BALANCE, "spikes": SPIKES}
+UPCYCLING: dict[str, Arm] = {
+    "Dense, twice": {"routing": "dense", "times": 2},
+    "Omni 4, twice": {"routing": "omni", "times": 2},
+    "Omni 4, upcycled": {"routing": "omni", "upcycled": True},
+}
+PARTS = {
+    "experts": EXPERTS,
+    "family": FAMILY,
+    "balance": BALANCE,
+    "spikes": SPIKES,
+    "upcycling": UPCYCLING,
+}
 
 
 def arm_config(
@@ -102,7 +116,7 @@ def arm_config(
 ) -> RunConfig:
     """The run of an arm: the demo's, but for what the arm changes."""
     routing = str(arm["routing"])
-    base = demo_config(out, "dense", dict(manifests), steps, seed)
+    base = demo_config(out, "dense", dict(manifests), steps * arm.get("times", 1), seed)
     experts = 1 if routing == "dense" else int(arm.get("num_experts", 4))
     model = replace(
         PRESETS["dense-tiny"],
@@ -112,6 +126,8 @@ def arm_config(
     )
     run = {k: v for k, v in arm.items() if k.startswith(("load_balance", "router_losses"))}
     config = replace(base, out=str(out), model=model, **run)
+    if arm.get("upcycled"):
+        config = replace(config, init=str(out / "upcycled"))
     if arm.get("wrong_labels"):
         path = manifests["train"].with_name("train_wrong_labels.jsonl")
         config = replace(config, data=replace(config.data, train=(str(path),)))
@@ -173,6 +189,23 @@ def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], at_o
         for name in pair:
             out = Path(runs[name].out)
             write_whole(out / "study.json", json.dumps(measure(out, manifests)) + "\n")
+
+
+def upcycle_all(
+    runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], arguments: argparse.Namespace
+) -> None:
+    """Train Dense with each seed, if it is not there, and write what upcycled runs begin from."""
+    dense = {}
+    for seed in range(arguments.seeds):
+        out = arguments.folder / "runs" / f"dense-{seed}"
+        arm = EXPERTS["Dense"]
+        dense[seed] = arm_config(out, manifests, arm, steps=arguments.steps, seed=seed)
+    names = {f"Dense, seed {seed}": config for seed, config in dense.items()}
+    train_all(names, manifests, arguments.at_once)
+    for config in runs.values():
+        if config.init and not (Path(config.init) / "config.json").exists():
+            start = UpcycleConfig(num_experts=config.model.num_experts, seed=config.seed)
+            upcycle_checkpoint(Path(dense[config.seed].out) / "best", Path(config.init), start)
 
 
 Counts = npt.NDArray[np.float64]  # [S, U, 2]: errors and words by seed and utterance
@@ -303,6 +336,8 @@ def main() -> None:
                 out, manifests, arm, steps=arguments.steps, seed=seed
             )
     try:
+        if any(arm.get("upcycled") for arm in arms.values()):
+            upcycle_all(runs, manifests, arguments)
         train_all(runs, manifests, arguments.at_once)
     except OmnirouterError as error:
         raise SystemExit(f"study: {error}") from error

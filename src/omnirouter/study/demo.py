@@ -32,6 +32,7 @@ from omnirouter.config import (
     count_parameters,
 )
 from omnirouter.data.prepare import read_manifest
+from omnirouter.data.processes import available_cores
 from omnirouter.data.synthetic import SyntheticConfig, make_corpus
 from omnirouter.evaluate.analyse import choose_examples, look, strip_examples
 from omnirouter.evaluate.score import SetResult, score
@@ -160,7 +161,7 @@ def demo_config(
 def _project(steps: int, console: Console) -> None:
     """Say how long this machine will take, from a few steps on noise; offer `--steps`."""
     times = {routing: steps * _step_seconds(PRESETS[f"{routing}-tiny"]) for routing in NAMES}
-    shared = sum(times.values()) / min(len(NAMES), os.cpu_count() or 1)
+    shared = sum(times.values()) / min(len(NAMES), available_cores())
     seconds = max(shared, *times.values()) + REST_S
     console.print(
         f"Dense, Switch and Omni side by side, {steps} steps each: about "

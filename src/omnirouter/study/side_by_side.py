@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from omnirouter.config import OmnirouterError, RunConfig
+from omnirouter.data.processes import available_cores
 from omnirouter.train import TrainResult, train
 from omnirouter.train.watch import PLAIN_EVERY_S, Watch, columns
 
@@ -72,7 +73,7 @@ def train_side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     outbox: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // len(runs))
+    threads = max(1, available_cores() // len(runs))
     with _environment(THREADS, str(threads)):
         processes = {
             name: context.Process(target=_work, args=(name, config, outbox), name=name)
