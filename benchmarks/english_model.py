@@ -21,13 +21,12 @@ import json
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
-import torch
+from exports import rates, recognisers
 from lhotse import CutSet
 from numpy.random import default_rng
 from small_english import ANCHOR, all_sets, history, machine
@@ -39,6 +38,7 @@ from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
 from omnirouter.evaluate.score import score
+from omnirouter.serve.export import export
 from omnirouter.text import clean_text
 
 POCKETSPHINX = {
@@ -150,29 +150,11 @@ def every_set(
 
 def speed(checkpoint: Checkpoint, speech: Path) -> dict[str, float]:
     """Seconds of audio per second on one thread, features to text: torch, ONNX in both forms."""
-    from omnirouter.config import Listening
-    from omnirouter.serve.export import export
-    from omnirouter.serve.onnx import GRAPHS, OnnxTranscriber
-    from omnirouter.serve.transcriber import Transcriber
-
     cuts = list(read_manifest(speech / "dev.jsonl"))[::6]
     audio = [np.asarray(read_audio(c.recording.sources[0].source, RATE), np.float32) for c in cuts]
-    seconds = sum(map(len, audio)) / RATE
-    rates: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         export(checkpoint, Path(folder))
-        listening = Listening(vad="off")
-        recognisers = {"torch": Transcriber(checkpoint, listening=listening)} | {
-            f"onnx {name}": OnnxTranscriber(Path(folder, graph), listening=listening, threads=1)
-            for name, graph in GRAPHS.items()
-        }
-        for _ in range(4):  # the first round warms up
-            for name, recogniser in recognisers.items():
-                begin = time.perf_counter()
-                for samples in audio:
-                    recogniser.decode(recogniser.log_probs([samples])[0])
-                rates.setdefault(name, []).append(seconds / (time.perf_counter() - begin))
-    return {name: float(np.median(found[1:])) for name, found in rates.items()}
+        return rates(recognisers(checkpoint, Path(folder), threads=1), audio, RATE)
 
 
 def card(values: dict[str, Any]) -> str:
@@ -244,7 +226,6 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
 
 def time_it(speech: Path) -> None:
     """Add the speed of what is shipped to what `measure` wrote."""
-    torch.set_num_threads(1)
     values = json.loads(RESULTS.read_text(encoding="utf-8"))
     values["speed"] = machine()
     values["rtfx"] = speed(load_checkpoint(SHIPPED), speech)
