@@ -103,6 +103,13 @@ def test_manifests(repository: Path, tmp_path: Path) -> None:
     assert all(len(row["memory_mb"]) == 10 for row in steps)
 
 
+def test_long_file(repository: Path, tmp_path: Path) -> None:
+    """A recording is made and heard, and the memory of the command watched meanwhile."""
+    values = run(repository, "long_file.py", tmp_path / "long.json")
+    assert isinstance(values["words"], int) and values["words"] > 0
+    assert isinstance(values["most_mb"], float) and values["most_mb"] > 100
+
+
 def test_study(repository: Path, tmp_path: Path) -> None:
     """Arms are trained, measured and set against the first; a second call trains nothing again."""
     out = tmp_path / "study.json"
