@@ -183,7 +183,7 @@ def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
 
 
 def average(checkpoints: list[Path], *, out: Path) -> int:
-    """Write a checkpoint whose weights are the mean of others of the same run.
+    """Write a checkpoint whose weights are the mean of others, of one run or begun alike.
 
     Args:
         checkpoints: folders of models of the same size and vocabulary.
