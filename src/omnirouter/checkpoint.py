@@ -161,7 +161,7 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path) -> None:
         other = _read(folder)
         if difference := _difference(first, other):
             raise BadInput(
-                f"{folder}: {difference} differs from {folders[0]}; average checkpoints of one model"
+                f"{folder}: {difference} differs from {folders[0]}; average models of one kind"
             )
         for name, t in other.tensors.items():
             means[name] = means[name] + t if t.is_floating_point() else t
