@@ -8,6 +8,7 @@ Names are imported when they are first used: importing the package loads no torc
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = ["PRESETS", "CTCEncoder", "ModelConfig", "__version__", "load"]
+
+# onnxruntime reads this when it is imported; without it, it tells its makers of each session
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "CTCEncoder": "omnirouter.model",

@@ -20,6 +20,19 @@ def test_import_loads_no_heavy_package(module: str) -> None:
     assert result.stdout.split() == []
 
 
+@pytest.mark.parametrize("set_before", [None, "0"])
+def test_no_telemetry_unless_asked_for(
+    monkeypatch: pytest.MonkeyPatch, set_before: str | None
+) -> None:
+    """onnxruntime reports to its makers unless it is told not to before it is imported."""
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if set_before is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", set_before)
+    program = "import os, omnirouter; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.stdout.strip() == (set_before or "1")
+
+
 def test_public_names_resolve() -> None:
     import omnirouter
 
