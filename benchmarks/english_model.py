@@ -81,8 +81,8 @@ everything beyond read English. Do not use it where an error matters.
 
 ## Again from the beginning
 
-See the headers of `omni.yaml` in `recipes/small-english/start`, `long` and `finish`, in this order,
-then `words`, `take` (of the runs of `long` and `finish`), `measure` and `speed` of
+See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish` and `spliced`, in
+this order, then `words`, `take` (of the runs of the last three), `measure` and `speed` of
 `benchmarks/english_model.py`.
 """
 

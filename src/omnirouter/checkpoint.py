@@ -30,6 +30,7 @@ from omnirouter.text import Tokenizer
 
 FORMAT = 1
 CONFIG, TOKENIZER, WEIGHTS = FILES = ("config.json", "tokenizer.model", "model.safetensors")
+TRAINING_ONLY = ("dropout", "layer_drop")  # fields that matter to training alone
 
 
 @dataclass(frozen=True)
@@ -378,6 +379,8 @@ def _require_tensors(model: CTCEncoder, contents: _Contents) -> None:
 def _difference(a: _Contents, b: _Contents) -> str:
     """What keeps two checkpoints from being averaged; empty if nothing does."""
     for field in fields(ModelConfig):
+        if field.name in TRAINING_ONLY:
+            continue
         if getattr(a.config, field.name) != getattr(b.config, field.name):
             return field.name
     if a.tokenizer != b.tokenizer:

@@ -380,6 +380,7 @@ def test_an_average_is_the_mean_of_the_weights(
     folders = [tmp_path / name for name in "abc"]
     for folder, factor in zip(folders, (1.0, 2.0, 6.0), strict=True):
         save(folder, factor)
+    change_config(tmp_path / "b", lambda d: d["model"].update(dropout=0.5))  # training's own
     average_checkpoints(folders, tmp_path / "mean")
     loaded = load_checkpoint(tmp_path / "mean")
     for name, t in model.state_dict().items():
@@ -392,10 +393,10 @@ def test_checkpoints_of_different_models_are_not_averaged(
 ) -> None:
     save(tmp_path / "a")
     save(tmp_path / "b")
-    change_config(tmp_path / "b", lambda d: d["model"].update(dropout=0.5))
+    change_config(tmp_path / "b", lambda d: d["model"].update(num_heads=1))
     other = train_tokenizer(["stop it now", "turn on the lights or set a timer"], 20)
     save_checkpoint(tmp_path / "c", model_state=model.state_dict(), config=CONFIG, tokenizer=other)
-    for name, difference in (("b", "dropout"), ("c", "the tokenizer")):
+    for name, difference in (("b", "num_heads"), ("c", "the tokenizer")):
         with pytest.raises(BadInput, match=f"{name}: {difference} differs from .*a;"):
             average_checkpoints([tmp_path / "a", tmp_path / name], tmp_path / "mean")
     with pytest.raises(BadInput, match="at least one"):
