@@ -53,22 +53,12 @@ def write_recording(path: Path, hours: float) -> None:
             file.write(block)
 
 
-def resident_mb(process: int) -> float:
-    """What a process holds (Linux); 0 once it has ended."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return 0.0
-    lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
-    return int(lines[0].split()[1]) / 1024 if lines else 0.0
-
-
 def watched(command: list[str], every_s: float) -> tuple[list[float], float]:
     """Run a command; its memory, and the seconds it took."""
     found, began = [], time.monotonic()
     process = subprocess.Popen(command)
     while process.poll() is None:
-        found.append(resident_mb(process.pid))
+        found.append(timing.resident_mb(process.pid) or 0.0)
         time.sleep(every_s)
     if process.returncode:
         raise SystemExit(f"long_file: the command ended with status {process.returncode}")

@@ -69,13 +69,6 @@ def write_corpus(folder: Path, cuts: int) -> None:
             lines.write(json.dumps(row) + "\n")
 
 
-def memory_mb() -> float:
-    """What this process holds (Linux)."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
 class Watch:
     """Takes the memory after every tenth of the cuts."""
 
@@ -86,7 +79,7 @@ class Watch:
     def __call__(self, done: float) -> None:
         """So many cuts are done."""
         while done >= self.every * (len(self.found) + 1):
-            self.found.append((int(done), memory_mb()))
+            self.found.append((int(done), timing.resident_mb() or 0.0))
 
     def passing(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
         """The cuts, counted."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from segmentation import HALF_HOUR_S, recordings
 
 from omnirouter.config import SharConfig
 from omnirouter.data.cuts import prepare_manifests
+from omnirouter.data.processes import available_cores
 from omnirouter.data.shar_export import export_shar
 from omnirouter.data.synthetic import SyntheticConfig, make_corpus, write_whole
 from omnirouter.data.teacher import RATE, Teacher, TeacherConfig, find_speech
@@ -91,7 +91,7 @@ def main() -> None:
         long = sum(json.loads(line)["duration"] for line in lines) / 3600
         figures["prepare"] = timed(long, lambda: prepare_manifests(dev, folder / "cuts"))
         cuts = folder / "cuts" / "cuts_dev.jsonl.gz"
-        packing = SharConfig(workers=os.cpu_count() or 1)
+        packing = SharConfig(workers=available_cores())
         figures["shar"] = timed(long, lambda: export_shar(cuts, folder / "shar", packing))
         made = SyntheticConfig(hours=1.0)
         figures["synthetic"] = timed(1.0, lambda: make_corpus(folder / "corpus", made))
@@ -104,7 +104,7 @@ def main() -> None:
                     language="any",
                     compute_type="int8",
                     device="cpu",
-                    threads=os.cpu_count() or 1,
+                    threads=available_cores(),
                 )
                 teacher = Teacher(config)
                 teacher._pipeline = Limited(teacher, tokens)

@@ -159,8 +159,7 @@ async def watch(process: int, every: float, tally: Tally) -> None:
     """Note the server's memory now and then."""
     while True:
         await asyncio.sleep(every)
-        pages = int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1])
-        tally.memory_mb.append(round(pages * 4096 / 2**20, 1))
+        tally.memory_mb.append(round(timing.resident_mb(process) or 0.0, 1))
 
 
 def report(tally: Tally, seconds: float) -> dict[str, Any]:

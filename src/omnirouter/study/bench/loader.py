@@ -96,16 +96,6 @@ def throughput(manifest: Path, batch_s: float, workers: int, batches: int) -> di
     return {"workers": workers, "audio_hours_per_s": rate, "longest_wait_s": max(waits)}
 
 
-def memory_mb() -> float | None:
-    """What this process holds (Linux)."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
 def resume(manifest: Path, batch_s: float, cuts: int, cut_s: float) -> list[dict[str, Any]]:
     """Time to the first batch, and memory, at three places of an epoch."""
     loader = loader_of(manifest, batch_s, 0)
@@ -119,7 +109,9 @@ def resume(manifest: Path, batch_s: float, cuts: int, cut_s: float) -> list[dict
         next(stream)
         waited = time.perf_counter() - began
         stream.close()  # type: ignore[attr-defined]
-        found.append({"place": place, "batch": index, "seconds": waited, "memory_mb": memory_mb()})
+        found.append(
+            {"place": place, "batch": index, "seconds": waited, "memory_mb": timing.resident_mb()}
+        )
     return found
 
 

@@ -101,6 +101,16 @@ def gemm_rate(shapes: Iterable[Shape], dtype: str, *, rounds: int, device: str) 
     return best
 
 
+def resident_mb(process: int | str = "self") -> float | None:
+    """What a process holds in memory; None once it has ended, or where there is no /proc."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    lines = [line for line in status.splitlines() if line.startswith("VmRSS")]
+    return int(lines[0].split()[1]) / 1024 if lines else None
+
+
 def machine(device: str, packages: Iterable[str]) -> dict[str, Any]:
     """What figures were measured on and with; a package that is not there has version None."""
     here = Path(__file__).parent
