@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from omnirouter.config import ModelConfig
+from omnirouter.model import layers
+from omnirouter.model.cpu_experts import ROUND_TO
 from omnirouter.model.layers import Experts
+from omnirouter.model.prepack import PackedExperts, can_prepack
 from omnirouter.model.routing import Routing
 
 N = 4
@@ -95,6 +98,90 @@ def test_bfloat16(how: str, loads: list[int], top_2: bool) -> None:
         [fast, *gradients], [slow, *slow_gradients], [exact, *expected], strict=True
     ):
         assert distance(ours, truth) < 1.5 * distance(theirs, truth) + 0.01
+
+
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_grouped_products(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU gives the same as well."""
+
+    def plain(y_AF: Tensor, bias_NF: Tensor, expert_A: Tensor) -> Tensor:
+        return (y_AF + bias_NF[expert_A]).relu()
+
+    def grouped(
+        self: Experts, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        return self._grouped(x_TD, frame_A, expert_A.sort().values, dtype)
+
+    monkeypatch.setattr(layers, "bias_relu", plain)  # not compiled
+    monkeypatch.setattr(Experts, "_one_by_one", grouped)
+    test_float32(loads, top_2)
+
+
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_gradients_in_double_precision(loads: list[int]) -> None:
+    """The written-out gradient is the derivative of the output."""
+    module = experts().double()
+    x_TD, routing = route(loads, top_2=True)
+    x_TD = x_TD.double().requires_grad_()
+    gate_A = routing.gate_A.double().requires_grad_()
+
+    def output(x_TD: Tensor, gate_A: Tensor, *_: Tensor) -> Tensor:
+        return module(x_TD, routing._replace(gate_A=gate_A))
+
+    inputs = (x_TD, gate_A, *module.parameters())
+    assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
+
+
+def test_dropout_scales_what_it_keeps_and_its_gradient() -> None:
+    """With dropout, output and gradients are those of the same layer with that mask."""
+    config = ModelConfig(
+        routing="omni", num_experts=1, dim=8, ffn_dim=64, num_layers=1, num_heads=1, dropout=0.5
+    )
+    module = Experts(config)
+    with torch.no_grad():  # the second layer shows the first: y = h of the first 8 units
+        module.down_NDF.zero_()
+        module.down_NDF[0].fill_diagonal_(1.0)
+        module.down_bias_ND.zero_()
+        module.up_bias_NF.fill_(0.1)
+    x_TD = torch.randn(500, 8, requires_grad=True)
+    one = torch.zeros(500, dtype=torch.int64)
+    routing = Routing(torch.ones(500, 1), one, torch.ones(500))
+    whole = module.eval()(x_TD, routing).detach()
+    y_TD = module.train()(x_TD, routing)
+    kept = y_TD != 0
+    assert 0.4 < kept.sum() / (whole != 0).sum() < 0.6
+    torch.testing.assert_close(y_TD, 2 * whole * kept)
+    (gradient,) = torch.autograd.grad(y_TD.sum(), x_TD)
+    torch.testing.assert_close(gradient, 2 * kept.float() @ module.up_NFD[0, :8])
+
+
+def test_rows_of_other_experts_leave_no_trace() -> None:
+    """In bfloat16 groups are rounded up; huge frames of one expert do not reach the others."""
+    module = experts().bfloat16()
+    loads = [ROUND_TO + 1, 3, 2 * ROUND_TO, 5]
+    x_TD, routing = route(loads, top_2=False)
+    x_TD = x_TD.bfloat16()
+    clean, expected = with_gradients(module, "forward", x_TD, routing)
+    x_TD[routing.expert_A == 1] = 1e20
+    spoilt, gradients = with_gradients(module, "forward", x_TD, routing)
+    own = routing.expert_A != 1
+    assert torch.equal(spoilt[own], clean[own])
+    assert torch.equal(gradients[0][own], expected[0][own])
+    for ours, theirs in zip(gradients[2:], expected[2:], strict=True):
+        assert torch.equal(ours[[0, 2, 3]], theirs[[0, 2, 3]])
+
+
+@pytest.mark.skipif(not can_prepack(torch.float32), reason="oneDNN cannot rearrange weights here")
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_prepacked(loads: list[int], top_2: bool) -> None:
+    """Experts whose weights were rearranged for inference give the same output."""
+    module = experts()
+    x_TD, routing = route(loads, top_2=top_2)
+    with torch.no_grad():
+        packed = PackedExperts(module, torch.float32)(x_TD, routing)
+        torch.testing.assert_close(packed, module(x_TD, routing), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])

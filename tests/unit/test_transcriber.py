@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import omnirouter
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
-from omnirouter.config import BLANK, SHIPPED, BadInput, Listening
+from omnirouter.config import BLANK, PRESETS, SHIPPED, BadInput, Listening
 from omnirouter.data.prepare import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.model import EncoderOutput
@@ -35,6 +35,7 @@ class Scripted(nn.Module):
     def __init__(self, script: dict[int, int], vocab_size: int) -> None:
         super().__init__()
         self.script, self.vocab_size = script, vocab_size
+        self.config = PRESETS["omni-tiny"]
         self.anchor = nn.Parameter(torch.zeros(()))
 
     def forward(self, frames_TS: Tensor, lengths_B: Tensor) -> EncoderOutput:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.cpu_experts import Kept, Weights, experts_on_cpu
 from omnirouter.model.fused import bias_relu
 from omnirouter.model.packing import Surroundings
 from omnirouter.model.routing import Routes, Routing, RoutingContext
@@ -36,9 +37,7 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
-        return x * (kept.to(x.dtype) * (256 / (256 - self.dropped)))
+        return x * Kept(self.dropped).factors(x)
 
 
 class Rotation(NamedTuple):
@@ -130,37 +129,44 @@ class Experts(nn.Module):
         """Sum of the chosen experts' outputs times their gates (Eq. 2)."""
         order_A = routing.expert_A.argsort(stable=True)
         frame_A = order_A if routing.frame_A is None else routing.frame_A[order_A]
-        y_AD = self._grouped(x_TD.index_select(0, frame_A), routing.expert_A[order_A])
+        device = x_TD.device.type
+        dtype = x_TD.dtype  # autocast covers neither of the two ways
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            if device == "cpu":
+                y_AD = self._one_by_one(x_TD, frame_A, routing.expert_A, dtype)
+            else:
+                y_AD = self._grouped(x_TD, frame_A, routing.expert_A[order_A], dtype)
         y_AD = y_AD * routing.gate_A[order_A, None].to(y_AD.dtype)
         if routing.frame_A is None:
             return torch.empty_like(y_AD).index_copy(0, order_A, y_AD)
         return torch.zeros_like(x_TD, dtype=y_AD.dtype).index_add(0, frame_A, y_AD)
 
-    def _grouped(self, x_AD: Tensor, expert_A: Tensor) -> Tensor:
-        """All experts over assignments sorted by expert."""
-        device = x_AD.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)  # autocast does not cover grouped_mm
-        else:
-            dtype = x_AD.dtype
+    def _one_by_one(
+        self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """All experts over their frames, on a CPU: [A, D], sorted by expert as `frame_A` is."""
+        sizes = torch.bincount(expert_A, minlength=len(self.up_NFD)).tolist()
+        weights = Weights(self.up_NFD, self.up_bias_NF, self.down_NDF, self.down_bias_ND)
+        kept = Kept(self.dropout.dropped if self.training else 0)
+        return experts_on_cpu(x_TD, frame_A, sizes, weights, kept, dtype)
+
+    def _grouped(
+        self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """All experts over their frames in two grouped products; all sorted by expert."""
         member_AN = F.one_hot(expert_A, len(self.up_NFD))
         ends_N = member_AN.sum(0).cumsum(0).to(torch.int32)
-        member_AN = member_AN.to(dtype)
 
         def product(x: Tensor, weight: Tensor) -> Tensor:
             return F.grouped_mm(x.to(dtype), weight.to(dtype).transpose(1, 2), offs=ends_N)
 
-        def of_each(bias: Tensor) -> Tensor:
-            # a product, not bias[expert]: the gradient of that indexing is slow
-            return member_AN @ bias.to(dtype)
-
-        with torch.autocast(device, enabled=False):
-            h_AF = product(x_AD, self.up_NFD)
-            if h_AF.is_cuda:
-                h_AF = bias_relu(h_AF, self.up_bias_NF.to(dtype), expert_A)
-            else:
-                h_AF = (h_AF + of_each(self.up_bias_NF)).relu()
-            return product(self.dropout(h_AF), self.down_NDF) + of_each(self.down_bias_ND)
+        h_AF = product(x_TD.index_select(0, frame_A), self.up_NFD)
+        h_AF = bias_relu(h_AF, self.up_bias_NF.to(dtype), expert_A)
+        # a product, not bias[expert]: the gradient of that indexing is slow
+        bias_AD = member_AN.to(dtype) @ self.down_bias_ND.to(dtype)
+        return product(self.dropout(h_AF), self.down_NDF) + bias_AD
 
     def reference(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """What `forward` means: one masked expert after the other (no dropout)."""

@@ -14,6 +14,7 @@ from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
 from omnirouter.config import Listening
 from omnirouter.decode import Decoder
 from omnirouter.model import EncoderOutput
+from omnirouter.model.prepack import prepack
 from omnirouter.model.streaming import Past
 from omnirouter.serve.hub import fetch, is_hub_name, push
 from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
@@ -44,6 +45,10 @@ class Transcriber(Recogniser):
         super().__init__(checkpoint.config.features, checkpoint.tokenizer, listening, decoder)
         self.checkpoint = checkpoint
         self.precision = precision
+        self._encoder = checkpoint.model
+        if next(checkpoint.model.parameters()).device.type == "cpu":
+            half = precision == "bf16"
+            self._encoder = prepack(checkpoint.model, torch.bfloat16 if half else torch.float32)
 
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at the model's rate."""
@@ -75,7 +80,7 @@ class Transcriber(Recogniser):
         device, half = frames_TS.device.type, self.precision == "bf16"
         extra = {} if past is None else {"past": past}
         with torch.autocast(device, torch.bfloat16, enabled=half):
-            output: EncoderOutput = self.checkpoint.model(frames_TS, lengths_B, **extra)
+            output: EncoderOutput = self._encoder(frames_TS, lengths_B, **extra)
         return output.log_probs.float().cpu()
 
     def push_to_hub(self, name: str, *, private: bool = True, token: str | None = None) -> str:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
 from omnirouter.model.layers import Experts, FeedForward
+from omnirouter.model.prepack import PackedExperts, can_prepack
 from omnirouter.model.routing import Routing
 
-ROUND_TO = 64  # rows, in the peer with rounded groups
 BATCHED_LIMIT = 2 * 2**30  # bytes of gathered weights above which batched_mm is left out
 
 Layer = Callable[[Tensor, Routing], Tensor]
@@ -54,48 +54,23 @@ class Peers:
         if mode == "infer":
             self.experts, self.dense = self.experts.to(dtype), self.dense.to(dtype)
         self.layers: list[nn.Module] = [self.experts, self.dense]  # whose gradients are cleared
-        self.dtype, self.config = dtype, config
+        self.dtype, self.config, self.mode = dtype, config, mode
 
     def all(self, tokens: int) -> Iterator[tuple[str, Layer]]:
         """Names and layers; those that would not fit into memory are left out."""
         yield "dense", lambda x, routing: self.dense(x)
         yield "ours", self.experts
-        yield f"ours, groups of {ROUND_TO}", self.rounded
+        if self.mode == "infer" and can_prepack(self.dtype):
+            yield "ours, prepacked", PackedExperts(self.experts, self.dtype)
         yield "masked loop", self.experts.reference
         yield "padded bmm", self.padded
         if importlib.util.find_spec("transformers") is None:
             return
         yield "transformers eager (Switch)", self.eager()
         yield "transformers grouped_mm", self.theirs("grouped_mm")
-        size = torch.finfo(self.dtype).bits // 8
-        if tokens * self.config.dim * self.config.ffn_dim * size <= BATCHED_LIMIT:
+        gathered = tokens * self.config.dim * self.config.ffn_dim * self.dtype.itemsize
+        if self.mode == "infer" and gathered <= BATCHED_LIMIT:  # training takes some 200 times ours
             yield "transformers batched_mm", self.theirs("batched_mm")
-
-    def rounded(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """Grouped products whose groups are filled up with zeros to a multiple of `ROUND_TO`."""
-        e, n = self.experts, self.config.num_experts
-        counts_N = F.one_hot(routing.expert_A, n).sum(0)
-        sizes_N = (counts_N + ROUND_TO - 1) // ROUND_TO * ROUND_TO
-        order_A = routing.expert_A.argsort(stable=True)
-        shift_N = (sizes_N - counts_N).cumsum(0) - (sizes_N - counts_N)
-        rows_A = torch.arange(len(order_A), device=x_TD.device) + shift_N[routing.expert_A[order_A]]
-        ends_N = sizes_N.cumsum(0).to(torch.int32)
-        padded = x_TD.new_zeros(int(ends_N[-1]), x_TD.shape[1], dtype=self.dtype)
-        padded = padded.index_copy(0, rows_A, x_TD[order_A].to(self.dtype))
-        member = F.one_hot(
-            torch.searchsorted(ends_N, torch.arange(len(padded)).to(ends_N), right=True), n
-        )
-        member = member.to(self.dtype)
-        with torch.autocast(x_TD.device.type, enabled=False):
-
-            def linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                y = F.grouped_mm(h, weight.to(self.dtype).transpose(1, 2), offs=ends_N)
-                return y + member @ bias.to(self.dtype)
-
-            h = linear(padded, e.up_NFD, e.up_bias_NF).relu()
-            y = linear(h, e.down_NDF, e.down_bias_ND)[rows_A]
-        y = y * routing.gate_A[order_A, None].to(y.dtype)
-        return torch.empty_like(y).index_copy(0, order_A, y)
 
     def padded(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """One batched product over experts, each padded to the fullest."""

@@ -2,17 +2,18 @@
 
     python benchmarks/experts.py                        the full table (the machine should be idle)
     python benchmarks/experts.py --quick                tiny shapes, to see that it runs
-    ONEDNN_PRIMITIVE_CACHE_CAPACITY=65536 python benchmarks/experts.py --routings varying
 
 All layers have equal active FLOPs (each frame goes through D -> F -> D once), equal weights, the
-same allocator settings and turns in random order; figures are medians. `train` is forward and
-backward as training runs it (bf16: autocast over float32 weights), `infer` forward alone with
-weights in the dtype itself. transformers' ways are left out where it is not installed.
+same allocator settings and turns in random order, all routings of one size in the same turns;
+figures are medians. `train` is forward and backward as training runs it (bf16: autocast over
+float32 weights), `infer` forward alone with weights in the dtype itself. transformers' ways are
+left out where it is not installed, its `batched_mm` where the copy of weights that it makes for
+each frame is too large.
 
 Routings: `balanced` has equal groups and `skewed` sends 80% of the frames to 20% of the experts,
 the same each round; `varying` draws each frame's expert anew each round, as training does. In bf16
-on a CPU oneDNN makes a new primitive for each new matrix shape: compare `varying` with `balanced`,
-with the peer `ours, groups of 64` whose group sizes are rounded up, and under a larger cache.
+on a CPU oneDNN makes a new primitive for each new matrix shape, hence the difference of `varying`
+and `balanced`.
 """
 
 from __future__ import annotations
@@ -95,11 +96,14 @@ def require_equal(layers: dict[str, Layer], x: Tensor, case: Case) -> None:
             raise SystemExit(f"{name} does not compute what the masked loop does: {difference:.2g}")
 
 
-def measure_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One case: all give the same values, then they are timed in turns."""
+def measure_cases(
+    mode: str, dtype: str, experts: int, tokens: int, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One size: all layers give the same values, then they are timed in turns, a case a routing."""
+    cases = [Case(mode, dtype, kind, experts, tokens) for kind in arguments.routings]
     config = ModelConfig(
         routing="omni",
-        num_experts=case.experts,
+        num_experts=experts,
         dim=arguments.dim,
         ffn_dim=arguments.ffn,
         num_layers=1,
@@ -107,15 +111,18 @@ def measure_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         vocab_size=2,
     )
     device, warm_up = arguments.device, 2
-    x = torch.randn(case.tokens, config.dim, generator=torch.Generator().manual_seed(1)).to(device)
-    peers = Peers(config, DTYPES[case.dtype], device, case.mode)
-    layers = dict(peers.all(case.tokens))
-    require_equal(layers, x, case)
-    runs = {
-        # draws of its own for each: another's would find the primitives of its shapes made already
-        name: run_of(layer, x, routings(case, arguments.rounds + warm_up, device, seed), case)
-        for seed, (name, layer) in enumerate(layers.items())
-    }
+    x = torch.randn(tokens, config.dim, generator=torch.Generator().manual_seed(1)).to(device)
+    peers = Peers(config, DTYPES[dtype], device, mode)
+    layers = dict(peers.all(tokens))
+    runs = {}
+    for case in cases:
+        require_equal(layers, x, case)
+        for seed, (name, layer) in enumerate(layers.items()):
+            if name == "dense" and case is not cases[0]:
+                continue  # it does not look at the routing
+            # draws of its own for each: another's would find the primitives of its shapes made
+            made = routings(case, arguments.rounds + warm_up, device, seed)
+            runs[case.routing, name] = run_of(layer, x, made, case)
     parameters = [parameter for layer in peers.layers for parameter in layer.parameters()]
 
     def cleared(run: Callable[[int], Tensor]) -> Callable[[int], object]:
@@ -127,18 +134,24 @@ def measure_case(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         return timed
 
     times = timing.interleaved(
-        {name: cleared(run) for name, run in runs.items()},
+        {key: cleared(run) for key, run in runs.items()},
         rounds=arguments.rounds,
         warm_up=warm_up,
         device=device,
     )
-    passes = 3 if case.mode == "train" else 1
-    flops = passes * 4 * case.tokens * config.dim * config.ffn_dim
-    dense = times["dense"]["median_s"]
+    passes = 3 if mode == "train" else 1
+    flops = passes * 4 * tokens * config.dim * config.ffn_dim
+    dense = times[cases[0].routing, "dense"]
     for result in times.values():
-        result["ratio_to_dense"] = result["median_s"] / dense
+        result["ratio_to_dense"] = result["median_s"] / dense["median_s"]
         result["gflops"] = flops / result["median_s"] / 1e9
-    return {**case._asdict(), "peers": times}
+    return [
+        {
+            **case._asdict(),
+            "peers": {name: times.get((case.routing, name), dense) for name in layers},
+        }
+        for case in cases
+    ]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -169,15 +182,18 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     d, f, t = arguments.dim, arguments.ffn, max(arguments.tokens)
     shapes = (Shape(t, d, f), Shape(t, f, d), Shape(t, t, t))
     run = {"rounds": arguments.rounds, "device": arguments.device}
-    choices = (arguments.modes, arguments.dtypes, arguments.routings)
-    cases = itertools.product(*choices, arguments.experts, arguments.tokens)
+    choices = (arguments.modes, arguments.dtypes, arguments.experts, arguments.tokens)
     return {
         "rounds": arguments.rounds,
         "shapes": {"dim": d, "ffn": f},
         "best_gemm_gflops": {
             dtype: timing.gemm_rate(shapes, dtype, **run) for dtype in arguments.dtypes
         },
-        "cases": [measure_case(Case(*parts), arguments) for parts in cases],
+        "cases": [
+            case
+            for sizes in itertools.product(*choices)
+            for case in measure_cases(*sizes, arguments)
+        ],
     }
 
 

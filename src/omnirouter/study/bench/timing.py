@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ import torch.nn.functional as F
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NOTE_EVERY_S = 30.0
 SETTINGS = ("ONEDNN_", "MALLOC_", "LD_PRELOAD", "OMP_", "MKL_", "CUBLAS_", "CUDA_VISIBLE")
+
+
+Key = TypeVar("Key")  # by which contestants are known
 
 
 class Shape(NamedTuple):
@@ -32,12 +35,12 @@ class Shape(NamedTuple):
 
 
 def interleaved(
-    contestants: Mapping[str, Callable[[int], object]],
+    contestants: Mapping[Key, Callable[[int], object]],
     *,
     rounds: int,
     warm_up: int = 2,
     device: str = "cpu",
-) -> dict[str, dict[str, float]]:
+) -> dict[Key, dict[str, float]]:
     """Time functions in turns, in another order each round, so that a slow spell hits all alike.
 
     Args:
@@ -49,7 +52,7 @@ def interleaved(
     Returns:
         By name: `median_s`, and the quartiles `low_s` and `high_s`.
     """
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[Key, list[float]] = {name: [] for name in contestants}
     order = list(contestants)
     shuffle = random.Random(0).shuffle
     noted = time.monotonic()

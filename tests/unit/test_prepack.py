@@ -1,0 +1,77 @@
+"""An encoder rearranged for inference gives what the original gives, and leaves it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from omnirouter.config import ModelConfig
+from omnirouter.model import CTCEncoder, prepack
+from omnirouter.model.layers import Experts
+from omnirouter.model.prepack import PackedExperts, PackedLinear, can_prepack
+
+pytestmark = pytest.mark.skipif(
+    not can_prepack(torch.float32), reason="oneDNN cannot rearrange weights here"
+)
+
+
+@pytest.fixture
+def _any_width(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(prepack, "NARROWEST", 1)
+    yield
+
+
+def encoder(routing: str = "omni", dim: int = 32) -> CTCEncoder:
+    torch.manual_seed(0)
+    experts = 1 if routing == "dense" else 3
+    config = ModelConfig(
+        routing=routing,  # type: ignore[arg-type]
+        num_experts=experts,
+        dim=dim,
+        ffn_dim=48,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=11,
+    )
+    return CTCEncoder(config).eval()
+
+
+@pytest.mark.usefixtures("_any_width")
+@pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
+@pytest.mark.parametrize("lengths", [[7], [1, 30, 4], [0]])
+def test_same_output(routing: str, lengths: list[int]) -> None:
+    """Log-probabilities and routings, of no frames too; the original stays as it was."""
+    original = encoder(routing)
+    before = {name: value.clone() for name, value in original.state_dict().items()}
+    packed = prepack.prepack(original, torch.float32)
+    frames_TS, lengths_B = torch.randn(sum(lengths), 320), torch.tensor(lengths)
+    with torch.no_grad():
+        ours, plain = packed(frames_TS, lengths_B), original(frames_TS, lengths_B)
+    torch.testing.assert_close(ours.log_probs, plain.log_probs, rtol=1e-4, atol=1e-4)
+    for a, b in zip(ours.routings, plain.routings, strict=True):
+        assert torch.equal(a.expert_A, b.expert_A)
+    assert all(torch.equal(before[k], v) for k, v in original.state_dict().items())
+    kinds = {type(module) for module in packed.modules()}
+    assert PackedLinear in kinds
+    assert (PackedExperts in kinds) == (routing != "dense")
+    assert Experts not in kinds
+
+
+@pytest.mark.usefixtures("_any_width")
+@pytest.mark.skipif(not can_prepack(torch.bfloat16), reason="no bfloat16 in this oneDNN")
+def test_bfloat16() -> None:
+    """Under autocast the copy rounds as the original does."""
+    original = encoder()
+    packed = prepack.prepack(original, torch.bfloat16)
+    frames_TS, lengths_B = torch.randn(9, 320), torch.tensor([9])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours, plain = packed(frames_TS, lengths_B), original(frames_TS, lengths_B)
+    torch.testing.assert_close(ours.log_probs, plain.log_probs, rtol=0.05, atol=0.05)
+
+
+def test_narrow_models_stay_as_they_are() -> None:
+    """Rearranging does not pay below a width, so nothing is copied."""
+    original = encoder()
+    assert prepack.prepack(original, torch.float32) is original
