@@ -57,7 +57,7 @@ EXPERTS: dict[str, Arm] = {
         for count in (2, 4, 8)
     },
 }
-PLAIN = {name: EXPERTS[name] for name in ("Switch 4", "Omni 4")}  # trained once for all parts
+PLAIN = {name: EXPERTS[name] for name in ("Dense", "Switch 4", "Omni 4")}  # trained once for all
 FAMILY: dict[str, Arm] = {
     **PLAIN,
     "Switch, top 2": {"routing": "switch", "router": RouterConfig(top_k=2)},

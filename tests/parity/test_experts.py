@@ -8,9 +8,9 @@ from torch import Tensor
 
 from omnirouter.config import ModelConfig
 from omnirouter.model import layers
-from omnirouter.model.cpu_experts import ROUND_TO
+from omnirouter.model.cpu_experts import ROUND_TO, fused
 from omnirouter.model.layers import Experts
-from omnirouter.model.prepack import PackedExperts, can_prepack
+from omnirouter.model.prepack import PackedExperts
 from omnirouter.model.routing import Routing
 
 N = 4
@@ -172,7 +172,7 @@ def test_rows_of_other_experts_leave_no_trace() -> None:
         assert torch.equal(ours[[0, 2, 3]], theirs[[0, 2, 3]])
 
 
-@pytest.mark.skipif(not can_prepack(torch.float32), reason="oneDNN cannot rearrange weights here")
+@pytest.mark.skipif(not fused(torch.float32), reason="oneDNN cannot rearrange weights here")
 @pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
 def test_prepacked(loads: list[int], top_2: bool) -> None:

@@ -9,11 +9,12 @@ import torch
 
 from omnirouter.config import ModelConfig
 from omnirouter.model import CTCEncoder, prepack
+from omnirouter.model.cpu_experts import fused
 from omnirouter.model.layers import Experts
-from omnirouter.model.prepack import PackedExperts, PackedLinear, can_prepack
+from omnirouter.model.prepack import PackedExperts, PackedLinear
 
 pytestmark = pytest.mark.skipif(
-    not can_prepack(torch.float32), reason="oneDNN cannot rearrange weights here"
+    not fused(torch.float32), reason="oneDNN cannot rearrange weights here"
 )
 
 
@@ -60,7 +61,7 @@ def test_same_output(routing: str, lengths: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("_any_width")
-@pytest.mark.skipif(not can_prepack(torch.bfloat16), reason="no bfloat16 in this oneDNN")
+@pytest.mark.skipif(not fused(torch.bfloat16), reason="no bfloat16 in this oneDNN")
 def test_bfloat16() -> None:
     """Under autocast the copy rounds as the original does."""
     original = encoder()

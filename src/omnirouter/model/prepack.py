@@ -1,8 +1,7 @@
 """An encoder for inference on a CPU whose matrices lie as oneDNN's products want them.
 
-A plain product takes the weights as they are and rearranges them on every call, which for the few
-frames of an expert costs as much as the product itself. Here that is done once. In float32 oneDNN
-is also faster than the library behind plain products on processors that are not Intel's.
+A product takes the weights as they are and rearranges them on every call, which for the few frames
+of an expert costs as much as the product itself. Here that is done once.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from omnirouter.model.cpu_experts import Kept, fused, linear, rounded
 from omnirouter.model.encoder import CTCEncoder
 from omnirouter.model.layers import Experts
 
@@ -33,7 +33,7 @@ class PackedLinear(nn.Module):
         self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, relu: bool = False
     ) -> None:
         super().__init__()
-        self.dtype, self.width, self.after = dtype, len(weight), "relu" if relu else "none"
+        self.dtype, self.width, self.relu = dtype, len(weight), relu
         weight = weight.detach().to(dtype).contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.bias = None if bias is None else bias.detach().to(dtype)
@@ -42,10 +42,7 @@ class PackedLinear(nn.Module):
         """[R, in] to [R, out]."""
         if not len(x):
             return x.new_empty(0, self.width, dtype=self.dtype)
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.to(self.dtype), self.weight, self.bias, self.after, [], ""
-        )
-        return y
+        return linear(x.to(self.dtype), self.weight, self.bias, relu=self.relu)
 
 
 class PackedExperts(Experts):
@@ -66,18 +63,11 @@ class PackedExperts(Experts):
         self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
     ) -> Tensor:
         sizes = torch.bincount(expert_A, minlength=len(self.up)).tolist()
-        x_AD = x_TD.to(dtype).index_select(0, frame_A)
-        parts = zip(x_AD.split(sizes), self.up, self.down, strict=True)
-        return torch.cat([down(up(x)) for x, up, down in parts])
-
-
-def can_prepack(dtype: torch.dtype) -> bool:
-    """Whether this processor and this torch can do it."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
-        return False
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        return False
-    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        x_RD, turns = rounded(x_TD.to(dtype), frame_A, sizes, Kept(0))
+        y_AD = x_RD.new_empty(len(frame_A), x_RD.shape[1])
+        for n, begin, size, rows in turns.each():
+            y_AD[begin : begin + size] = self.down[n](self.up[n](x_RD[begin : begin + rows]))[:size]
+        return y_AD
 
 
 def prepack(encoder: CTCEncoder, dtype: torch.dtype) -> CTCEncoder:
@@ -90,7 +80,7 @@ def prepack(encoder: CTCEncoder, dtype: torch.dtype) -> CTCEncoder:
     Returns:
         The copy; the encoder itself where rearranging is not possible or does not pay.
     """
-    if encoder.config.dim < NARROWEST or not can_prepack(dtype):
+    if encoder.config.dim < NARROWEST or not fused(dtype):
         return encoder
     shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
     made = deepcopy(encoder, shared)

@@ -94,7 +94,7 @@ def activation_bytes(
         inside = _scored(config, lengths, w)
     local = FLOAT * d if config.local_width else 0
     attention = t * (norm + w * d + w * d + local + mask * d) + inside
-    experts = t * (norm + _feed_forward(config, w, mask) + mask * d)
+    experts = t * (norm + _feed_forward(config, w, mask, cuda) + mask * d)
     head = t * (norm + w * d + FLOAT * config.vocab_size)
     embedding = 0.0
     if config.embedder is not None:
@@ -118,16 +118,18 @@ def _scored(config: ModelConfig, lengths: Sequence[int], w: int) -> float:
     return float(w * values)
 
 
-def _feed_forward(config: ModelConfig, w: int, mask: int) -> float:
+def _feed_forward(config: ModelConfig, w: int, mask: int, cuda: bool) -> float:
     """For each frame: input, hidden layer (again behind dropout), and what routing keeps."""
     d, f, n, k = config.dim, config.ffn_dim, config.num_experts, config.router.top_k
     hidden = f * (w + (w + mask if mask else 0))
     if config.routing == "dense":
         return w * d + hidden
+    if not cuda:
+        hidden = f * w  # behind dropout, whose mask its zeros tell: model/cpu_experts.py
     # the router reads float32; of each assignment: input, hidden layer, output before and after the
     # gate, indices
     router = FLOAT * config.router_width + 4 * FLOAT * n
-    return router + k * (w * d + hidden + 2 * w * d + w * n + 4 * INDEX)
+    return router + k * (w * d + hidden + 2 * w * d + (w * n if cuda else 0) + 4 * INDEX)
 
 
 def _ctc(config: ModelConfig, lengths: Sequence[int]) -> float:

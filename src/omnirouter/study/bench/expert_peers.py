@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.cpu_experts import fused
 from omnirouter.model.layers import Experts, FeedForward
-from omnirouter.model.prepack import PackedExperts, can_prepack
+from omnirouter.model.prepack import PackedExperts
 from omnirouter.model.routing import Routing
 
-BATCHED_LIMIT = 2 * 2**30  # bytes of gathered weights above which batched_mm is left out
+BATCHED_LIMIT = 1.75 * 2**30  # bytes of gathered weights above which batched_mm is left out
 
 Layer = Callable[[Tensor, Routing], Tensor]
 
@@ -60,7 +61,7 @@ class Peers:
         """Names and layers; those that would not fit into memory are left out."""
         yield "dense", lambda x, routing: self.dense(x)
         yield "ours", self.experts
-        if self.mode == "infer" and can_prepack(self.dtype):
+        if self.mode == "infer" and fused(self.dtype):
             yield "ours, prepacked", PackedExperts(self.experts, self.dtype)
         yield "masked loop", self.experts.reference
         yield "padded bmm", self.padded

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -183,6 +184,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     shapes = (Shape(t, d, f), Shape(t, f, d), Shape(t, t, t))
     run = {"rounds": arguments.rounds, "device": arguments.device}
     choices = (arguments.modes, arguments.dtypes, arguments.experts, arguments.tokens)
+    every = list(itertools.product(*choices))
     return {
         "rounds": arguments.rounds,
         "shapes": {"dim": d, "ffn": f},
@@ -191,10 +193,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         },
         "cases": [
             case
-            for sizes in itertools.product(*choices)
-            for case in measure_cases(*sizes, arguments)
+            for number, sizes in enumerate(every, start=1)
+            for case in measure_cases(*_noted(number, len(every), sizes), arguments)
         ],
     }
+
+
+def _noted(number: int, count: int, sizes: tuple[str, str, int, int]) -> tuple[str, str, int, int]:
+    """Say what is measured next."""
+    mode, dtype, experts, tokens = sizes
+    print(
+        f"{number} of {count}: {mode}, {dtype}, {experts} experts, {tokens} frames",
+        file=sys.stderr,
+        flush=True,
+    )
+    return sizes
 
 
 def report(values: dict[str, Any]) -> str:
