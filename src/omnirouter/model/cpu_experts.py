@@ -148,7 +148,7 @@ class _Experts(torch.autograd.Function):
                 down[n].copy_(down_NDF[n])
             h = product(x_RD[begin : begin + rows], up[n], up_bias[n], relu=True)
             if turns.kept.dropped:
-                h.mul_(turns.kept.factors(h))
+                h[:size].mul_(turns.kept.factors(h[:size]))
             y_RD[begin : begin + size] = product(h, down[n], down_bias[n])[:size]
             hidden.append(h)
         y_RD[sum(turns.sizes) :] = 0
