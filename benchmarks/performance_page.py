@@ -9,6 +9,7 @@ the command that makes it, so that no table can claim more than its file holds.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,11 @@ EXPECTED = (
         "train-step-290m-bf16",
         "Training, the paper's models of N=4, CPU, bf16",
         "python benchmarks/train_step.py --family 290m --rounds 5",
+    ),
+    Expected(
+        "train-step-156m-bf16",
+        "Training, the paper's models of N=2, CPU, bf16",
+        "python benchmarks/train_step.py --family 156m --rounds 5",
     ),
     Expected(
         "transcribe-small", "Recognition, our small models, CPU", "python benchmarks/transcribe.py"
@@ -126,6 +132,64 @@ def experts(values: dict[str, Any]) -> str:
     return timing.table([*columns, "fastest other, to dense"], rows)
 
 
+class Aim(NamedTuple):
+    """A ratio, what it should be (at most, or at least), and what it is."""
+
+    what: str
+    sign: str
+    limit: float
+    measured: float
+
+    def row(self) -> list[str]:
+        """Of the table."""
+        reached = self.measured <= self.limit if self.sign == "<=" else self.measured >= self.limit
+        figures = [f"{self.sign} {self.limit:.2f}", f"{self.measured:.2f}"]
+        return [self.what, *figures, "yes" if reached else "no"]
+
+
+def expert_aims(values: dict[str, Any]) -> Iterator[Aim]:
+    """Of layers of experts beside dense ones."""
+    keys = ("mode", "dtype", "routing", "experts", "tokens")
+    cases = {tuple(case[key] for key in keys): case["peers"] for case in values["cases"]}
+
+    def ratio(*case: str | int, layer: str = "ours") -> float:
+        return float(cases[case][layer]["ratio_to_dense"])
+
+    for dtype, limit in (("bf16", 1.10), ("fp32", 1.12)):
+        even = ratio("train", dtype, "balanced", 8, 4096)
+        yield Aim(f"8 experts to dense, training, 4096 frames, {dtype}", "<=", limit, even)
+        skewed = ratio("train", dtype, "skewed", 8, 4096)
+        yield Aim(f"the same, 80/20 skew to balanced, {dtype}", "<=", 1.05, skewed / even)
+        rate = cases["train", dtype, "balanced", 8, 4096]["ours"]["gflops"]
+        share = rate / values["best_gemm_gflops"][dtype]
+        yield Aim(f"the same, to the best plain product, {dtype}", ">=", 0.80, share)
+        for n in (2, 4, 8):
+            few = ratio("train", dtype, "balanced", n, 512)
+            yield Aim(f"{n} experts to dense, training, 512 frames, {dtype}", "<=", 1.25, few)
+    fast = ratio("infer", "bf16", "balanced", 8, 400, layer="ours, prepacked")
+    yield Aim("8 experts to dense, inference, 400 frames, bf16, rearranged", "<=", 1.15, fast)
+
+
+def packing_aims(values: dict[str, Any]) -> Iterator[Aim]:
+    """Of packed frames beside padded ones."""
+    for case in values["cases"]:
+        what = "{part}, {mode}, {dtype}, {utterances} utterances of up to {longest} frames"
+        yield Aim("padded to packed: " + what.format(**case), ">=", 1.80, case["speedup"])
+
+
+def aims() -> str:
+    """What was aimed at on a CPU, beside what was measured."""
+    rows = []
+    for stem, found in (("experts", expert_aims), ("attention", packing_aims)):
+        path = HERE / "results" / f"{stem}.json"
+        if path.exists():
+            values = json.loads(path.read_text(encoding="utf-8"))
+            rows += [aim.row() for aim in found(values)]
+    if not rows:
+        return "### Aims, CPU\n\nNot measured yet.\n"
+    return f"### Aims, CPU\n\n{timing.table(['ratio', 'aim', 'measured', 'reached'], rows)}\n"
+
+
 def plans() -> str:
     """`omnirouter plan` against measurement: each result by the rates of each other one."""
     results: dict[str, dict[str, Any]] = {}
@@ -152,7 +216,7 @@ def page(text: str) -> str:
     """The page with its tables made anew."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    sections = [*map(section, EXPECTED), plans()]
+    sections = [aims(), *map(section, EXPECTED), plans()]
     return before + BEGIN + "\n" + "\n".join(sections) + "\n" + END + after
 
 

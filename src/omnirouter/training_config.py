@@ -1,0 +1,163 @@
+"""What a training run learns from and how: data, augmentation, optimiser, vocabulary.
+
+A part of `config.py`, which everything else imports it through.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omnirouter.errors import BadInput
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation in training. SpecAugment as in Sec. V-C; the rest is off by default.
+
+    Attributes:
+        frequency_masks: number of frequency masks.
+        frequency_width: largest width of one, in mel bins.
+        time_masks: number of time masks.
+        time_width: largest width of one, in mel frames.
+        time_ratio: each time mask is at most this share of the utterance (per mask, not in all).
+        masks_from_step: steps before the first masked one: what is masked from the start learns to
+            align speech and text much later.
+        speeds: factors, one of which is drawn per utterance (for example 0.9, 1.0, 1.1); empty for
+            none.
+        noise_snr_db: range of the signal-to-noise ratio of added noise in dB; empty for none.
+        noise_probability: share of utterances that get noise.
+        noise: folders of audio and manifests (such as prepared MUSAN) whose sounds are the noise;
+            if empty it is coloured noise, made up.
+        reverb_probability: share of utterances put into a room.
+        rirs: folders and manifests of recorded impulse responses; if empty rooms are simulated.
+        telephone_probability: share of utterances sent through a telephone: 300 to 3400 Hz at
+            8 kHz, mu-law or GSM.
+        volume_db: range of a gain in dB, drawn for every utterance; empty for none.
+        cape: global shift, local jitter and scale of the positions (CAPE).
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 30
+    time_masks: int = 10
+    time_width: int = 50
+    time_ratio: float = 0.1
+    masks_from_step: int = 0  # not in paper
+    speeds: tuple[float, ...] = ()  # not in paper
+    noise_snr_db: tuple[float, ...] = ()  # not in paper
+    noise_probability: float = 0.0  # not in paper
+    noise: tuple[str, ...] = ()  # not in paper
+    reverb_probability: float = 0.0  # not in paper
+    rirs: tuple[str, ...] = ()  # not in paper
+    telephone_probability: float = 0.0  # not in paper
+    volume_db: tuple[float, ...] = ()  # not in paper
+    cape: bool = True  # not in paper
+
+    def __post_init__(self) -> None:
+        for problem in (self._ranges(), self._sounds()):
+            if problem:
+                raise BadInput(problem)
+
+    def _ranges(self) -> str | None:
+        for name in ("noise_probability", "reverb_probability", "telephone_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                return f"augment.{name}: a share in [0, 1], not {getattr(self, name)}"
+        for name in ("noise_snr_db", "volume_db"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
+        if not all(0 < speed < math.inf for speed in self.speeds):
+            return f"augment.speeds: factors above 0, not {list(self.speeds)}"
+        return None
+
+    def _sounds(self) -> str | None:
+        if self.noise and not (self.noise_snr_db and self.noise_probability):
+            return "augment.noise: set noise_snr_db and noise_probability too, or nothing gets it"
+        if self.rirs and not self.reverb_probability:
+            return "augment.rirs: set reverb_probability too, or nothing gets them"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads.
+
+    Attributes:
+        train: manifests (JSONL, lhotse cuts or Shar folders); paths relative to the working
+            directory, globs allowed.
+        dev: manifests that choose the checkpoint.
+        weights: how often each `train` manifest is seen relative to its size (its epochs per
+            epoch); all 1 if empty.
+        batch_hours: audio in one optimiser step, in hours, over all devices.
+        device_seconds: audio in one micro-batch on one device, in seconds. A step takes
+            batch_hours / device_seconds of them, dealt to the devices in turns.
+        buckets: duration buckets of the sampler.
+        min_s: shorter utterances are left out.
+        max_s: longer utterances are left out.
+        workers: loader processes; 0 loads in the training process.
+        cache_gb: decoded audio kept in memory (16 bits a sample), in GB per loader process; 0 for
+            none.
+    """
+
+    train: tuple[str, ...] = ()
+    dev: tuple[str, ...] = ()
+    weights: tuple[int, ...] = ()
+    batch_hours: float = 7.0  # Sec. V-C
+    device_seconds: float = 1575.0  # not in paper: 7 h on 16 devices
+    buckets: int = 20  # not in paper
+    min_s: float = 0.1  # not in paper
+    max_s: float = 35.0  # not in paper
+    workers: int = 0
+    cache_gb: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule (Sec. V-C).
+
+    Attributes:
+        peak_lr: learning rate after warm-up.
+        warmup_steps: linear from 0 to `peak_lr`.
+        cosine_steps: cosine from `peak_lr` to `floor * peak_lr`.
+        floor: what the cosine ends at, as a share of `peak_lr`.
+        halve_every: after the cosine, steps between two halvings.
+        betas: AdamW's.
+        eps: AdamW's.
+        weight_decay: AdamW's, on matrices only.
+        clip: largest gradient norm.
+        muon_lr: peak rate of the blocks' matrices under Muon; 0 leaves them to AdamW.
+    """
+
+    peak_lr: float = 1e-3
+    warmup_steps: int = 64_000
+    cosine_steps: int = 60_000
+    floor: float = 0.1  # not in paper
+    halve_every: int = 50_000  # not in paper
+    betas: tuple[float, float] = (0.9, 0.999)  # not in paper
+    eps: float = 1e-8  # not in paper
+    weight_decay: float = 0.01
+    clip: float = 0.1
+    muon_lr: float = 0.0  # not in paper
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_steps", "cosine_steps", "halve_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"optim.{name}: at least 1 step, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Word pieces (Sec. V-B).
+
+    Attributes:
+        path: an existing tokenizer.model; if empty one is trained from `data.train` (and `texts`).
+        texts: further text files, one sentence per line, to train it on.
+        sentences: it is trained on, at most; of more, so many are drawn at random.
+    """
+
+    path: str = ""
+    texts: tuple[str, ...] = ()
+    sentences: int = 1_000_000  # not in paper
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise BadInput(f"tokenizer.sentences: at least 1, not {self.sentences}")
