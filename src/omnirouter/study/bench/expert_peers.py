@@ -61,7 +61,7 @@ class Peers:
         """Names and layers; those that would not fit into memory are left out."""
         yield "dense", lambda x, routing: self.dense(x)
         yield "ours", self.experts
-        if self.mode == "infer" and fused(self.dtype):
+        if self.mode == "infer" and self.experts.up_NFD.device.type == "cpu" and fused(self.dtype):
             yield "ours, prepacked", PackedExperts(self.experts, self.dtype)
         yield "masked loop", self.experts.reference
         yield "padded bmm", self.padded
