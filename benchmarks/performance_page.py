@@ -3,7 +3,8 @@
     python benchmarks/performance_page.py
 
 Question: what has been measured, where, and what has not? A result that is not there is named with
-the command that makes it, so that no table can claim more than its file holds.
+the command that makes it, so that no table can claim more than its file holds. Three of the results
+are drawn as well: docs/images/speed-cpu.png.
 """
 
 from __future__ import annotations
@@ -220,5 +221,43 @@ def page(text: str) -> str:
     return before + BEGIN + "\n" + "\n".join(sections) + "\n" + END + after
 
 
+def draw() -> None:
+    """Experts, training steps and recognition on a CPU in one picture; of what is there."""
+    from omnirouter.evaluate.drawing import EXPERTS, INK, Figure, styled
+
+    def read(stem: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((HERE / "results" / f"{stem}.json").read_text("utf-8"))
+        return values
+
+    with styled:
+        figure = Figure(figsize=(10, 3.1), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        cases = [
+            case
+            for case in read("experts")["cases"]
+            if (case["mode"], case["dtype"], case["routing"], case["tokens"])
+            == ("train", "bf16", "varying", 4096)
+        ]
+        names = [name for name in cases[0]["peers"] if name != "dense"]
+        for marker, colour, case in zip("o^s", EXPERTS[2:], cases, strict=False):
+            ratios = [case["peers"][name]["ratio_to_dense"] for name in names]
+            left.plot(ratios, names, marker, color=colour, label=f"{case['experts']} experts")
+        left.axvline(1.0, color=INK, linewidth=0.8)
+        left.set(title="Training time of a layer to dense", ylim=(len(names) - 0.5, -0.5))
+        left.legend(loc="upper right")
+        models = read("train-step-290m-bf16")["models"]
+        middle.barh(list(models), [1e3 * m["median_s"] for m in models.values()], color=EXPERTS[4])
+        middle.set(title="A training step, ms", ylim=(len(models) - 0.5, -0.5))
+        rates = {name: m["rtfx"] for name, m in read("transcribe-290m")["models"].items()}
+        right.barh(list(rates), list(rates.values()), color=EXPERTS[1])
+        right.set(title="Recognition, RTFx", ylim=(len(rates) - 0.5, -0.5))
+        for axis in (middle, right):
+            axis.bar_label(axis.containers[0], fmt="%.0f", padding=2, fontsize=8)
+            axis.margins(x=0.15)
+        folder = PAGE.parent / "images"
+        figure.savefig(folder / "speed-cpu.png", dpi=130)
+
+
 if __name__ == "__main__":
+    draw()
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
