@@ -16,8 +16,10 @@ case "${1:-tests}" in
     python3 -m pytest -q -m gpu -p no:cacheprovider tests 2>&1 | tee "$OUT/gpu-tests.log"
     ;;
   bench)
-    python3 benchmarks/experts.py --device cuda --tokens 39000 4096 512 --out "$OUT/experts-cuda.json" \
+    python3 benchmarks/experts.py --device cuda --modes train --tokens 39000 4096 512 --out "$OUT/experts-cuda.json" \
       2>&1 | tee "$OUT/experts-cuda.log"
+    python3 benchmarks/experts.py --device cuda --modes infer --tokens 39000 4096 400 --out "$OUT/experts-infer-cuda.json" \
+      2>&1 | tee "$OUT/experts-infer-cuda.log"
     python3 benchmarks/attention.py --device cuda --utterances 32 128 --out "$OUT/attention-cuda.json" \
       2>&1 | tee "$OUT/attention-cuda.log"
     for many in 1 8; do

@@ -87,13 +87,15 @@ class Turns(NamedTuple):
     sizes: list[int]
     step: int
     kept: Kept
+    exact: int = 0  # so few rows are not rounded up
 
     def each(self) -> Iterator[tuple[int, int, int, int]]:
         """Of every expert with rows: its number, first row, number of rows, that rounded up."""
         begin = 0
         for n, size in enumerate(self.sizes):
             if size:
-                yield n, begin, size, -(-size // self.step) * self.step
+                rows = size if size <= self.exact else -(-size // self.step) * self.step
+                yield n, begin, size, rows
             begin += size
 
 
@@ -118,11 +120,13 @@ def experts_on_cpu(
     return y_RD[: len(row_A)]
 
 
-def rounded(x_TD: Tensor, row_A: Tensor, sizes: list[int], kept: Kept) -> tuple[Tensor, Turns]:
+def rounded(
+    x_TD: Tensor, row_A: Tensor, sizes: list[int], kept: Kept, exact: int = 0
+) -> tuple[Tensor, Turns]:
     """Rows sorted by expert, with as many more as the last expert's may be rounded up by."""
     step = ROUND_TO if fused(x_TD.dtype) else 1
     row_R = torch.cat([row_A, row_A.new_zeros(step - 1)]) if len(row_A) and step > 1 else row_A
-    return x_TD.index_select(0, row_R), Turns(sizes, step, kept)
+    return x_TD.index_select(0, row_R), Turns(sizes, step, kept, exact)
 
 
 class _Experts(torch.autograd.Function):

@@ -17,6 +17,7 @@ from omnirouter.model.layers import Experts
 
 ROWS = 256  # that the arrangement is chosen for; others work too
 NARROWEST = 512  # model width from where on it pays
+FEW = 64  # rows of an expert that are not rounded up: so many sizes are remembered, and it counts
 
 
 class PackedLinear(nn.Module):
@@ -63,7 +64,7 @@ class PackedExperts(Experts):
         self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
     ) -> Tensor:
         sizes = torch.bincount(expert_A, minlength=len(self.up)).tolist()
-        x_RD, turns = rounded(x_TD.to(dtype), frame_A, sizes, Kept(0))
+        x_RD, turns = rounded(x_TD.to(dtype), frame_A, sizes, Kept(0), exact=FEW)
         y_AD = x_RD.new_empty(len(frame_A), x_RD.shape[1])
         for n, begin, size, rows in turns.each():
             y_AD[begin : begin + size] = self.down[n](self.up[n](x_RD[begin : begin + rows]))[:size]

@@ -20,8 +20,6 @@ from omnirouter.model.layers import Experts, FeedForward
 from omnirouter.model.prepack import PackedExperts
 from omnirouter.model.routing import Routing
 
-BATCHED_LIMIT = 1.75 * 2**30  # bytes of gathered weights above which batched_mm is left out
-
 Layer = Callable[[Tensor, Routing], Tensor]
 
 
@@ -57,8 +55,8 @@ class Peers:
         self.layers: list[nn.Module] = [self.experts, self.dense]  # whose gradients are cleared
         self.dtype, self.config, self.mode = dtype, config, mode
 
-    def all(self, tokens: int) -> Iterator[tuple[str, Layer]]:
-        """Names and layers; those that would not fit into memory are left out."""
+    def all(self) -> Iterator[tuple[str, Layer]]:
+        """Names and layers."""
         yield "dense", lambda x, routing: self.dense(x)
         yield "ours", self.experts
         if self.mode == "infer" and self.experts.up_NFD.device.type == "cpu" and fused(self.dtype):
@@ -69,9 +67,6 @@ class Peers:
             return
         yield "transformers eager (Switch)", self.eager()
         yield "transformers grouped_mm", self.theirs("grouped_mm")
-        gathered = tokens * self.config.dim * self.config.ffn_dim * self.dtype.itemsize
-        if self.mode == "infer" and gathered <= BATCHED_LIMIT:  # training takes some 200 times ours
-            yield "transformers batched_mm", self.theirs("batched_mm")
 
     def padded(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """One batched product over experts, each padded to the fullest."""
