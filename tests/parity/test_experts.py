@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from omnirouter.config import ModelConfig
-from omnirouter.model import layers
+from omnirouter.model import cpu_experts, layers
 from omnirouter.model.cpu_experts import ROUND_TO, fused
 from omnirouter.model.layers import Experts
 from omnirouter.model.prepack import PackedExperts
@@ -116,6 +116,15 @@ def test_grouped_products(loads: list[int], top_2: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(layers, "bias_relu", plain)  # not compiled
     monkeypatch.setattr(Experts, "_one_by_one", grouped)
     test_float32(loads, top_2)
+
+
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_plain_products(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where oneDNN's products with bias and ReLU are missing, plain ones give the same."""
+    monkeypatch.setattr(cpu_experts, "fused", lambda dtype: False)
+    test_float32(loads, top_2)
+    test_bfloat16("autocast", loads, top_2)
 
 
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())

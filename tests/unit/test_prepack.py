@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
+import numpy as np
 import pytest
 import torch
 
+from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig
 from omnirouter.model import CTCEncoder, prepack
 from omnirouter.model.cpu_experts import fused
 from omnirouter.model.layers import Experts
 from omnirouter.model.prepack import PackedExperts, PackedLinear
+from omnirouter.serve.transcriber import Transcriber
 
 pytestmark = pytest.mark.skipif(
     not fused(torch.float32), reason="oneDNN cannot rearrange weights here"
@@ -70,6 +74,25 @@ def test_bfloat16() -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         ours, plain = packed(frames_TS, lengths_B), original(frames_TS, lengths_B)
     torch.testing.assert_close(ours.log_probs, plain.log_probs, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_transcriber_rearranges(
+    checkpoints: dict[str, Checkpoint],
+    precision: Literal["fp32", "bf16"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it says is what the model says; the checkpoint keeps the model as it was."""
+    rng = np.random.default_rng(0)
+    waves = [0.1 * rng.standard_normal(size).astype(np.float32) for size in (16_000, 9_000)]
+    plain = Transcriber(checkpoints["omni"], precision=precision)
+    monkeypatch.setattr(prepack, "NARROWEST", 1)
+    packed = Transcriber(checkpoints["omni"], precision=precision)
+    assert any(isinstance(module, PackedExperts) for module in packed._encoder.modules())
+    assert not any(isinstance(m, PackedExperts) for m in packed.checkpoint.model.modules())
+    close = 1e-3 if precision == "fp32" else 0.1
+    for ours, theirs in zip(packed.log_probs(waves), plain.log_probs(waves), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=close)
 
 
 def test_narrow_models_stay_as_they_are() -> None:
