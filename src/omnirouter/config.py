@@ -20,7 +20,9 @@ from omnirouter.model_config import FeatureConfig as FeatureConfig
 from omnirouter.model_config import ModelConfig as ModelConfig
 from omnirouter.model_config import ParameterCount as ParameterCount
 from omnirouter.model_config import count_parameters as count_parameters
-from omnirouter.router_config import RouterLossConfig, Routing
+from omnirouter.router_config import RouterConfig as RouterConfig
+from omnirouter.router_config import RouterLossConfig as RouterLossConfig
+from omnirouter.router_config import Routing as Routing
 from omnirouter.training_config import AugmentConfig as AugmentConfig
 from omnirouter.training_config import DataConfig as DataConfig
 from omnirouter.training_config import OptimConfig as OptimConfig

@@ -21,7 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -140,17 +140,23 @@ def measure_cases(
         warm_up=warm_up,
         device=device,
     )
-    passes = 3 if mode == "train" else 1
-    flops = passes * 4 * tokens * config.dim * config.ffn_dim
+    work = tokens * config.dim * config.ffn_dim
+    return figures(cases, list(layers), times, 4 * work * (3 if mode == "train" else 1))
+
+
+def figures(
+    cases: list[Case],
+    layers: list[str],
+    times: Mapping[tuple[str, str], dict[str, float]],
+    flops: float,
+) -> list[dict[str, Any]]:
+    """What is kept of each case, by layer: times, ratio to the dense layer, rate."""
     dense = times[cases[0].routing, "dense"]
     for result in times.values():
         result["ratio_to_dense"] = result["median_s"] / dense["median_s"]
         result["gflops"] = flops / result["median_s"] / 1e9
     return [
-        {
-            **case._asdict(),
-            "peers": {name: times.get((case.routing, name), dense) for name in layers},
-        }
+        {**case._asdict(), "peers": {n: times.get((case.routing, n), dense) for n in layers}}
         for case in cases
     ]
 
