@@ -245,7 +245,7 @@ def page(text: str) -> str:
 
 
 def draw() -> None:
-    """Experts, training steps and recognition on a CPU in one picture; of what is there."""
+    """Experts, training steps and recognition on a CPU in one picture."""
     from omnirouter.evaluate.drawing import EXPERTS, INK, Figure, styled
 
     def read(stem: str) -> dict[str, Any]:
