@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data import reading
 from omnirouter.data.prepare import read_manifest
 from omnirouter.data.reading import (
+    FESTIVAL_VOICES,
     FLITE_VOICES,
     WORDS,
     WORDS_PER_SECOND,
@@ -36,9 +36,12 @@ Call Anna at noon and tell her that the kitchen window is still open.
 SMALL = ReadingConfig(hours=0.002, seed=4)
 
 
+RECORDED = reading.recorded_voices()  # before `espeak_alone` hides them
+
+
 @pytest.fixture(autouse=True)
-def no_flite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """espeak-ng alone, which every machine with the extra has; tests of flite say so."""
+def espeak_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """espeak-ng alone, which every machine with the extra has; tests of others say so."""
     monkeypatch.setattr(reading.shutil, "which", lambda name: None)
 
 
@@ -201,38 +204,57 @@ def test_without_espeak_the_message_names_the_extra(
         make(text, tmp_path / "out")
 
 
-def test_flite_is_called_for_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_voices_have_their_share() -> None:
     voices = [reading._draw_voice(np.random.default_rng(seed), FLITE_VOICES) for seed in range(300)]
     share = sum(voice in FLITE_VOICES for voice in voices) / len(voices)
-    assert share == pytest.approx(reading.FLITE_SHARE, abs=0.1)
+    assert share == pytest.approx(reading.RECORDED_SHARE, abs=0.1)
 
+
+@pytest.mark.parametrize(("voice", "program"), [("slt", "flite"), ("ked_diphone", "text2wave")])
+def test_a_recorded_voice_is_asked_of_its_program(
+    monkeypatch: pytest.MonkeyPatch, voice: str, program: str
+) -> None:
     def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        assert command[:2] == ["flite", "-voice"]
-        assert command[2] in FLITE_VOICES
+        assert command[0] == program
+        assert any(voice in part for part in command)
         tone = 0.5 * np.sin(np.arange(8000) / 5)
         soundfile.write(command[command.index("-o") + 1], tone, 8000)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(reading.subprocess, "run", stand_in)
-    seconds = len(reading._flite("hello", "slt", 1.0)) / 16_000
+    seconds = len(reading._recorded("hello", voice, 1.0)) / 16_000
     assert seconds == pytest.approx(1.0, abs=0.01)
 
 
-def test_a_flite_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("voice", ["slt", "kal_diphone"])
+def test_a_program_that_fails_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, voice: str
+) -> None:
     def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(command, 1, stderr=b"log\nno such voice")
 
     monkeypatch.setattr(reading.subprocess, "run", stand_in)
-    with pytest.raises(OmnirouterError, match=r"'hello' in the voice slt: no such voice"):
-        reading._flite("hello", "slt", 1.0)
+    with pytest.raises(OmnirouterError, match=rf"'hello' in the voice {voice}: no such voice"):
+        reading._recorded("hello", voice, 1.0)
 
 
-FLITE = shutil.which("flite")  # before `no_flite` hides it
+def test_only_voices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reading.recorded_voices() == ()
+
+    def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, 0, stdout=b"(nsk_hi kal_diphone)\n")
+
+    monkeypatch.setattr(reading.shutil, "which", lambda name: None if name == "flite" else name)
+    monkeypatch.setattr(reading.subprocess, "run", stand_in)
+    assert reading.recorded_voices() == ("kal_diphone",)
 
 
-@pytest.mark.skipif(FLITE is None, reason="the flite command is not installed")
-def test_every_flite_voice_speaks() -> None:
-    for voice in FLITE_VOICES:
-        samples = reading._flite("hello there", voice, 1.0)
+@pytest.mark.skipif(not RECORDED, reason="neither flite nor festival is installed")
+def test_every_recorded_voice_speaks() -> None:
+    assert set(RECORDED) <= {*FLITE_VOICES, *FESTIVAL_VOICES}
+    for voice in RECORDED:
+        samples = reading._recorded("hello there", voice, 1.0)
+        slow = reading._recorded("hello there", voice, 1.5)
         assert 0.3 < len(samples) / 16_000 < 2
         assert np.abs(samples).max() > 0.02
+        assert len(slow) > 1.2 * len(samples)

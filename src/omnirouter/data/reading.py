@@ -1,10 +1,10 @@
 """A text read aloud by synthesisers: any sentences become training speech.
 
 For more sounds and words than the recordings at hand: parts of the sentences, drawn at random, are
-spoken by espeak-ng and, where its command is installed, by flite, whose voices are built from
-recordings of people. Each utterance has its own voice, rate, pitch, tone, and in half of the cases
-a condition (room, noise, telephone). Everything follows from the seed and the voices that are
-there.
+spoken by espeak-ng and, where their commands are installed, by flite and festival, whose voices are
+built from recordings of people. Each utterance has its own voice, rate, pitch, tone, and in half of
+the cases a condition (room, noise, telephone). Everything follows from the seed and the voices that
+are there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from omnirouter.data.processes import in_parallel, shown
 from omnirouter.data.synthetic import drawn_seed, write_wave, write_whole
 from omnirouter.text import clean_text
 
-VERSION = 1  # raise it with every change of what is made
+VERSION = 2  # raise it with every change of what is made
 STAMP = "reading.json"
 ACCENTS = (
     *("en", "en-us", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp"),
@@ -48,7 +48,8 @@ ACCENTS = (
 )
 SPEAKERS = tuple(variant for variants in VARIANTS.values() for variant in variants)
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
-FLITE_SHARE = 0.4
+FESTIVAL_VOICES = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")  # Debian's in English
+RECORDED_SHARE = 0.4  # of utterances in a voice of flite or festival, if there are any
 WORDS = (2, 18)  # of an utterance
 WORDS_PER_SECOND = 3.15  # measured: turns hours into a number of utterances
 TREATMENTS = ("clean", "reverberation", "noise", "telephone")
@@ -116,14 +117,14 @@ def read_aloud(
     if not sentences:
         raise BadInput(f"{', '.join(map(str, texts))}: no line holds words")
     require_espeak()
-    voices = FLITE_VOICES if shutil.which("flite") else ()
+    voices = recorded_voices()
     passages = plan(sentences, config)
     stamp = {
         "format": "omnirouter reading",
         "version": VERSION,
         **asdict(config),
         "text": hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest(),
-        "flite": bool(voices),
+        "voices": voices,
     }
     manifest = out / "train.jsonl"
     try:
@@ -143,6 +144,18 @@ def read_aloud(
     return manifest, total / 3600
 
 
+def recorded_voices() -> tuple[str, ...]:
+    """The voices of flite and festival that this machine has."""
+    flite = FLITE_VOICES if shutil.which("flite") else ()
+    if not (shutil.which("festival") and shutil.which("text2wave")):
+        return flite
+    told = subprocess.run(
+        ["festival", "-b", "(print (voice.list))"], capture_output=True, check=False
+    ).stdout.decode(errors="replace")
+    there = set(told.strip().strip("()").split())
+    return *flite, *(voice for voice in FESTIVAL_VOICES if voice in there)
+
+
 def plan(sentences: Sequence[str], config: ReadingConfig) -> list[Passage]:
     """Decide what is said: runs of words out of sentences drawn at random."""
     passages: list[Passage] = []
@@ -157,13 +170,13 @@ def plan(sentences: Sequence[str], config: ReadingConfig) -> list[Passage]:
     return passages
 
 
-def render(passage: Passage, seed: int, flite: Sequence[str]) -> Wave:
+def render(passage: Passage, seed: int, recorded: Sequence[str]) -> Wave:
     """Speak a passage and record it; samples at 16 kHz, shape [samples]."""
     rng = np.random.default_rng(drawn_seed(seed, "speech", passage.index))
-    voice = _draw_voice(rng, flite)
+    voice = _draw_voice(rng, recorded)
     warp = rng.uniform(0.88, 1.14)  # of pitch and formants alike: a smaller or larger speaker
-    if voice in flite:
-        samples = _flite(passage.text, voice, stretch=warp * rng.uniform(0.8, 1.15))
+    if voice in recorded:
+        samples = _recorded(passage.text, voice, stretch=warp * rng.uniform(0.8, 1.15))
         samples = soxr.resample(samples, SAMPLE_RATE * warp, SAMPLE_RATE)
     else:
         speech = Speech(
@@ -178,23 +191,28 @@ def render(passage: Passage, seed: int, flite: Sequence[str]) -> Wave:
     return record(normalise(samples), condition, rng)
 
 
-def _draw_voice(rng: Generator, flite: Sequence[str]) -> str:
-    if flite and rng.random() < FLITE_SHARE:
-        return str(rng.choice(flite))
+def _draw_voice(rng: Generator, recorded: Sequence[str]) -> str:
+    if recorded and rng.random() < RECORDED_SHARE:
+        return str(rng.choice(recorded))
     return f"{rng.choice(ACCENTS)}+{rng.choice(SPEAKERS)}"
 
 
-def _flite(text: str, voice: str, stretch: float) -> Wave:
-    """Speak with the `flite` command; samples at 16 kHz."""
-    with tempfile.TemporaryDirectory(prefix="flite-") as folder:
+def _recorded(text: str, voice: str, stretch: float) -> Wave:
+    """Speak with flite's or festival's command; samples at 16 kHz."""
+    with tempfile.TemporaryDirectory(prefix="voice-") as folder:
         path = Path(folder, "speech.wav")
-        settings = ("-voice", voice, "--setf", f"duration_stretch={stretch:.3f}")
-        done = subprocess.run(
-            ["flite", *settings, "-t", text, "-o", str(path)], capture_output=True, check=False
-        )
+        if voice in FESTIVAL_VOICES:
+            slower = f"(Parameter.set 'Duration_Stretch {stretch:.3f})"
+            command = ["text2wave", "-eval", f"(begin (voice_{voice}) {slower})", "-o", str(path)]
+        else:
+            settings = ("-voice", voice, "--setf", f"duration_stretch={stretch:.3f}")
+            command = ["flite", *settings, "-t", text, "-o", str(path)]
+        done = subprocess.run(command, input=text.encode(), capture_output=True, check=False)
         if done.returncode or not path.exists():
             reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
-            raise OmnirouterError(f"flite does not say {text!r} in the voice {voice}: {reason}")
+            raise OmnirouterError(
+                f"{command[0]} does not say {text!r} in the voice {voice}: {reason}"
+            )
         samples, rate = soundfile.read(str(path), dtype="float32")
     return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), np.float32)
 
@@ -208,18 +226,18 @@ def _sentences(path: Path) -> list[str]:
         raise BadInput(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
-def _make(out: Path, seed: int, flite: Sequence[str], passage: Passage) -> float:
+def _make(out: Path, seed: int, recorded: Sequence[str], passage: Passage) -> float:
     """Write the audio of a passage if it is not there; return its duration in seconds."""
     path = out / passage.path
     if path.exists():
         return float(soundfile.info(str(path)).duration)
     unfinished = path.with_suffix(".part")
-    seconds = write_wave(unfinished, render(passage, seed, flite))
+    seconds = write_wave(unfinished, render(passage, seed, recorded))
     unfinished.replace(path)
     return seconds
 
 
-def _row(passage: Passage, duration: float, seed: int, flite: Sequence[str]) -> dict[str, Any]:
+def _row(passage: Passage, duration: float, seed: int, recorded: Sequence[str]) -> dict[str, Any]:
     """One line of the manifest."""
     rng = np.random.default_rng(drawn_seed(seed, "speech", passage.index))
     return {
@@ -227,7 +245,7 @@ def _row(passage: Passage, duration: float, seed: int, flite: Sequence[str]) -> 
         "audio_filepath": passage.path,
         "text": passage.text,
         "duration": round(duration, 4),
-        "speaker": _draw_voice(rng, flite),
+        "speaker": _draw_voice(rng, recorded),
         "corpus": "synthetic",
     }
 
