@@ -162,7 +162,12 @@ def card(values: dict[str, Any]) -> str:
     greedy, searched = values["greedy"], values.get("language_model")
     kinds = ["greedy"] + (["with its language model"] if searched else [])
     names = [*kinds, "plain baseline", "pocketsphinx"]
-    part = "" if SPHINX.exists() else ", its figures are of a random part of each set"
+    whole = set(json.loads(SPHINX.read_text("utf-8"))["sets"]) if SPHINX.exists() else set()
+    part = (
+        " (*: of a random part of the set)"
+        if set(greedy) & set(values["pocketsphinx"]) - whole
+        else ""
+    )
     lines = [
         f"{values['parameters'] / 1e6:.1f} M parameters, of which {values['active'] / 1e6:.1f} M "
         f"work on a frame; {values['megabytes']:.1f} MB.",
@@ -185,6 +190,8 @@ def card(values: dict[str, Any]) -> str:
                 cells.append(f"{100 * row['wer']:.1f} ({low:.1f}-{high:.1f})")
         for anchor in (ANCHOR, values["pocketsphinx"]):
             cells.append(f"{100 * anchor[name]:.1f}" if name in anchor else "-")
+        if name in values["pocketsphinx"] and name not in whole:
+            cells[-1] += "*"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if "rtfx" in values:
         speeds = ", ".join(f"{name} {rate:.0f}x" for name, rate in values["rtfx"].items())
@@ -193,11 +200,11 @@ def card(values: dict[str, Any]) -> str:
 
 
 def sphinx() -> dict[str, float]:
-    """Error rates of pocketsphinx: our own of whole sets if there, else those of parts."""
+    """Error rates of pocketsphinx: our own of whole sets where there are any, else of parts."""
     if not SPHINX.exists():
         return POCKETSPHINX
     sets = json.loads(SPHINX.read_text(encoding="utf-8"))["sets"]
-    return {name: row["wer"] for name, row in sets.items()}
+    return POCKETSPHINX | {name: row["wer"] for name, row in sets.items()}
 
 
 def measure(speech: Path, search: LanguageModelConfig) -> None:

@@ -40,6 +40,7 @@ RECIPES = {
     "omni-long": "long/omni.yaml",
     "omni-finish": "finish/omni.yaml",
     "omni-spliced": "spliced/omni.yaml",
+    "omni-grown": "grown/omni.yaml",
     "omni-streaming": "streaming/omni.yaml",
 }
 TESTS = ("test_l2_adult", "test_common_voice", "test_digits", "test_words", "test_keywords")
@@ -88,8 +89,11 @@ def all_sets(
 
 def history(run: Path) -> list[dict[str, Any]]:
     """The runs that led to a model, the one it started from (`init`) first."""
-    if not (run / "config.yaml").exists():  # a mean
-        of = [Path(path).parent for path in load_checkpoint(run / "best").meta["averaged"]]
+    if not (run / "config.yaml").exists():  # a mean, or grown
+        meta = load_checkpoint(run / "best").meta
+        if "grown_from" in meta:
+            return [*meta["before"]["runs"], {"out": run.name}]
+        of = [Path(path).parent for path in meta["averaged"]]
         return [*history(of[-1]), {"out": run.name, "mean_of": [path.name for path in of]}]
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     before = history(Path(config["init"]).parent) if config.get("init") else []

@@ -95,13 +95,15 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def shown(results: Iterable[Result], total: int, progress: bool) -> Iterator[Result]:
+def shown(
+    results: Iterable[Result], total: int, progress: bool, doing: str = "making speech"
+) -> Iterator[Result]:
     """Pass results on; show progress on stderr: a bar, or ten plain lines without a terminal."""
     console = Console(stderr=True)
     if progress and console.is_terminal:
-        yield from track(results, "Making speech", total=total, console=console)
+        yield from track(results, doing.capitalize(), total=total, console=console)
         return
     for done, result in enumerate(results, 1):
         yield result
         if progress and (done * 10) // total > ((done - 1) * 10) // total:
-            print(f"making speech: {done} of {total} utterances", file=sys.stderr, flush=True)
+            print(f"{doing}: {done} of {total} utterances", file=sys.stderr, flush=True)
