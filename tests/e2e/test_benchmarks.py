@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from omnirouter.checkpoint import load_checkpoint
+from omnirouter.config import SHIPPED
 
 pytestmark = pytest.mark.slow
 
@@ -123,3 +127,33 @@ def test_study(repository: Path, tmp_path: Path) -> None:
     assert list(arms) == ["Dense", "Omni 2"]
     assert arms["Dense"]["against_interval"] == [0, 0] and not arms["Dense"]["cramers_v"]
     assert len(arms["Omni 2"]["mean_by_seed"]) == len(arms["Omni 2"]["random_experts"]) == 2
+
+
+def test_a_grown_model_begins_as_the_one_it_is_made_from(repository: Path, tmp_path: Path) -> None:
+    """More blocks and wider experts, the same output."""
+    old = load_checkpoint(SHIPPED)
+    sizes = {"--layers": old.config.num_layers + 3, "--ffn-dim": old.config.ffn_dim + 32}
+    command = [sys.executable, str(repository / "benchmarks" / "grow.py"), str(SHIPPED)]
+    command += [str(tmp_path / "grown"), *(str(part) for pair in sizes.items() for part in pair)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    grown = load_checkpoint(tmp_path / "grown")
+    assert grown.config.num_layers == old.config.num_layers + 3
+    frames_TS, lengths_B = torch.randn(100, old.config.features.width), torch.tensor([60, 40])
+    with torch.inference_mode():
+        before, after = (m.float()(frames_TS, lengths_B) for m in (old.model, grown.model))
+    torch.testing.assert_close(after.log_probs, before.log_probs, atol=1e-4, rtol=1e-4)
+
+
+def test_everyday_sentences(repository: Path) -> None:
+    """What stands in quotation marks in a gloss, without who said it."""
+    line = '0 03 n 01 ease 0 | freedom from care; "the ease of it"; "rest, my friend"- A. Poet  \n'
+    code = f"from everyday_text import examples; print(examples({line!r}))"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=repository / "benchmarks",
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.stdout.strip() == "['the ease of it', 'rest, my friend']"
