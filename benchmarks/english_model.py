@@ -60,7 +60,7 @@ CARD = SHIPPED / "README.md"
 HEADER = """# english-small
 
 The model `omnirouter transcribe` and `omnirouter.load()` use when none is named: an Omni-router
-CTC Transformer (arXiv 2507.05724) for English, trained on five hours of recordings and on synthetic
+CTC Transformer (arXiv 2507.05724) for English, trained on some hours of recordings and on synthetic
 speech. It is small and knows little: good for trying the program, for fine-tuning and for looking
 at routing; of clear read speech it gives a rough draft.
 """
@@ -69,10 +69,13 @@ FOOTER = """
 
 Recordings (5.4 hours): parts of LibriSpeech train-clean-100 (CC BY 4.0), adults of speechocean762
 (free for commercial and non-commercial use), the Kathleen voice (CC0), part of LJSpeech (public
-domain). Text read aloud by espeak-ng and flite (32 hours): sentences of LibriSpeech
-train-clean-100, LJSpeech and CMU Arctic; the language model is made from the same text. The
-development speakers chose the checkpoint, so figures on `dev` are a little low. The weights are
-under the licence of omnirouter.
+domain); and 1.3 hours of coffee orders from Picovoice's speech-to-intent benchmark (Apache-2.0),
+which come without transcripts: their texts were put together from the slots that come with them.
+Text read aloud by espeak-ng and flite (52 hours): sentences of LibriSpeech train-clean-100,
+LJSpeech and CMU Arctic, and the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by
+Princeton University, all rights reserved; free to use, copy, modify and distribute). The language
+model is made from the same text. The development speakers chose the checkpoint, so figures on `dev`
+are a little low. The weights are under the licence of omnirouter.
 
 ## What it is bad at
 
@@ -81,9 +84,9 @@ everything beyond read English. Do not use it where an error matters.
 
 ## Again from the beginning
 
-See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish` and `spliced`, in
-this order, then `words`, `take` (of the runs of the last three), `measure` and `speed` of
-`benchmarks/english_model.py`.
+See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish`, `spliced` and
+`grown`, in this order, then `words` (of the two texts, the everyday sentences twice), `take`,
+`measure` and `speed` of `benchmarks/english_model.py`.
 """
 
 
