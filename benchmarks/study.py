@@ -32,6 +32,7 @@ from small_english import machine
 
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import PRESETS, OmnirouterError, RunConfig
+from omnirouter.data.espeak import ACCENTS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.data.synthetic import SyntheticConfig, make_corpus, write_whole
 from omnirouter.evaluate.analyse import look
@@ -46,6 +47,7 @@ from omnirouter.train.run import rows_of
 from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
 
 WRONG_LABELS = 0.2  # share of utterances that get another's words, in `spikes`
+MANIFESTS = {"wrong_labels": "train_wrong_labels.jsonl", "accents": "train_accents.jsonl"}
 RESAMPLES = 2000
 Arm = Mapping[str, Any]  # what an arm changes of the demo's run: fields of RunConfig
 
@@ -72,6 +74,15 @@ FAMILY: dict[str, Arm] = {
         "router": RouterConfig(embedding_dim=32),
         "load_balance_weight": 0.0,
         "router_losses": RouterLossConfig(sparsity=0.1, importance=0.1, embedding=0.01),
+    },
+    "SpeechMoE2": {
+        "routing": "speechmoe2",
+        "router": RouterConfig(embedding_dim=32, accents=ACCENTS),
+        "load_balance_weight": 0.0,
+        "router_losses": RouterLossConfig(
+            sparsity=0.1, importance=0.1, embedding=0.01, groups=0.01
+        ),
+        "accents": True,
     },
     "Omni, z-loss": {"routing": "omni", "router_losses": RouterLossConfig(z=0.01)},
     "Omni, bias": {
@@ -128,9 +139,10 @@ def arm_config(
     config = replace(base, out=str(out), model=model, **run)
     if arm.get("upcycled"):
         config = replace(config, init=str(out / "upcycled"))
-    if arm.get("wrong_labels"):
-        path = manifests["train"].with_name("train_wrong_labels.jsonl")
-        config = replace(config, data=replace(config.data, train=(str(path),)))
+    for kind, name in MANIFESTS.items():
+        if arm.get(kind):
+            path = manifests["train"].with_name(name)
+            config = replace(config, data=replace(config.data, train=(str(path),)))
     if arm.get("mixed"):
         mixed = replace(
             config.augment,
@@ -145,7 +157,7 @@ def arm_config(
 
 def write_wrong_labels(train: Path) -> None:
     """Beside a manifest one in which some utterances have one another's words."""
-    out = train.with_name("train_wrong_labels.jsonl")
+    out = train.with_name(MANIFESTS["wrong_labels"])
     if out.exists():
         return
     rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
@@ -155,6 +167,15 @@ def write_wrong_labels(train: Path) -> None:
     for i, text in zip(chosen, [*texts[1:], *texts[:1]], strict=True):
         rows[i]["text"] = text
     write_whole(out, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_accents(train: Path) -> None:
+    """Beside a manifest one that names the accents, which stand before the plus in voices."""
+    rows = [json.loads(line) for line in train.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        row["accent"] = row["speaker"].partition("+")[0]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_whole(train.with_name(MANIFESTS["accents"]), lines)
 
 
 def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
@@ -322,6 +343,8 @@ def main() -> None:
     manifests = make_corpus(arguments.folder / "corpus", corpus)
     if arguments.part == "spikes":
         write_wrong_labels(manifests["train"])
+    if arguments.part == "family":
+        write_accents(manifests["train"])
     arms = PARTS[arguments.part]
     if arguments.arms:
         unknown = set(arguments.arms) - set(arms)
