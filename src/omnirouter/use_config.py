@@ -76,7 +76,7 @@ class LanguageModelConfig:
     lm_words: Path | None = None
     lm_weight: float = 0.8
     word_score: float = 1.0
-    beam_size: int = 50
+    beam_size: int = 100
     hot_words: str = ""
     hot_word_score: float = 5.0
 
