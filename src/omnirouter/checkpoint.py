@@ -100,6 +100,8 @@ def save_checkpoint(
         (temporary / CONFIG).write_text(text, encoding="utf-8")
         tokenizer.save(temporary / TOKENIZER)
         save_file(tensors, temporary / WEIGHTS)
+        # safetensors lets nobody but the owner read; others may read it if they may read the rest
+        (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         for name in FILES:
             flush(temporary / name)
 

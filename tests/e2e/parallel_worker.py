@@ -22,7 +22,7 @@ from torch import Tensor
 
 from omnirouter.config import OmnirouterError, RunConfig
 from omnirouter.data.batch import Batch
-from omnirouter.train import step, train
+from omnirouter.train import step, team, train
 from omnirouter.train.loop import Trainer, TrainResult
 from omnirouter.train.objective import Objective
 from omnirouter.train.parallel import whole
@@ -70,6 +70,18 @@ def work(job: Job, config: RunConfig, out: Path, rank: int, size: int, port: int
 
 def quiet(config: RunConfig) -> Watch:
     return Watch(config.steps, console=Console(quiet=True))
+
+
+def gone_early(config: RunConfig) -> str:
+    """The first process ends while the other looks for it."""
+    store = team._store()
+    if os.environ["RANK"] == "0":
+        store.get("the other is here")
+        return "gone"
+    store.set("the other is here", "yes")
+    team._store = lambda: store  # the one it has found already
+    Team(config.device)
+    return "joined"
 
 
 def trained(config: RunConfig) -> TrainResult:

@@ -305,6 +305,13 @@ def test_bad_input_is_named_by_the_first_process(manifest: Path, tmp_path: Path)
     assert "another process of the run has ended" in other
 
 
+def test_a_process_that_finds_nobody_left_says_so(manifest: Path, tmp_path: Path) -> None:
+    """Before the team is complete as after it."""
+    config = config_for(manifest, tmp_path / "run", batches=2)
+    _, other = run(2, worker.gone_early, config, tmp_path)
+    assert "another process of the run has ended" in other
+
+
 def test_fewer_micro_batches_than_processes_are_refused(manifest: Path, tmp_path: Path) -> None:
     """The line says what to set."""
     config = config_for(manifest, tmp_path / "run", batches=3)

@@ -101,6 +101,12 @@ def test_a_checkpoint_comes_back_whole(
     assert torch.equal(before, after)
 
 
+def test_whoever_may_read_one_file_may_read_all(tmp_path: Path, save: Callable[..., None]) -> None:
+    """The weights too: a server often runs as another user than the training did."""
+    save(tmp_path / "best")
+    assert len({path.stat().st_mode for path in (tmp_path / "best").iterdir()}) == 1
+
+
 def test_a_loaded_model_does_not_hang_on_its_file(
     tmp_path: Path, save: Callable[..., None]
 ) -> None:

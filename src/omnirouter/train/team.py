@@ -55,6 +55,7 @@ class Team:
 
     Raises:
         BadInput: more processes on this machine than CUDA devices.
+        OmnirouterError: another process ended before all had found each other.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -76,9 +77,11 @@ class Team:
             torch.cuda.set_device(self.device)
         if self.size > 1:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(
-                backend, store=_store(), rank=self.rank, world_size=self.size, timeout=PATIENCE
-            )
+            store = _store()
+            with self.together():  # the first process may be through, and gone, before the others
+                dist.init_process_group(
+                    backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE
+                )
 
     @property
     def first(self) -> bool:
