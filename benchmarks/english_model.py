@@ -71,7 +71,7 @@ Recordings (5.4 hours): parts of LibriSpeech train-clean-100 (CC BY 4.0), adults
 (free for commercial and non-commercial use), the Kathleen voice (CC0), part of LJSpeech (public
 domain); and 1.3 hours of coffee orders from Picovoice's speech-to-intent benchmark (Apache-2.0),
 which come without transcripts: their texts were put together from the slots that come with them.
-Text read aloud by espeak-ng and flite (52 hours): sentences of LibriSpeech train-clean-100,
+Text read aloud by espeak-ng and flite (40 hours): sentences of LibriSpeech train-clean-100,
 LJSpeech and CMU Arctic, and the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by
 Princeton University, all rights reserved; free to use, copy, modify and distribute). The language
 model is made from the same text. The development speakers chose the checkpoint, so figures on `dev`
