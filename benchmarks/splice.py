@@ -1,12 +1,14 @@
 """New utterances out of pieces of recorded ones, cut between words where the voice is lowest.
 
-    python benchmarks/splice.py CHECKPOINT MANIFEST OUT [--hours 16] [--seed 0]
+    python benchmarks/splice.py align CHECKPOINT MANIFEST CUTS.jsonl
+    python benchmarks/splice.py join CUTS.jsonl MANIFEST OUT [--hours 16] [--seed 0]
 
 A model trained on few hours learns their sentences by heart. Here two to six neighbouring words
 of one utterance are followed by as many of another utterance of the same speaker, and so on for 3
 to 10 s: recorded speech without known sentences (compare Lam et al., "On-the-Fly Aligned Data
-Augmentation for Sequence-to-Sequence ASR", Interspeech 2021). CHECKPOINT aligns the words (CTC).
-Writes OUT/train.jsonl and FLAC files in OUT/audio.
+Augmentation for Sequence-to-Sequence ASR", Interspeech 2021). CHECKPOINT aligns the words (CTC);
+where each utterance may be cut stands in CUTS, so that another machine can join the pieces. Writes
+OUT/train.jsonl and FLAC files in OUT/audio.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -25,6 +29,7 @@ from numpy.typing import NDArray
 
 import omnirouter
 from omnirouter.audio import read_audio
+from omnirouter.data.processes import in_parallel, shown
 from omnirouter.decode import align
 from omnirouter.serve.recogniser import WORD_START, Recogniser
 from omnirouter.text import clean_text
@@ -42,15 +47,45 @@ Samples = NDArray[np.float32]
 class Spoken:
     """An utterance, its words, and where it may be cut: word number and sample, in order."""
 
-    samples: Samples
+    id: str
+    speaker: str
     words: list[str]
     cuts: list[tuple[int, int]]
 
 
-def find_cuts(recogniser: Recogniser, samples: Samples, text: str) -> Spoken | None:
-    """Align `text` to the samples and look for a quiet place between any two words of it."""
-    ids = recogniser.tokenizer.encode(text)
-    pieces, words = recogniser.tokenizer.pieces(ids), clean_text(text).split()
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the utterance `id`, in samples."""
+
+    id: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Joined:
+    """An utterance to make."""
+
+    number: int
+    speaker: str
+    text: str
+    pieces: list[Piece]
+
+    @property
+    def name(self) -> str:
+        """Audio file, relative to the corpus: a thousand to a folder."""
+        return f"audio/{self.number // 1000:03d}/{self.number:06d}.flac"
+
+    @property
+    def samples(self) -> int:
+        """Its length."""
+        return sum(p.stop - p.start for p in self.pieces) - FADE * (len(self.pieces) - 1)
+
+
+def find_cuts(recogniser: Recogniser, samples: Samples, row: dict[str, Any]) -> Spoken | None:
+    """Align a row's text to its samples and look for a quiet place between any two words of it."""
+    ids = recogniser.tokenizer.encode(row["text"])
+    pieces, words = recogniser.tokenizer.pieces(ids), clean_text(row["text"]).split()
     starts = [i for i, piece in enumerate(pieces) if piece.startswith(WORD_START)]
     path = align(recogniser.log_probs([samples])[0], ids)
     if path is None or len(starts) != len(words):
@@ -67,7 +102,7 @@ def find_cuts(recogniser: Recogniser, samples: Samples, text: str) -> Spoken | N
             quietest = min(range(len(between)), key=between.__getitem__)
             if between[quietest] < limit:
                 cuts.append((word, (low + quietest) * STEP))
-    return Spoken(samples, words, [*cuts, (len(words), len(samples))])
+    return Spoken(row["id"], row["speaker"], words, [*cuts, (len(words), len(samples))])
 
 
 def join(parts: list[Samples]) -> Samples:
@@ -80,10 +115,10 @@ def join(parts: list[Samples]) -> Samples:
     return whole
 
 
-def draw(spoken: list[Spoken], rng: np.random.Generator) -> tuple[Samples, str]:
+def draw(number: int, spoken: list[Spoken], rng: np.random.Generator) -> Joined:
     """A new utterance of stretches of these."""
-    target, parts, words = rng.uniform(*SECONDS) * RATE, [], []
-    while sum(map(len, parts)) < target:
+    target, pieces, words = rng.uniform(*SECONDS) * RATE, [], []
+    while sum(piece.stop - piece.start for piece in pieces) < target:
         source = spoken[rng.integers(len(spoken))]
         first = int(rng.integers(len(source.cuts) - 1))
         wanted = rng.integers(WORDS[0], WORDS[1] + 1)
@@ -92,51 +127,88 @@ def draw(spoken: list[Spoken], rng: np.random.Generator) -> tuple[Samples, str]:
             last += 1
         (begin, start), (end, stop) = source.cuts[first], source.cuts[last]
         if stop - start > 2 * FADE:
-            parts.append(source.samples[start:stop])
+            pieces.append(Piece(source.id, start, stop))
             words += source.words[begin:end]
-    return join(parts), " ".join(words)
+    return Joined(number, spoken[0].speaker, " ".join(words), pieces)
+
+
+def plan(spoken: list[Spoken], hours: float, seed: int) -> list[Joined]:
+    """What to make: each speaker as much as there is of them."""
+    by_speaker: dict[str, list[Spoken]] = defaultdict(list)
+    for one in spoken:
+        by_speaker[one.speaker].append(one)
+    rng = np.random.default_rng(seed)
+    speakers = sorted(name for name, own in by_speaker.items() if len(own) > 1)
+    share = np.array([sum(one.cuts[-1][1] for one in by_speaker[name]) for name in speakers])
+    chosen: list[Joined] = []
+    made = 0
+    while made < hours * 3600 * RATE:
+        speaker = speakers[int(rng.choice(len(speakers), p=share / share.sum()))]
+        chosen.append(draw(len(chosen), by_speaker[speaker], rng))
+        made += chosen[-1].samples
+    return chosen
+
+
+def write(files: dict[str, Path], out: Path, joined: Joined) -> None:
+    """Make one."""
+    parts = [
+        np.asarray(read_audio(files[piece.id], RATE), np.float32)[piece.start : piece.stop]
+        for piece in joined.pieces
+    ]
+    soundfile.write(out / joined.name, join(parts), RATE)
+
+
+def rows_of(manifest: Path) -> list[dict[str, Any]]:
+    """A JSONL file."""
+    return [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
-    """Align, cut, join, write."""
+    """Align, or cut and join."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--hours", type=float, default=16.0)
-    parser.add_argument("--seed", type=int, default=0)
+    ways = parser.add_subparsers(dest="way", required=True)
+    aligning, joining = ways.add_parser("align"), ways.add_parser("join")
+    aligning.add_argument("checkpoint", type=Path)
+    aligning.add_argument("manifest", type=Path)
+    aligning.add_argument("cuts", type=Path)
+    joining.add_argument("cuts", type=Path)
+    joining.add_argument("manifest", type=Path)
+    joining.add_argument("out", type=Path)
+    joining.add_argument("--hours", type=float, default=16.0)
+    joining.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    recogniser = omnirouter.load(args.checkpoint)
-    by_speaker: dict[str, list[Spoken]] = defaultdict(list)
-    seconds: dict[str, float] = defaultdict(float)
-    lines = args.manifest.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
-        row = json.loads(line)
-        samples = read_audio(args.manifest.parent / row["audio_filepath"], RATE)
-        if found := find_cuts(recogniser, np.asarray(samples, np.float32), row["text"]):
-            by_speaker[row["speaker"]].append(found)
-            seconds[row["speaker"]] += len(samples) / RATE
-        if number % 500 == 0:
-            print(f"{number}/{len(lines)} aligned", flush=True)
-    rng = np.random.default_rng(args.seed)
-    speakers = sorted(name for name, spoken in by_speaker.items() if len(spoken) > 1)
-    share = np.array([seconds[name] for name in speakers])
-    share /= share.sum()
-    made, rows = 0.0, []
-    while made < args.hours * 3600:
-        speaker = speakers[int(rng.choice(len(speakers), p=share))]
-        samples, text = draw(by_speaker[speaker], rng)
-        name = f"audio/{len(rows) // 1000:03d}/{len(rows):06d}.flac"
-        (args.out / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(args.out / name, samples, RATE)
-        duration = len(samples) / RATE
-        row = {"id": f"spliced-{len(rows):06d}", "audio_filepath": name, "text": text}
-        rows.append(json.dumps({**row, "duration": duration, "speaker": speaker}) + "\n")
-        made += duration
-    (args.out / "train.jsonl").write_text("".join(rows), encoding="utf-8")
-    cuts = sum(len(s.cuts) - 2 for spoken in by_speaker.values() for s in spoken)
-    words = sum(len(s.words) - 1 for spoken in by_speaker.values() for s in spoken)
-    print(f"{len(rows)} utterances, {made / 3600:.1f} h; {cuts} of {words} gaps are quiet enough")
+    rows = rows_of(args.manifest)
+    files = {row["id"]: args.manifest.parent / row["audio_filepath"] for row in rows}
+    if args.way == "align":
+        recogniser = omnirouter.load(args.checkpoint)
+        with args.cuts.open("w", encoding="utf-8") as file:
+            for row in shown(rows, len(rows), True, "aligning"):
+                samples = np.asarray(read_audio(files[row["id"]], RATE), np.float32)
+                if found := find_cuts(recogniser, samples, row):
+                    file.write(json.dumps(asdict(found)) + "\n")
+        return
+    spoken = [Spoken(**row) for row in rows_of(args.cuts)]
+    chosen = plan(spoken, args.hours, args.seed)
+    for one in chosen[::1000]:
+        (args.out / one.name).parent.mkdir(parents=True, exist_ok=True)
+    written = in_parallel(partial(write, files, args.out), chosen)
+    for _ in shown(written, len(chosen), True, "joining"):
+        pass
+    manifest = [
+        {
+            "id": f"spliced-{one.number:06d}",
+            "audio_filepath": one.name,
+            "text": one.text,
+            "duration": one.samples / RATE,
+            "speaker": one.speaker,
+        }
+        for one in chosen
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in manifest)
+    (args.out / "train.jsonl").write_text(lines, encoding="utf-8")
+    cuts, gaps = (sum(len(s.cuts) - 2 for s in spoken), sum(len(s.words) - 1 for s in spoken))
+    hours = sum(one.samples for one in chosen) / RATE / 3600
+    print(f"{len(chosen)} utterances, {hours:.1f} h; {cuts} of {gaps} gaps are quiet enough")
 
 
 if __name__ == "__main__":

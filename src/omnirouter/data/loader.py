@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import shutil
 import signal
 import sys
 import threading
@@ -18,8 +19,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain, count, islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut
@@ -45,6 +48,7 @@ PART_SEED = 1_000_003  # between the seeds of two parts
 BUFFER_CUTS = 100_000  # held for shuffling and to choose buckets: a manifest has its own order
 BATCHES_PER_BUCKET = 8  # an epoch ends with one partial batch per bucket: keep those rare
 PREFETCH = 3  # batches made ahead of the consumer
+LEAST_SHARED = 8e9  # bytes of shared memory, if batches are to go through it
 SAMPLED_AHEAD = 64  # batches whose cuts are picked before: hides the filling of the buffer
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -232,16 +236,17 @@ def _in_workers(
     """
     picked = ahead(items, SAMPLED_AHEAD, "sampler", stop)
     try:
-        yield from DataLoader(
+        for batch in DataLoader(
             maker,
             sampler=picked,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=PREFETCH,
-            collate_fn=_unchanged,
+            collate_fn=_through_memory if _shares_memory() else _unchanged,
             worker_init_fn=_die_with_parent,
             generator=torch.Generator(),  # the default one belongs to the training run
-        )
+        ):
+            yield batch if isinstance(batch, Batch) else _from_memory(*batch)
     finally:
         picked.close()
 
@@ -271,6 +276,25 @@ def _die_with_parent(worker: int) -> None:
 
 
 def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _shares_memory() -> bool:
+    """Whether batches fit into shared memory, of which containers often have next to nothing."""
+    place = Path("/dev/shm")
+    return place.is_dir() and shutil.disk_usage(place).free > LEAST_SHARED
+
+
+def _through_memory(batch: Any) -> tuple[Batch, list[int], torch.Tensor]:
+    """A batch and apart its samples, as a tensor: torch shares its memory, no pipe is read."""
+    lengths = [len(w) for w in batch.waveforms]
+    samples = np.concatenate([*batch.waveforms, np.zeros(0, np.float32)])
+    return replace(batch, waveforms=[]), lengths, torch.from_numpy(samples)
+
+
+def _from_memory(batch: Batch, lengths: list[int], samples: torch.Tensor) -> Batch:
+    parts = samples.split(lengths) if lengths else ()
+    batch.waveforms = [part.numpy() for part in parts]
     return batch
 
 

@@ -11,7 +11,6 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import BLANK
 from omnirouter.model.packing import upload
@@ -31,13 +30,24 @@ def ctc_loss(log_probs_TV: Tensor, lengths_B: Tensor, targets: Sequence[Sequence
     """
     if not int(lengths_B.sum()):
         return log_probs_TV.new_zeros(len(lengths_B))
-    padded_TBV = pad_sequence(list(log_probs_TV.float().split(lengths_B.tolist())))
+    padded_TBV = _padded(log_probs_TV.float(), lengths_B)
     sizes_B = torch.tensor([len(t) for t in targets], dtype=torch.int64)
     flat = torch.tensor([piece for t in targets for piece in t], dtype=torch.int64)
     flat = upload(flat, log_probs_TV.device)
     return F.ctc_loss(
         padded_TBV, flat, lengths_B, sizes_B, blank=BLANK, reduction="none", zero_infinity=True
     )
+
+
+def _padded(x_TV: Tensor, lengths_B: Tensor) -> Tensor:
+    """Packed rows as [frames of the longest, B, V], zeros behind the shorter utterances."""
+    utterances, longest = len(lengths_B), int(lengths_B.max())
+    column_T = torch.arange(utterances).repeat_interleave(lengths_B)
+    begin_T = (lengths_B.cumsum(0) - lengths_B).repeat_interleave(lengths_B)
+    place_T = (torch.arange(len(column_T)) - begin_T) * utterances + column_T
+    rows = x_TV.new_zeros(longest * utterances, x_TV.shape[1])
+    rows = rows.index_copy(0, upload(place_T, x_TV.device), x_TV)  # one kernel, however many
+    return rows.view(longest, utterances, -1)
 
 
 def disagreement(log_probs_TV: Tensor) -> Tensor:

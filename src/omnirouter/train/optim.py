@@ -6,6 +6,7 @@ Muon, for the matrices of the blocks, is ours (not in paper): small models need 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -127,24 +128,50 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient; none if `found_inf` is set and not 0."""
-        flag: Any = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                before = [state["momentum"].clone(), parameter.clone()] if flag is not None else []
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - MUON_MOMENTUM)
-                wanted = whole(parameter.grad.lerp(momentum, MUON_MOMENTUM))  # of FSDP2's parts
-                change = part_like(orthogonalise(wanted), parameter)
-                rows, columns = parameter.shape[-2:]
-                rate = group["lr"] * max(1.0, rows / columns) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(change.to(parameter.dtype), alpha=-rate)
-                for now, old in zip((momentum, parameter), before, strict=False):
-                    part(now).copy_(torch.where(flag > 0, part(old), part(now)))
+            found = [p for p in group["params"] if p.grad is not None]
+            # a GPU waits for kernels to be called: there all at once, else one after the other
+            for some in [found] if found and found[0].is_cuda else [[p] for p in found]:
+                self._update(some, group["lr"], group["weight_decay"])
+
+    def _update(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        flag: Any = getattr(self, "found_inf", None)
+        befores, wanted = [], []
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            momentum, grad = state["momentum"], parameter.grad
+            befores.append([momentum.clone(), parameter.clone()] if flag is not None else [])
+            assert grad is not None
+            momentum.lerp_(grad, 1 - MUON_MOMENTUM)
+            wanted.append(whole(grad.lerp(momentum, MUON_MOMENTUM)))  # of FSDP2's parts
+        for parameter, change, before in zip(
+            parameters, orthogonalise_each(wanted), befores, strict=True
+        ):
+            change = part_like(change, parameter)
+            rows, columns = parameter.shape[-2:]
+            parameter.mul_(1 - lr * weight_decay)
+            parameter.add_(change.to(parameter.dtype), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+            for now, old in zip(
+                (self.state[parameter]["momentum"], parameter), before, strict=False
+            ):
+                part(now).copy_(torch.where(flag > 0, part(old), part(now)))
+
+
+def orthogonalise_each(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalise` of each stack or matrix; those of one size go through it together."""
+    if len(matrices) == 1:
+        return [orthogonalise(matrices[0])]
+    by_size: dict[torch.Size, list[int]] = defaultdict(list)
+    for number, matrix in enumerate(matrices):
+        by_size[matrix.shape[-2:]].append(number)
+    done: dict[int, Tensor] = {}
+    for size, numbers in by_size.items():
+        stacks = [matrices[i].bfloat16().reshape(-1, *size) for i in numbers]
+        parts = orthogonalise(torch.cat(stacks)).split([len(stack) for stack in stacks])
+        done |= {i: y.reshape(matrices[i].shape) for i, y in zip(numbers, parts, strict=True)}
+    return [done[number] for number in range(len(matrices))]
 
 
 def orthogonalise(x: Tensor) -> Tensor:

@@ -188,7 +188,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.dim, arguments.ffn, arguments.rounds = 16, 32, 1
         arguments.experts, arguments.tokens = [2, 5], [40]
     d, f, t = arguments.dim, arguments.ffn, max(arguments.tokens)
-    shapes = (Shape(t, d, f), Shape(t, f, d), Shape(t, t, t))
+    square = min(t, timing.LARGEST_SQUARE)
+    shapes = (Shape(t, d, f), Shape(t, f, d), Shape(square, square, square))
     run = {"rounds": arguments.rounds, "device": arguments.device}
     choices = (arguments.modes, arguments.dtypes, arguments.experts, arguments.tokens)
     every = list(itertools.product(*choices))

@@ -45,7 +45,6 @@ from omnirouter.train.team import Team
 
 PACKAGES = ("transformers",)
 PEER = "fastconformer"
-LARGEST_SQUARE = 8192  # rows of the square matrix product
 
 
 class Contestant(Protocol):
@@ -228,7 +227,7 @@ def build(
 def gemm_shapes(config: ModelConfig, batch: Batch) -> tuple[Shape, ...]:
     """The feed-forward layer's products at this batch, and square ones."""
     frames = sum(num_frames(len(wave), config.features) for wave in batch.waveforms)
-    square = min(frames, LARGEST_SQUARE)
+    square = min(frames, timing.LARGEST_SQUARE)
     d, f = config.dim, config.ffn_dim
     return Shape(frames, d, f), Shape(frames, f, d), Shape(square, square, square)
 
