@@ -21,6 +21,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ POCKETSPHINX = {
 }
 RATE = 16_000
 IRSTLM = Path("/usr/lib/irstlm/bin")
-PRUNED = "3e-7,3e-6"  # of bigrams and trigrams; larger is smaller
+PRUNED = "3e-7"  # of bigrams and trigrams; larger is smaller
 RESULTS = Path(__file__).parent / "results" / "english-model.json"
 SPHINX = RESULTS.with_name("pocketsphinx.json")
 CARD = SHIPPED / "README.md"
@@ -230,7 +231,9 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
         if SHIPPED_WORDS.exists():
             decoder = BeamSearch(checkpoint.tokenizer, search)
             values["language_model"] = every_set(checkpoint, speech, phone, decoder)
-            values["lm_weight"], values["word_score"] = search.lm_weight, search.word_score
+            given = asdict(search)
+            chosen = ("lm_weight", "word_score", "blank_penalty", "beam_size")
+            values["search"] = {name: given[name] for name in chosen}
     publish(values)
 
 
@@ -263,8 +266,6 @@ def main() -> None:
     timing = commands.add_parser("speed")
     for command in (measuring, timing):
         command.add_argument("--speech", type=Path, default=Path("../shared/speech"))
-    measuring.add_argument("--lm-weight", type=float, default=LanguageModelConfig.lm_weight)
-    measuring.add_argument("--word-score", type=float, default=LanguageModelConfig.word_score)
     given = parser.parse_args()
     if given.command == "words":
         words(given.text, given.out)
@@ -273,10 +274,7 @@ def main() -> None:
     elif given.command == "speed":
         time_it(given.speech)
     else:
-        search = LanguageModelConfig(
-            language_model=SHIPPED_WORDS, lm_weight=given.lm_weight, word_score=given.word_score
-        )
-        measure(given.speech, search)
+        measure(given.speech, LanguageModelConfig(language_model=SHIPPED_WORDS))
 
 
 if __name__ == "__main__":

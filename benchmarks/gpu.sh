@@ -77,6 +77,7 @@ s.save_file({k: v.bfloat16() for k, v in s.load_file(p).items()}, p)" "$run"
       "${experts[*]} train --tokens 39000 --experts 8 4 2 --out $OUT/experts-cuda.json" \
       "${step[*]} 1 --out $OUT/train-step-559m-bf16-cuda.json" \
       "${step[*]} 8 --no-peer --out $OUT/train-step-559m-bf16-x8-cuda.json" \
+      "benchmarks/train_step.py --device cuda --family small --seconds 900 --rounds 7 --out $OUT/train-step-small-bf16-cuda.json" \
       "${experts[*]} infer --tokens 39000 400 --experts 8 --out $OUT/experts-infer-cuda.json" \
       "benchmarks/attention.py --device cuda --utterances 32 128 --dtypes bf16 --rounds 11 --out $OUT/attention-cuda.json" \
       "benchmarks/transcribe.py --device cuda --family 559m --recordings 64 --out $OUT/transcribe-559m-cuda.json"; do

@@ -1,14 +1,15 @@
 """New utterances out of pieces of recorded ones, cut between words where the voice is lowest.
 
     python benchmarks/splice.py align CHECKPOINT MANIFEST CUTS.jsonl
-    python benchmarks/splice.py join CUTS.jsonl MANIFEST OUT [--hours 16] [--seed 0]
+    python benchmarks/splice.py join CUTS.jsonl MANIFEST OUT [--hours 16] [--seed 0] [--alone]
 
 A model trained on few hours learns their sentences by heart. Here two to six neighbouring words
 of one utterance are followed by as many of another utterance of the same speaker, and so on for 3
 to 10 s: recorded speech without known sentences (compare Lam et al., "On-the-Fly Aligned Data
 Augmentation for Sequence-to-Sequence ASR", Interspeech 2021). CHECKPOINT aligns the words (CTC);
-where each utterance may be cut stands in CUTS, so that another machine can join the pieces. Writes
-OUT/train.jsonl and FLAC files in OUT/audio.
+where each utterance may be cut stands in CUTS, so that another machine can join the pieces. With
+`--alone` one to three words by themselves, and up to two seconds of the recording's quiet before
+and behind: as commands come. Writes OUT/train.jsonl and FLAC files in OUT/audio.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ FADE = RATE // 100
 QUIET_DB = 8.0  # a cut has to lie so far below the utterance's mean level
 WORDS = (2, 6)
 SECONDS = (3.0, 10.0)
+ALONE = (1, 3)  # words
+MARGINS = (0.1, 2.0)  # seconds
 Samples = NDArray[np.float32]
 
 
@@ -70,6 +73,7 @@ class Joined:
     speaker: str
     text: str
     pieces: list[Piece]
+    margins: tuple[int, int] = (0, 0)  # samples of quiet before and behind
 
     @property
     def name(self) -> str:
@@ -79,7 +83,8 @@ class Joined:
     @property
     def samples(self) -> int:
         """Its length."""
-        return sum(p.stop - p.start for p in self.pieces) - FADE * (len(self.pieces) - 1)
+        spoken = sum(p.stop - p.start for p in self.pieces) - FADE * (len(self.pieces) - 1)
+        return spoken + sum(self.margins)
 
 
 def find_cuts(recogniser: Recogniser, samples: Samples, row: dict[str, Any]) -> Spoken | None:
@@ -115,13 +120,26 @@ def join(parts: list[Samples]) -> Samples:
     return whole
 
 
-def draw(number: int, spoken: list[Spoken], rng: np.random.Generator) -> Joined:
-    """A new utterance of stretches of these."""
+def quiet(samples: Samples, count: int, rng: np.random.Generator) -> Samples:
+    """Noise with the spectrum of a recording's quietest tenth."""
+    frames = samples[: len(samples) // STEP * STEP].reshape(-1, STEP)
+    order = np.square(frames).mean(axis=1).argsort()[: max(len(frames) // 10, 1)]
+    power = np.square(np.abs(np.fft.rfft(frames[order] * np.hanning(STEP)))).mean(axis=0)
+    spectrum = np.fft.rfft(rng.standard_normal(count))
+    bins = np.interp(np.linspace(0, 1, len(spectrum)), np.linspace(0, 1, len(power)), power)
+    noise = np.fft.irfft(spectrum * np.sqrt(bins), n=count)
+    level = np.sqrt(np.square(frames[order]).mean() / max(np.square(noise).mean(), 1e-20))
+    return np.asarray(noise * level, np.float32)
+
+
+def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, alone: bool) -> Joined:
+    """A new utterance of stretches of these, or of one."""
     target, pieces, words = rng.uniform(*SECONDS) * RATE, [], []
-    while sum(piece.stop - piece.start for piece in pieces) < target:
+    low, high = ALONE if alone else WORDS
+    while sum(piece.stop - piece.start for piece in pieces) < (1 if alone else target):
         source = spoken[rng.integers(len(spoken))]
         first = int(rng.integers(len(source.cuts) - 1))
-        wanted = rng.integers(WORDS[0], WORDS[1] + 1)
+        wanted = rng.integers(low, high + 1)
         last = first + 1
         while last < len(source.cuts) - 1 and source.cuts[last][0] - source.cuts[first][0] < wanted:
             last += 1
@@ -129,10 +147,12 @@ def draw(number: int, spoken: list[Spoken], rng: np.random.Generator) -> Joined:
         if stop - start > 2 * FADE:
             pieces.append(Piece(source.id, start, stop))
             words += source.words[begin:end]
-    return Joined(number, spoken[0].speaker, " ".join(words), pieces)
+    margins = rng.uniform(*MARGINS, 2) * RATE if alone else (0, 0)
+    before, behind = map(int, margins)
+    return Joined(number, spoken[0].speaker, " ".join(words), pieces, (before, behind))
 
 
-def plan(spoken: list[Spoken], hours: float, seed: int) -> list[Joined]:
+def plan(spoken: list[Spoken], hours: float, seed: int, alone: bool) -> list[Joined]:
     """What to make: each speaker as much as there is of them."""
     by_speaker: dict[str, list[Spoken]] = defaultdict(list)
     for one in spoken:
@@ -144,18 +164,22 @@ def plan(spoken: list[Spoken], hours: float, seed: int) -> list[Joined]:
     made = 0
     while made < hours * 3600 * RATE:
         speaker = speakers[int(rng.choice(len(speakers), p=share / share.sum()))]
-        chosen.append(draw(len(chosen), by_speaker[speaker], rng))
+        chosen.append(draw(len(chosen), by_speaker[speaker], rng, alone))
         made += chosen[-1].samples
     return chosen
 
 
 def write(files: dict[str, Path], out: Path, joined: Joined) -> None:
     """Make one."""
-    parts = [
-        np.asarray(read_audio(files[piece.id], RATE), np.float32)[piece.start : piece.stop]
-        for piece in joined.pieces
-    ]
-    soundfile.write(out / joined.name, join(parts), RATE)
+    parts, noise = [], np.random.default_rng(joined.number)
+    for piece in joined.pieces:
+        samples = np.asarray(read_audio(files[piece.id], RATE), np.float32)
+        parts.append(samples[piece.start : piece.stop])
+    whole = join(parts)
+    if any(joined.margins):
+        before, behind = (quiet(samples, count, noise) for count in joined.margins)
+        whole = np.concatenate([before, whole, behind])
+    soundfile.write(out / joined.name, whole, RATE)
 
 
 def rows_of(manifest: Path) -> list[dict[str, Any]]:
@@ -176,6 +200,7 @@ def main() -> None:
     joining.add_argument("out", type=Path)
     joining.add_argument("--hours", type=float, default=16.0)
     joining.add_argument("--seed", type=int, default=0)
+    joining.add_argument("--alone", action="store_true", help="words by themselves")
     args = parser.parse_args()
     rows = rows_of(args.manifest)
     files = {row["id"]: args.manifest.parent / row["audio_filepath"] for row in rows}
@@ -188,7 +213,7 @@ def main() -> None:
                     file.write(json.dumps(asdict(found)) + "\n")
         return
     spoken = [Spoken(**row) for row in rows_of(args.cuts)]
-    chosen = plan(spoken, args.hours, args.seed)
+    chosen = plan(spoken, args.hours, args.seed, args.alone)
     for one in chosen[::1000]:
         (args.out / one.name).parent.mkdir(parents=True, exist_ok=True)
     written = in_parallel(partial(write, files, args.out), chosen)
@@ -196,7 +221,7 @@ def main() -> None:
         pass
     manifest = [
         {
-            "id": f"spliced-{one.number:06d}",
+            "id": f"{args.out.name}-{one.number:06d}",
             "audio_filepath": one.name,
             "text": one.text,
             "duration": one.samples / RATE,

@@ -167,17 +167,37 @@ def log_mel(
         mels_KM float32 on `device`, and lengths_B, int64 on the CPU, in mel frames.
     """
     _, shift = _samples(features)
-    parts = [torch.as_tensor(w, dtype=torch.float32) for w in waveforms]
-    lengths_B = torch.tensor([num_mel_frames(len(w), features) for w in parts], dtype=torch.int64)
+    lengths_B = torch.tensor(
+        [num_mel_frames(len(w), features) for w in waveforms], dtype=torch.int64
+    )
     if not lengths_B.sum():
         return torch.zeros(0, features.num_mels, device=device), lengths_B
     starts = [
         torch.arange(int(n)) * shift + begin
-        for n, begin in zip(lengths_B, _begins([len(w) for w in parts]), strict=True)
+        for n, begin in zip(lengths_B, _begins([len(w) for w in waveforms]), strict=True)
     ]
-    signal = upload(torch.cat(parts), device)
+    signal = upload(_in_a_row(waveforms), device)
     start_K = upload(torch.cat(starts), device)
     return window_mels(signal, start_K, features), lengths_B
+
+
+def _in_a_row(waveforms: Sequence[Waveform]) -> Tensor:
+    """All samples; those that lie one after the other in one array are not copied."""
+    first = waveforms[0]
+    flat = first.base if isinstance(first, np.ndarray) else None
+    if isinstance(flat, np.ndarray) and flat.dtype == np.float32 and flat.ndim == 1:
+        ends = np.cumsum([len(w) for w in waveforms])
+        places = [flat[end - len(w) : end] for w, end in zip(waveforms, ends, strict=True)]
+        if ends[-1] == len(flat) and all(map(_same, waveforms, places)):
+            return torch.from_numpy(flat)
+    return torch.cat([torch.as_tensor(w, dtype=torch.float32) for w in waveforms])
+
+
+def _same(waveform: Waveform, place: NDArray[np.float32]) -> bool:
+    """Whether both are the same piece of memory."""
+    if not isinstance(waveform, np.ndarray):
+        return False
+    return bool(waveform.__array_interface__["data"] == place.__array_interface__["data"])
 
 
 def window_mels(signal: Tensor, start_K: Tensor, features: FeatureConfig) -> Tensor:

@@ -215,6 +215,7 @@ class BeamSearch:
             log_add=False,
             criterion_type=decoder.CriterionType.CTC,
         )
+        self._blank_penalty = config.blank_penalty
         none: list[float] = []  # transitions, which CTC has not
         self._decoder = decoder.LexiconDecoder(
             options, self._trie, self._lm, BLANK, BLANK, -1, none, False
@@ -244,6 +245,9 @@ class BeamSearch:
     def _search(self, emissions: NDArray[np.float32]) -> Any:
         """What the decoder finds, best first."""
         pieces = emissions.shape[1]
+        if self._blank_penalty:
+            emissions = emissions.copy()
+            emissions[:, BLANK] -= self._blank_penalty
         with self._alone:
             self._decoder.decode_begin()
             for first in range(0, len(emissions), STEP):

@@ -5,6 +5,7 @@ A part of `config.py`, which everything else imports it through.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,8 @@ class LanguageModelConfig:
         lm_words: its words, one per line; needed with a binary model, which does not tell them.
         lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
         word_score: added for each word; higher gives more, shorter words.
+        blank_penalty: taken from the blank's log-probability in each frame; more finds more of what
+            was said faintly, and more that was not.
         beam_size: hypotheses kept.
         hot_words: words to favour, separated by commas; also words the language model lacks.
         hot_word_score: added for each of them.
@@ -75,7 +78,8 @@ class LanguageModelConfig:
     language_model: Path | None = None
     lm_words: Path | None = None
     lm_weight: float = 0.8
-    word_score: float = 1.0
+    word_score: float = 0.5
+    blank_penalty: float = 1.5
     beam_size: int = 100
     hot_words: str = ""
     hot_word_score: float = 5.0
@@ -83,6 +87,8 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.beam_size < 1:
             raise BadInput(f"beam_size: at least 1, not {self.beam_size}")
+        if not 0 <= self.blank_penalty < math.inf:
+            raise BadInput(f"blank_penalty: a number of 0 or more, not {self.blank_penalty:g}")
         if self.lm_weight <= 0:
             raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
         if self.hot_words and self.language_model is None:

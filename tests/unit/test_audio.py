@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from omnirouter.audio import AudioError, extract, normalise, read_audio
+from omnirouter.audio import AudioError, extract, log_mel, normalise, read_audio
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 
 RATE = 16_000
@@ -205,3 +205,14 @@ def test_two_views_are_the_batch_masked_twice() -> None:
     other, _ = extract(waves, FeatureConfig(), augment=augment, seeds=[3, 4])
     assert torch.equal(views, torch.cat([one, other]))
     assert lengths.tolist() == own.tolist() * 2
+
+
+def test_how_waveforms_lie_in_memory_does_not_matter() -> None:
+    """One after the other in one array, as loader processes send them, or anywhere."""
+    flat = np.random.default_rng(0).standard_normal(30_000).astype(np.float32)
+    rows = [flat[:9_000], flat[9_000:9_100], flat[9_100:]]
+    for chosen in (rows, rows[:2], rows[::-1], [flat], [rows[0], flat[9_000::2]]):
+        here, lengths = log_mel(chosen, FeatureConfig())
+        there, again = log_mel([row.copy() for row in chosen], FeatureConfig())
+        assert torch.equal(here, there)
+        assert torch.equal(lengths, again)

@@ -6,6 +6,7 @@ import itertools
 import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,22 @@ def test_the_language_model_decides_between_sounds(letters: Tokenizer, arpa: Pat
     assert BeamSearch(letters, light)(sounds).text == "play the sang"
 
 
+def test_a_penalty_on_the_blank_finds_what_was_said_faintly(letters: Tokenizer, arpa: Path) -> None:
+    """A word of which the model is less sure than of the blank; how sure it was is still told."""
+    song, the = (len(letters.encode(text)) for text in ("play the song", "play the"))
+    sounds = heard(letters, ("play the song", 1.0))
+    faint = sounds[2 * the + 1 :: 2]
+    assert len(faint) == song - the
+    faint[:, BLANK] = faint.max() + 1.0
+    without = LanguageModelConfig(language_model=arpa, blank_penalty=0.0, word_score=-1.0)
+    found = BeamSearch(letters, replace(without, blank_penalty=2.0))(sounds)
+    assert BeamSearch(letters, without)(sounds).text == "play the"
+    assert found.text == "play the song"
+    aligned = align(sounds, found.ids)
+    assert aligned is not None
+    assert found.score == aligned.score
+
+
 def test_hot_words_are_favoured_even_if_unknown(letters: Tokenizer, arpa: Path) -> None:
     sounds = heard(letters, ("play the sing", 0.5), ("play the song", 0.5))
     plain = BeamSearch(letters, LanguageModelConfig(language_model=arpa))
@@ -244,7 +261,12 @@ def test_language_models_that_are_none(
 
 @pytest.mark.parametrize(
     ("values", "named"),
-    [({"beam_size": 0}, "beam_size"), ({"lm_weight": 0}, "lm_weight"), ({"hot_words": "a"}, "hot")],
+    [
+        ({"beam_size": 0}, "beam_size"),
+        ({"lm_weight": 0}, "lm_weight"),
+        ({"blank_penalty": -1.0}, "blank_penalty"),
+        ({"hot_words": "a"}, "hot"),
+    ],
 )
 def test_settings_that_do_not_work(values: dict[str, object], named: str) -> None:
     with pytest.raises(BadInput, match=named):

@@ -243,7 +243,7 @@ def _in_workers(
             num_workers=workers,
             prefetch_factor=PREFETCH,
             collate_fn=_through_memory if _shares_memory() else _unchanged,
-            worker_init_fn=_die_with_parent,
+            worker_init_fn=_belong_to_parent,
             generator=torch.Generator(),  # the default one belongs to the training run
         ):
             yield batch if isinstance(batch, Batch) else _from_memory(*batch)
@@ -269,8 +269,9 @@ def naming_dead_workers() -> Iterator[None]:
         ) from error
 
 
-def _die_with_parent(worker: int) -> None:
-    """Ask Linux to end this process with its parent: a killed run must not leave loaders behind."""
+def _belong_to_parent(worker: int) -> None:
+    """Leave Ctrl-C to the parent, and ask Linux to end this process with it: none stays behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -293,8 +294,9 @@ def _through_memory(batch: Any) -> tuple[Batch, list[int], torch.Tensor]:
 
 
 def _from_memory(batch: Batch, lengths: list[int], samples: torch.Tensor) -> Batch:
-    parts = samples.split(lengths) if lengths else ()
-    batch.waveforms = [part.numpy() for part in parts]
+    flat = samples.numpy()
+    ends = np.cumsum(lengths, dtype=np.int64)
+    batch.waveforms = [flat[end - n : end] for n, end in zip(lengths, ends, strict=True)]
     return batch
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
+
+TOGETHER_S = 1.0  # signals so close are one: timeout(1) sends its own to the process and its group
 
 
 class Interrupt:
@@ -20,6 +23,7 @@ class Interrupt:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self.heard = False
+        self._at = 0.0
         self._note = note
         self._previous: Any = None
 
@@ -33,7 +37,10 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._previous)
 
     def _hear(self, signum: int, frame: object) -> None:
+        now = time.monotonic()
         if self.heard:
+            if now - self._at < TOGETHER_S:
+                return
             raise KeyboardInterrupt
-        self.heard = True
+        self.heard, self._at = True, now
         self._note("interrupted: finishing this step and saving (once more to stop at once)")
