@@ -185,14 +185,28 @@ class Group:
             self.bias = local_HPP[None] if self.bias is None else self.bias + local_HPP
 
 
+def _one_by_one(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, lengths: list[int]) -> Tensor:
+    """The fused kernel for each utterance."""
+    done = [v_THE[:0]]
+    for parts in zip(*(z.split(lengths) for z in (q_THE, k_THE, v_THE)), strict=True):
+        q, k, v = (part.transpose(0, 1)[None] for part in parts)
+        if q.shape[2]:
+            done.append(F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1))
+    return torch.cat(done)
+
+
 def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packing) -> Tensor:
     """Softmax attention of every utterance over itself, [T, H, E].
 
     On CUDA torch's variable-length kernel (half precision, no bias) does it, with a context
-    FlexAttention; elsewhere utterances of similar length are multiplied together, which in bf16 on
-    a CPU was faster than its fused kernel in informal trials at these widths.
+    FlexAttention; on a CPU in float32 and without bias torch's fused kernel, an utterance at a
+    time. Elsewhere utterances of similar length are multiplied together, which in bf16 on a CPU was
+    faster than its fused kernel in informal trials at these widths.
     """
     half = q_THE.dtype in (torch.float16, torch.bfloat16)
+    plain = packing.slopes_H is None and packing.context is None
+    if plain and not q_THE.is_cuda and not half:
+        return _one_by_one(q_THE, k_THE, v_THE, packing.lengths_B.tolist())
     if q_THE.is_cuda and packing.context is not None:
         found = windowed_attention(q_THE, k_THE, v_THE, packing.windows, packing.slopes_H)
         if found is not None:

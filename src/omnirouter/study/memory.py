@@ -82,14 +82,15 @@ def activation_bytes(
         config: of the model.
         lengths: frames of each utterance.
         half: products in bfloat16.
-        cuda: on a GPU; there attention keeps no scores in bfloat16.
+        cuda: on a GPU; there attention keeps no scores in bfloat16, on a CPU none in float32.
     """
     t, d = float(sum(lengths)), config.dim
     w = 2 if half else FLOAT
     mask = (1 if cuda else w) if config.dropout else 0  # bytes of a value's dropout mask
     norm = FLOAT * d + 2 * FLOAT  # its input, mean and deviation
-    if cuda and half and config.positions != "rope-local":
-        inside = t * (3 * w * d + FLOAT * config.heads)
+    if cuda == half and config.positions != "rope-local" and not config.streams:
+        # the fused kernels, which keep no scores; on a CPU also each utterance's result
+        inside = t * (3 * w * d + FLOAT * config.heads + (0 if cuda else w * d))
     else:
         inside = _scored(config, lengths, w)
     local = FLOAT * d if config.local_width else 0
