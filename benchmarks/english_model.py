@@ -85,9 +85,9 @@ everything beyond read English. Do not use it where an error matters.
 
 ## Again from the beginning
 
-See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish`, `spliced` and
-`grown`, in this order, then `words` (of the two texts, the everyday sentences twice), `take`,
-`measure` and `speed` of `benchmarks/english_model.py`.
+See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish`, `spliced`,
+`grown` and `polish`, in this order, and of `polish/views.yaml`; then `words` (of the two texts, the
+everyday sentences twice), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
 """
 
 
