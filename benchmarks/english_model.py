@@ -42,16 +42,6 @@ from omnirouter.evaluate.score import score
 from omnirouter.serve.export import export
 from omnirouter.text import clean_text
 
-POCKETSPHINX = {
-    "dev": 0.455,
-    "dev/librispeech-dev-clean": 0.419,
-    "dev/speechocean762": 1.01,
-    "test_l2_adult": 0.697,
-    "test_common_voice": 0.591,
-    "test_digits": 0.860,
-    "test_words": 0.893,
-    "test_keywords": 1.553,
-}
 RATE = 16_000
 IRSTLM = Path("/usr/lib/irstlm/bin")
 PRUNED = "3e-7"  # of bigrams and trigrams; larger is smaller
@@ -166,12 +156,6 @@ def card(values: dict[str, Any]) -> str:
     greedy, searched = values["greedy"], values.get("language_model")
     kinds = ["greedy"] + (["with its language model"] if searched else [])
     names = [*kinds, "plain baseline", "pocketsphinx"]
-    whole = set(json.loads(SPHINX.read_text("utf-8"))["sets"]) if SPHINX.exists() else set()
-    part = (
-        " (*: of a random part of the set)"
-        if set(greedy) & set(values["pocketsphinx"]) - whole
-        else ""
-    )
     lines = [
         f"{values['parameters'] / 1e6:.1f} M parameters, of which {values['active'] / 1e6:.1f} M "
         f"work on a frame; {values['megabytes']:.1f} MB.",
@@ -180,7 +164,7 @@ def card(values: dict[str, Any]) -> str:
         "",
         "Per cent, Whisper normaliser, 95% bootstrap intervals. The baseline is a plain dense CTC",
         "Transformer of 4.6 M parameters after 30 minutes on the same recordings; pocketsphinx 5.1",
-        f"brings its own model and language model{part}.",
+        "brings its own model and language model.",
         "",
         "| set | " + " | ".join(names) + " |",
         "| --- |" + " --- |" * len(names),
@@ -194,8 +178,6 @@ def card(values: dict[str, Any]) -> str:
                 cells.append(f"{100 * row['wer']:.1f} ({low:.1f}-{high:.1f})")
         for anchor in (ANCHOR, values["pocketsphinx"]):
             cells.append(f"{100 * anchor[name]:.1f}" if name in anchor else "-")
-        if name in values["pocketsphinx"] and name not in whole:
-            cells[-1] += "*"
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if "rtfx" in values:
         speeds = ", ".join(f"{name} {rate:.0f}x" for name, rate in values["rtfx"].items())
@@ -204,11 +186,11 @@ def card(values: dict[str, Any]) -> str:
 
 
 def sphinx() -> dict[str, float]:
-    """Error rates of pocketsphinx: our own of whole sets where there are any, else of parts."""
+    """Error rates of pocketsphinx, where they were measured."""
     if not SPHINX.exists():
-        return POCKETSPHINX
+        return {}
     sets = json.loads(SPHINX.read_text(encoding="utf-8"))["sets"]
-    return POCKETSPHINX | {name: row["wer"] for name, row in sets.items()}
+    return {name: row["wer"] for name, row in sets.items()}
 
 
 def measure(speech: Path, search: LanguageModelConfig) -> None:

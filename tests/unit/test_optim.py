@@ -6,7 +6,7 @@ import torch
 
 from omnirouter.config import ModelConfig, OptimConfig
 from omnirouter.model import CTCEncoder
-from omnirouter.train.optim import Muon, build_optimizers, orthogonalise
+from omnirouter.train.optim import Muon, build_optimizers, orthogonalise, orthogonalise_each
 
 SMALL = ModelConfig(
     routing="omni", num_experts=2, dim=16, ffn_dim=32, num_layers=2, num_heads=2, vocab_size=12
@@ -85,3 +85,13 @@ def test_a_flag_on_the_device_keeps_weights_and_moments() -> None:
         made.append(model.state_dict())
     for name, value in made[0].items():
         assert torch.equal(value, made[1][name]), name
+
+
+def test_matrices_of_one_size_go_together_and_come_apart() -> None:
+    """As on a GPU: stacks and single matrices, wide and tall, each what it is by itself."""
+    torch.manual_seed(0)
+    shapes = [(8, 16), (16, 8), (3, 8, 16), (2, 16, 8), (8, 16), (5, 5)]
+    matrices = [torch.randn(shape) for shape in shapes]
+    for together, matrix in zip(orthogonalise_each(matrices), matrices, strict=True):
+        assert together.shape == matrix.shape
+        torch.testing.assert_close(together, orthogonalise(matrix), atol=0.02, rtol=0.02)
