@@ -185,19 +185,19 @@ def _in_a_row(waveforms: Sequence[Waveform]) -> Tensor:
     """All samples; those that lie one after the other in one array are not copied."""
     first = waveforms[0]
     flat = first.base if isinstance(first, np.ndarray) else None
-    if isinstance(flat, np.ndarray) and flat.dtype == np.float32 and flat.ndim == 1:
+    if isinstance(flat, np.ndarray) and flat.dtype == np.float32 and flat.flags.writeable:
         ends = np.cumsum([len(w) for w in waveforms])
         places = [flat[end - len(w) : end] for w, end in zip(waveforms, ends, strict=True)]
-        if ends[-1] == len(flat) and all(map(_same, waveforms, places)):
+        if flat.shape == (ends[-1],) and all(map(_same, waveforms, places)):
             return torch.from_numpy(flat)
     return torch.cat([torch.as_tensor(w, dtype=torch.float32) for w in waveforms])
 
 
 def _same(waveform: Waveform, place: NDArray[np.float32]) -> bool:
-    """Whether both are the same piece of memory."""
+    """Whether both are the same piece of memory, read alike."""
     if not isinstance(waveform, np.ndarray):
         return False
-    return bool(waveform.__array_interface__["data"] == place.__array_interface__["data"])
+    return bool(waveform.__array_interface__ == place.__array_interface__)
 
 
 def window_mels(signal: Tensor, start_K: Tensor, features: FeatureConfig) -> Tensor:

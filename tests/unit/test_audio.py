@@ -211,7 +211,8 @@ def test_how_waveforms_lie_in_memory_does_not_matter() -> None:
     """One after the other in one array, as loader processes send them, or anywhere."""
     flat = np.random.default_rng(0).standard_normal(30_000).astype(np.float32)
     rows = [flat[:9_000], flat[9_000:9_100], flat[9_100:]]
-    for chosen in (rows, rows[:2], rows[::-1], [flat], [rows[0], flat[9_000::2]]):
+    apart = [flat[:20_000:2], flat[10_000:]]  # begin where a row's end would be, and are none
+    for chosen in (rows, rows[:2], rows[::-1], [flat], [rows[0], flat[9_000::2]], apart):
         here, lengths = log_mel(chosen, FeatureConfig())
         there, again = log_mel([row.copy() for row in chosen], FeatureConfig())
         assert torch.equal(here, there)
