@@ -236,7 +236,7 @@ def _in_workers(
     """
     picked = ahead(items, SAMPLED_AHEAD, "sampler", stop)
     try:
-        for batch in DataLoader(
+        loaded = DataLoader(
             maker,
             sampler=picked,
             batch_size=None,
@@ -245,8 +245,8 @@ def _in_workers(
             collate_fn=_through_memory if _shares_memory() else _unchanged,
             worker_init_fn=_belong_to_parent,
             generator=torch.Generator(),  # the default one belongs to the training run
-        ):
-            yield batch if isinstance(batch, Batch) else _from_memory(*batch)
+        )
+        yield from map(_from_memory, loaded)
     finally:
         picked.close()
 
@@ -293,7 +293,10 @@ def _through_memory(batch: Any) -> tuple[Batch, list[int], torch.Tensor]:
     return replace(batch, waveforms=[]), lengths, torch.from_numpy(samples)
 
 
-def _from_memory(batch: Batch, lengths: list[int], samples: torch.Tensor) -> Batch:
+def _from_memory(made: Batch | tuple[Batch, list[int], torch.Tensor]) -> Batch:
+    if isinstance(made, Batch):
+        return made
+    batch, lengths, samples = made
     flat = samples.numpy()
     ends = np.cumsum(lengths, dtype=np.int64)
     batch.waveforms = [flat[end - n : end] for n, end in zip(lengths, ends, strict=True)]
