@@ -1,15 +1,17 @@
 """New utterances out of pieces of recorded ones, cut between words where the voice is lowest.
 
     python benchmarks/splice.py align CHECKPOINT MANIFEST CUTS.jsonl
-    python benchmarks/splice.py join CUTS.jsonl MANIFEST OUT [--hours 16] [--seed 0] [--alone]
+    python benchmarks/splice.py join CUTS.jsonl MANIFEST OUT [--hours 16] [--seed 0] [--style STYLE]
 
 A model trained on few hours learns their sentences by heart. Here two to six neighbouring words
 of one utterance are followed by as many of another utterance of the same speaker, and so on for 3
 to 10 s: recorded speech without known sentences (compare Lam et al., "On-the-Fly Aligned Data
 Augmentation for Sequence-to-Sequence ASR", Interspeech 2021). CHECKPOINT aligns the words (CTC);
-where each utterance may be cut stands in CUTS, so that another machine can join the pieces. With
-`--alone` one to three words by themselves, and up to two seconds of the recording's quiet before
-and behind: as commands come. Writes OUT/train.jsonl and FLAC files in OUT/audio.
+where each utterance may be cut stands in CUTS, so that another machine can join the pieces. Styles
+besides `fluent`: `alone`, one to three words by themselves, with up to two seconds of the
+recording's quiet before and behind, as commands come; `halting`, an utterance as it was or
+stretches of one to three words, with quiet between them, as learners read. Writes OUT/train.jsonl
+and FLAC files in OUT/audio.
 """
 
 from __future__ import annotations
@@ -41,8 +43,11 @@ FADE = RATE // 100
 QUIET_DB = 8.0  # a cut has to lie so far below the utterance's mean level
 WORDS = (2, 6)
 SECONDS = (3.0, 10.0)
-ALONE = (1, 3)  # words
+FEW = (1, 3)  # words
 MARGINS = (0.1, 2.0)  # seconds
+PAUSES = (0.05, 1.2)  # seconds
+AS_IT_WAS = 0.5  # of halting utterances
+STYLES = ("fluent", "alone", "halting")
 Samples = NDArray[np.float32]
 
 
@@ -73,7 +78,8 @@ class Joined:
     speaker: str
     text: str
     pieces: list[Piece]
-    margins: tuple[int, int] = (0, 0)  # samples of quiet before and behind
+    pauses: list[int]  # samples of quiet behind each piece
+    margins: tuple[int, int]  # samples of quiet before and behind
 
     @property
     def name(self) -> str:
@@ -84,7 +90,7 @@ class Joined:
     def samples(self) -> int:
         """Its length."""
         spoken = sum(p.stop - p.start for p in self.pieces) - FADE * (len(self.pieces) - 1)
-        return spoken + sum(self.margins)
+        return spoken + sum(self.margins) + sum(p - FADE for p in self.pauses if p)
 
 
 def find_cuts(recogniser: Recogniser, samples: Samples, row: dict[str, Any]) -> Spoken | None:
@@ -132,11 +138,20 @@ def quiet(samples: Samples, count: int, rng: np.random.Generator) -> Samples:
     return np.asarray(noise * level, np.float32)
 
 
-def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, alone: bool) -> Joined:
+def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, style: str) -> Joined:
     """A new utterance of stretches of these, or of one."""
     target, pieces, words = rng.uniform(*SECONDS) * RATE, [], []
-    low, high = ALONE if alone else WORDS
-    while sum(piece.stop - piece.start for piece in pieces) < (1 if alone else target):
+    low, high = WORDS if style == "fluent" else FEW
+    if style == "alone":
+        target = 1.0
+    if style == "halting" and rng.random() < AS_IT_WAS:
+        source = spoken[rng.integers(len(spoken))]
+        share = rng.choice([0.5, 1.0])  # of the places that are quiet enough
+        inner = [cut for cut in source.cuts[1:-1] if rng.random() < share]
+        for (_, start), (_, stop) in pairwise([source.cuts[0], *inner, source.cuts[-1]]):
+            pieces.append(Piece(source.id, start, stop))
+        target, words = 0.0, list(source.words)
+    while sum(piece.stop - piece.start for piece in pieces) < target:
         source = spoken[rng.integers(len(spoken))]
         first = int(rng.integers(len(source.cuts) - 1))
         wanted = rng.integers(low, high + 1)
@@ -147,12 +162,15 @@ def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, alone: boo
         if stop - start > 2 * FADE:
             pieces.append(Piece(source.id, start, stop))
             words += source.words[begin:end]
-    margins = rng.uniform(*MARGINS, 2) * RATE if alone else (0, 0)
-    before, behind = map(int, margins)
-    return Joined(number, spoken[0].speaker, " ".join(words), pieces, (before, behind))
+    before, behind = map(int, rng.uniform(*MARGINS, 2) * RATE) if style == "alone" else (0, 0)
+    pauses = [0] * len(pieces)
+    if style == "halting":
+        seconds = np.exp(rng.uniform(*np.log(PAUSES), len(pieces) - 1))
+        pauses[:-1] = (seconds * RATE).astype(int).tolist()
+    return Joined(number, spoken[0].speaker, " ".join(words), pieces, pauses, (before, behind))
 
 
-def plan(spoken: list[Spoken], hours: float, seed: int, alone: bool) -> list[Joined]:
+def plan(spoken: list[Spoken], hours: float, seed: int, style: str) -> list[Joined]:
     """What to make: each speaker as much as there is of them."""
     by_speaker: dict[str, list[Spoken]] = defaultdict(list)
     for one in spoken:
@@ -164,17 +182,20 @@ def plan(spoken: list[Spoken], hours: float, seed: int, alone: bool) -> list[Joi
     made = 0
     while made < hours * 3600 * RATE:
         speaker = speakers[int(rng.choice(len(speakers), p=share / share.sum()))]
-        chosen.append(draw(len(chosen), by_speaker[speaker], rng, alone))
+        chosen.append(draw(len(chosen), by_speaker[speaker], rng, style))
         made += chosen[-1].samples
     return chosen
 
 
 def write(files: dict[str, Path], out: Path, joined: Joined) -> None:
     """Make one."""
-    parts, noise = [], np.random.default_rng(joined.number)
-    for piece in joined.pieces:
+    parts: list[Samples] = []
+    noise = np.random.default_rng(joined.number)
+    for piece, pause in zip(joined.pieces, joined.pauses, strict=True):
         samples = np.asarray(read_audio(files[piece.id], RATE), np.float32)
         parts.append(samples[piece.start : piece.stop])
+        if pause:
+            parts.append(quiet(samples, pause, noise))
     whole = join(parts)
     if any(joined.margins):
         before, behind = (quiet(samples, count, noise) for count in joined.margins)
@@ -200,7 +221,7 @@ def main() -> None:
     joining.add_argument("out", type=Path)
     joining.add_argument("--hours", type=float, default=16.0)
     joining.add_argument("--seed", type=int, default=0)
-    joining.add_argument("--alone", action="store_true", help="words by themselves")
+    joining.add_argument("--style", choices=STYLES, default=STYLES[0])
     args = parser.parse_args()
     rows = rows_of(args.manifest)
     files = {row["id"]: args.manifest.parent / row["audio_filepath"] for row in rows}
@@ -213,7 +234,7 @@ def main() -> None:
                     file.write(json.dumps(asdict(found)) + "\n")
         return
     spoken = [Spoken(**row) for row in rows_of(args.cuts)]
-    chosen = plan(spoken, args.hours, args.seed, args.alone)
+    chosen = plan(spoken, args.hours, args.seed, args.style)
     for one in chosen[::1000]:
         (args.out / one.name).parent.mkdir(parents=True, exist_ok=True)
     written = in_parallel(partial(write, files, args.out), chosen)
