@@ -90,14 +90,19 @@ class Ours:
         torch.manual_seed(SEED)
         model = CTCEncoder(config).to(arguments.device).eval()
         self.parameters = count_parameters(config).total
-        self.transcriber = Transcriber(
-            Checkpoint(model, tokenizer, config, {}, Path("random")),
-            precision="bf16" if dtype == "bf16" else "fp32",
-            listening=Listening(vad="off", batch_seconds=arguments.batch_seconds),
-        )
-        scores_TV = np.concatenate(self.transcriber.log_probs(waves))
-        with torch.no_grad():
-            model.head.bias[0] += bias_for(scores_TV, wanted(waves))
+
+        def ready() -> Transcriber:  # keeps weights as they are now
+            return Transcriber(
+                Checkpoint(model, tokenizer, config, {}, Path("random")),
+                precision="bf16" if dtype == "bf16" else "fp32",
+                listening=Listening(vad="off", batch_seconds=arguments.batch_seconds),
+            )
+
+        def scores_TV() -> NDArray[np.float32]:
+            return np.concatenate(ready().log_probs(waves))
+
+        set_bias(model.head.bias, scores_TV, wanted(waves))
+        self.transcriber = ready()
 
     def transcribe(self, waves: Waves) -> int:
         """All recordings, several at a time; every piece is a word."""
@@ -127,10 +132,15 @@ class FastConformer:
         self.model: Any = ParakeetForCTC(fastconformer(config)).to(arguments.device).eval()
         self.parameters = int(self.model.num_parameters())
         mels_BKM, real_BK = self.features(waves)
+
+        def scores_TV() -> NDArray[np.float32]:
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=self.half):
+                scores_BTV = self.model(mels_BKM, attention_mask=real_BK).logits
+            scores: NDArray[np.float32] = scores_BTV.float().cpu().flatten(0, 1).numpy()
+            return scores
+
         with torch.no_grad():
-            scores_BTV = self.model(mels_BKM, attention_mask=real_BK).logits.float().cpu()
-            scores_TV = scores_BTV.flatten(0, 1).numpy()
-            self.model.ctc_head.bias[0] += bias_for(scores_TV, wanted(waves))
+            set_bias(self.model.ctc_head.bias, scores_TV, wanted(waves))
 
     def features(self, waves: Waves) -> tuple[Tensor, Tensor]:
         """Mel frames [B, K, M], padded, and which are real [B, K]."""
@@ -159,6 +169,22 @@ class PaddedWhisper:
 
     def __init__(self, model: Whisper, size: int) -> None:
         self.parameters, self.transcribe = size, model.transcribe
+
+
+def set_bias(bias_V: Tensor, scores_TV: Callable[[], NDArray[np.float32]], tokens: int) -> None:
+    """Let a CTC head of random weights say (nearly) so many tokens.
+
+    Such a model scores all frames much alike; what they have in common is taken away first, for
+    rounded to bfloat16 the rest would be lost in it.
+
+    Args:
+        bias_V: of the head; changed in place.
+        scores_TV: runs the model.
+        tokens: to be said.
+    """
+    with torch.no_grad():
+        bias_V -= torch.from_numpy(scores_TV().mean(axis=0)).to(bias_V)
+        bias_V[0] += bias_for(scores_TV(), tokens)
 
 
 def wanted(waves: Waves) -> int:
