@@ -1,10 +1,11 @@
 """Which mean of checkpoints, which weights of the search? Answers from the development set.
 
-    python benchmarks/choose.py A/best A/best+B/best
+    python benchmarks/choose.py A/best A/best+B/best [--blank-bias 0 -0.3]
     python benchmarks/choose.py A/best+B/best --search 2.0,1.2,0.5,100 1.5,1.0,0.5,100
         [--language-model words.arpa] [--every 2] [--group-by corpus] [--manifest dev.jsonl]
 
-Checkpoints with a plus between them are averaged. Without `--search` decoding is greedy; a setting
+Checkpoints with a plus between them are averaged, and each number of `--blank-bias` is added to the
+blank's score. Without `--search` decoding is greedy; a setting
 of the search is blank penalty, weight of the language model, score of a word, hypotheses kept.
 `--every 2` takes each second utterance, in a half of the time. Prints the word error rate (Whisper
 normaliser) of all and of each group, in per cent, one line for each candidate.
@@ -14,13 +15,14 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import torch
 from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint
-from omnirouter.config import LanguageModelConfig
+from omnirouter.config import BLANK, LanguageModelConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
 from omnirouter.evaluate.score import score_groups
@@ -64,6 +66,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("means", nargs="+")
+    parser.add_argument("--blank-bias", nargs="+", type=float, default=[0.0])
     parser.add_argument("--search", nargs="+", default=[], metavar="SETTING")
     parser.add_argument("--language-model", type=Path, default=Path("english"))
     parser.add_argument("--every", type=int, default=1)
@@ -73,13 +76,15 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     cuts = CutSet.from_cuts(list(read_manifest(given.manifest))[:: given.every])
-    for names in given.means:
+    for names, bias in product(given.means, given.blank_bias):
         checkpoint = mean(names)
+        with torch.no_grad():
+            checkpoint.model.head.bias[BLANK] += bias
         for setting in given.search or [""]:
             decoder = searching(checkpoint, setting, given.language_model) if setting else None
             found = rates(checkpoint, cuts, given.group_by, decoder)
             row = ", ".join(f"{name} {rate:.1f}" for name, rate in found.items())
-            print(f"{names} {setting or 'greedy'}: {row}", flush=True)
+            print(f"{names} {bias:g} {setting or 'greedy'}: {row}", flush=True)
 
 
 if __name__ == "__main__":

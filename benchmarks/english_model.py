@@ -8,10 +8,10 @@
 `words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
 modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in
 bfloat16 to src/omnirouter/pretrained/english-small, and a language model beside them if one is
-named. `measure` scores what lies there on every set, greedily and with the language model; `speed`,
-on an idle machine, times it on one thread. Both write benchmarks/results/english-model.json and,
-from it, the model card. Telephone: the development set through a simulated telephone band with
-8-bit mu-law.
+named; `--blank-bias` corrects how often the mean says nothing (`choose.py` finds it). `measure`
+scores what lies there on every set, greedily and with the language model; `speed`, on an idle
+machine, times it on one thread. Both write benchmarks/results/english-model.json and, from it, the
+model card. Telephone: the development set through a simulated telephone band with 8-bit mu-law.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from exports import rates, recognisers
 from lhotse import CutSet
 from numpy.random import default_rng
@@ -34,7 +35,13 @@ from small_english import ANCHOR, all_sets, history, machine
 
 from omnirouter.audio import read_audio
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
-from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, count_parameters
+from omnirouter.config import (
+    BLANK,
+    SHIPPED,
+    SHIPPED_WORDS,
+    LanguageModelConfig,
+    count_parameters,
+)
 from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
@@ -95,11 +102,13 @@ def words(text: Path, out: Path) -> None:
             subprocess.run([str(IRSTLM / name), *options], check=True)
 
 
-def take(checkpoints: list[Path], language_model: Path | None) -> None:
+def take(checkpoints: list[Path], language_model: Path | None, blank_bias: float) -> None:
     """Write a model's weights in half the size to where the package looks for them."""
     with tempfile.TemporaryDirectory() as folder:
         average_checkpoints(checkpoints, folder)
         found = load_checkpoint(folder)
+    with torch.no_grad():
+        found.model.head.bias[BLANK] += blank_bias
     last = load_checkpoint(checkpoints[-1]).meta
     state = {
         name: t.bfloat16() if t.is_floating_point() else t
@@ -107,6 +116,7 @@ def take(checkpoints: list[Path], language_model: Path | None) -> None:
     }
     meta: dict[str, Any] = {k: last[k] for k in ("step", "audio_hours") if k in last}
     meta["mean_of"] = [path.parent.name for path in checkpoints]
+    meta["blank_bias"] = blank_bias
     meta["runs"] = history(checkpoints[-1].parent)
     if SHIPPED.exists():
         shutil.rmtree(SHIPPED)
@@ -203,6 +213,7 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
         "active": count.active,
         "megabytes": sum(p.stat().st_size for p in SHIPPED.iterdir() if p != CARD) / 1e6,
         "mean_of": checkpoint.meta.get("mean_of", []),
+        "blank_bias": checkpoint.meta.get("blank_bias", 0.0),
         "runs": checkpoint.meta.get("runs", []),
         "anchor": ANCHOR,
         "pocketsphinx": sphinx(),
@@ -244,6 +255,7 @@ def main() -> None:
     taking = commands.add_parser("take")
     taking.add_argument("checkpoints", type=Path, nargs="+")
     taking.add_argument("--language-model", type=Path)
+    taking.add_argument("--blank-bias", type=float, default=0.0, help="added to the blank's score")
     measuring = commands.add_parser("measure")
     timing = commands.add_parser("speed")
     for command in (measuring, timing):
@@ -252,7 +264,7 @@ def main() -> None:
     if given.command == "words":
         words(given.text, given.out)
     elif given.command == "take":
-        take(given.checkpoints, given.language_model)
+        take(given.checkpoints, given.language_model, given.blank_bias)
     elif given.command == "speed":
         time_it(given.speech)
     else:
