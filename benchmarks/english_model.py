@@ -8,10 +8,10 @@
 `words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
 modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in
 bfloat16 to src/omnirouter/pretrained/english-small, and a language model beside them if one is
-named; `--blank-bias` corrects how often the mean says nothing (`choose.py` finds it). `measure`
-scores what lies there on every set, greedily and with the language model; `speed`, on an idle
-machine, times it on one thread. Both write benchmarks/results/english-model.json and, from it, the
-model card. Telephone: the development set through a simulated telephone band with 8-bit mu-law.
+named (`choose.py` tells which). `measure` scores what lies there on every set, greedily and with
+the language model; `speed`, on an idle machine, times it on one thread. Both write
+benchmarks/results/english-model.json and, from it, the model card. Telephone: the development set
+through a simulated telephone band with 8-bit mu-law.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import soundfile
-import torch
 from exports import rates, recognisers
 from lhotse import CutSet
 from numpy.random import default_rng
@@ -35,13 +34,7 @@ from small_english import ANCHOR, all_sets, history, machine
 
 from omnirouter.audio import read_audio
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
-from omnirouter.config import (
-    BLANK,
-    SHIPPED,
-    SHIPPED_WORDS,
-    LanguageModelConfig,
-    count_parameters,
-)
+from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, count_parameters
 from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
@@ -72,7 +65,8 @@ which come without transcripts: their texts were put together from the slots tha
 Text read aloud by espeak-ng and flite (40 hours): sentences of LibriSpeech train-clean-100,
 LJSpeech and CMU Arctic, and the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by
 Princeton University, all rights reserved; free to use, copy, modify and distribute). The language
-model is made from the same text. The development speakers chose the checkpoint, so figures on `dev`
+model is made from the same text and that of the second-language recordings. The development
+speakers chose the checkpoints and the weights of the search, so figures on `dev`
 are a little low. The weights are under the licence of omnirouter.
 
 ## What it is bad at
@@ -83,8 +77,9 @@ everything beyond read English. Do not use it where an error matters.
 ## Again from the beginning
 
 See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish`, `spliced`,
-`grown` and `polish`, in this order, and of `polish/views.yaml`; then `words` (of the two texts, the
-everyday sentences twice), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
+`grown` and `polish`, in this order, of `polish/views.yaml`, and of `views.yaml` and `omni.yaml` in
+`halting`; then `words` (of the two texts, the everyday sentences twice, and three times the texts
+of the second-language recordings), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
 """
 
 
@@ -102,13 +97,11 @@ def words(text: Path, out: Path) -> None:
             subprocess.run([str(IRSTLM / name), *options], check=True)
 
 
-def take(checkpoints: list[Path], language_model: Path | None, blank_bias: float) -> None:
+def take(checkpoints: list[Path], language_model: Path | None) -> None:
     """Write a model's weights in half the size to where the package looks for them."""
     with tempfile.TemporaryDirectory() as folder:
         average_checkpoints(checkpoints, folder)
         found = load_checkpoint(folder)
-    with torch.no_grad():
-        found.model.head.bias[BLANK] += blank_bias
     last = load_checkpoint(checkpoints[-1]).meta
     state = {
         name: t.bfloat16() if t.is_floating_point() else t
@@ -116,7 +109,6 @@ def take(checkpoints: list[Path], language_model: Path | None, blank_bias: float
     }
     meta: dict[str, Any] = {k: last[k] for k in ("step", "audio_hours") if k in last}
     meta["mean_of"] = [path.parent.name for path in checkpoints]
-    meta["blank_bias"] = blank_bias
     meta["runs"] = history(checkpoints[-1].parent)
     if SHIPPED.exists():
         shutil.rmtree(SHIPPED)
@@ -213,7 +205,6 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
         "active": count.active,
         "megabytes": sum(p.stat().st_size for p in SHIPPED.iterdir() if p != CARD) / 1e6,
         "mean_of": checkpoint.meta.get("mean_of", []),
-        "blank_bias": checkpoint.meta.get("blank_bias", 0.0),
         "runs": checkpoint.meta.get("runs", []),
         "anchor": ANCHOR,
         "pocketsphinx": sphinx(),
@@ -255,7 +246,6 @@ def main() -> None:
     taking = commands.add_parser("take")
     taking.add_argument("checkpoints", type=Path, nargs="+")
     taking.add_argument("--language-model", type=Path)
-    taking.add_argument("--blank-bias", type=float, default=0.0, help="added to the blank's score")
     measuring = commands.add_parser("measure")
     timing = commands.add_parser("speed")
     for command in (measuring, timing):
@@ -264,7 +254,7 @@ def main() -> None:
     if given.command == "words":
         words(given.text, given.out)
     elif given.command == "take":
-        take(given.checkpoints, given.language_model, given.blank_bias)
+        take(given.checkpoints, given.language_model)
     elif given.command == "speed":
         time_it(given.speech)
     else:
