@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,7 +244,7 @@ def _in_workers(
             num_workers=workers,
             prefetch_factor=PREFETCH,
             collate_fn=_through_memory if _shares_memory() else _unchanged,
-            worker_init_fn=_belong_to_parent,
+            worker_init_fn=partial(_belong_to_parent, os.getpid()),
             generator=torch.Generator(),  # the default one belongs to the training run
         )
         yield from map(_from_memory, loaded)
@@ -269,11 +270,13 @@ def naming_dead_workers() -> Iterator[None]:
         ) from error
 
 
-def _belong_to_parent(worker: int) -> None:
+def _belong_to_parent(parent: int, worker: int) -> None:
     """Leave Ctrl-C to the parent, and ask Linux to end this process with it: none stays behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this process asked
+        os._exit(1)
 
 
 def _unchanged(batch: Any) -> Any:
