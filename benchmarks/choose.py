@@ -5,10 +5,10 @@
         [--language-model words.arpa] [--every 2] [--group-by corpus] [--manifest dev.jsonl]
 
 Checkpoints with a plus between them are averaged, and each number of `--blank-bias` is added to the
-blank's score. Without `--search` decoding is greedy; a setting
-of the search is blank penalty, weight of the language model, score of a word, hypotheses kept.
-`--every 2` takes each second utterance, in a half of the time. Prints the word error rate (Whisper
-normaliser) of all and of each group, in per cent, one line for each candidate.
+blank's score. Without `--search` decoding is greedy; a setting of the search is blank penalty,
+weight of the language model, score of a word, hypotheses kept. `--every 2` takes each second
+utterance, in a half of the time. Prints the word error rate (Whisper normaliser) of all and of each
+group, in per cent, one line for each candidate.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -275,8 +276,8 @@ def _belong_to_parent(parent: int, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this process asked
-        os._exit(1)
+    if os.getppid() != parent and multiprocessing.get_start_method() != "forkserver":
+        os._exit(1)  # the parent ended before this process asked (a fork server stands between)
 
 
 def _unchanged(batch: Any) -> Any:
