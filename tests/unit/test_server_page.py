@@ -164,6 +164,21 @@ def test_two_models_side_by_side(
     assert (len(found["layers"]), found["num_experts"], found["seconds"]) == (3, 4, 4.0)
 
 
+def test_a_file_before_the_models_are_listed(
+    visit: Callable[..., Page], address: str, talk: Path
+) -> None:
+    """Who is faster than the server's list of models need not ask twice."""
+    page = visit(address)
+    held: list[Any] = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    page.get_by_label("Drop a recording here").set_input_files(talk)
+    page.wait_for_timeout(200)
+    assert len(held) == 1
+    held[0].continue_()
+    until(page, "document.querySelector('#status').textContent.includes('done in')")
+
+
 def test_words_light_up(visit: Callable[..., Page], address: str, talk: Path) -> None:
     """A click on a word plays from there, and the word said is the one lit."""
     page = visit(address)

@@ -13,6 +13,7 @@ let file = null; // to transcribe
 let recording = null; // what the microphone is writing
 let work = null; // what is going on, to cancel it
 let shown = null; // the result on the page
+let listing = null; // the list of models on its way
 
 const timeline = new Timeline(
   {
@@ -36,7 +37,12 @@ function complain(error) {
   }
 }
 
-async function load() {
+// The list of models; one that is on its way already is waited for.
+function load() {
+  return (listing ??= list().finally(() => (listing = null)));
+}
+
+async function list() {
   try {
     const models = await api.models();
     const options = () => models.map(({ id }) => new Option(id, id));
@@ -53,7 +59,7 @@ function choose(chosen) {
   if (!chosen) return;
   file = chosen;
   $("go").disabled = false;
-  if ($("model").value) transcribe();
+  transcribe();
 }
 
 async function transcribe() {
