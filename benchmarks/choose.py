@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import torch
 from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint
-from omnirouter.config import BLANK, LanguageModelConfig
+from omnirouter.config import BLANK, BadInput, LanguageModelConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
 from omnirouter.evaluate.score import score_groups
@@ -38,17 +39,16 @@ def mean(names: str) -> Checkpoint:
         return load_checkpoint(out)
 
 
-def searching(checkpoint: Checkpoint, setting: str, language_model: Path) -> Decoder:
-    """Beam search as the command line names it."""
-    penalty, weight, word, beam = map(float, setting.split(","))
-    config = LanguageModelConfig(
-        language_model=language_model,
-        blank_penalty=penalty,
-        lm_weight=weight,
-        word_score=word,
-        beam_size=int(beam),
-    )
-    return BeamSearch(checkpoint.tokenizer, config)
+def setting(text: str) -> LanguageModelConfig:
+    """A setting of the search as the command line names it."""
+    try:
+        penalty, weight, word, beam = map(float, text.split(","))
+        return LanguageModelConfig(
+            blank_penalty=penalty, lm_weight=weight, word_score=word, beam_size=int(beam)
+        )
+    except (ValueError, BadInput) as error:
+        wanted = f"four numbers such as 2.0,1.2,0.5,100, not {text} ({error})"
+        raise argparse.ArgumentTypeError(wanted) from error
 
 
 def rates(
@@ -67,7 +67,7 @@ def main() -> None:
     )
     parser.add_argument("means", nargs="+")
     parser.add_argument("--blank-bias", nargs="+", type=float, default=[0.0])
-    parser.add_argument("--search", nargs="+", default=[], metavar="SETTING")
+    parser.add_argument("--search", nargs="+", type=setting, default=[None])
     parser.add_argument("--language-model", type=Path, default=Path("english"))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--group-by", default="corpus")
@@ -80,11 +80,21 @@ def main() -> None:
         checkpoint = mean(names)
         with torch.no_grad():
             checkpoint.model.head.bias[BLANK] += bias
-        for setting in given.search or [""]:
-            decoder = searching(checkpoint, setting, given.language_model) if setting else None
+        for search in given.search:
+            decoder, words = None, "greedy"
+            if search is not None:
+                search = replace(search, language_model=given.language_model)
+                decoder = BeamSearch(checkpoint.tokenizer, search)
+                numbers = (
+                    search.blank_penalty,
+                    search.lm_weight,
+                    search.word_score,
+                    search.beam_size,
+                )
+                words = ",".join(f"{number:g}" for number in numbers)
             found = rates(checkpoint, cuts, given.group_by, decoder)
             row = ", ".join(f"{name} {rate:.1f}" for name, rate in found.items())
-            print(f"{names} {bias:g} {setting or 'greedy'}: {row}", flush=True)
+            print(f"{names} {bias:g} {words}: {row}", flush=True)
 
 
 if __name__ == "__main__":
