@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
+from omnirouter.frames import LOWEST_HZ, mel_scale, spec_augment, upload, warp
 
 INT16_SCALE = 2.0**15  # Kaldi's sample scale: keeps the log's floor below any real signal
-LOWEST_HZ = 20.0  # Kaldi's first mel edge
 SMALLEST_STD = 1e-2  # of log-mels; what varies less is rounding, as in digital silence
-CAPE_SHIFT_S = 15.0  # largest global shift of the positions
-CAPE_SCALE = 1.1  # largest factor between two positions' distance and the true one
 
 Waveform = NDArray[np.float32] | Tensor
 
@@ -135,8 +133,8 @@ def hamming(window: int) -> Tensor:
 def mel_filters(features: FeatureConfig, fft_size: int) -> Tensor:
     """Triangular filters, linear in mel as Kaldi's, [fft_size // 2 + 1, M]."""
     nyquist = features.sample_rate / 2
-    mels = 1127.0 * np.log1p(np.linspace(0, nyquist, fft_size // 2 + 1) / 700.0)
-    low, high = (1127.0 * math.log1p(hz / 700.0) for hz in (LOWEST_HZ, nyquist))
+    mels = mel_scale(np.linspace(0, nyquist, fft_size // 2 + 1))
+    low, high = mel_scale(LOWEST_HZ), mel_scale(nyquist)
     edges = np.linspace(low, high, features.num_mels + 2)
     step = edges[1] - edges[0]
     rise = (mels[:, None] - edges[None, :-2]) / step
@@ -144,13 +142,6 @@ def mel_filters(features: FeatureConfig, fft_size: int) -> Tensor:
     filters = np.maximum(np.minimum(rise, fall), 0.0)
     filters[-1] = 0.0  # Kaldi leaves the Nyquist bin out
     return torch.from_numpy(filters.astype(np.float32))
-
-
-def upload(t: Tensor, device: str | torch.device) -> Tensor:
-    """A tensor of the CPU on `device`, without waiting for what a GPU still has to do."""
-    if torch.device(device).type == "cuda" and not t.is_cuda:
-        t = t.pin_memory()  # from any other memory the copy would wait
-    return t.to(device, non_blocking=True)
 
 
 def log_mel(
@@ -246,40 +237,6 @@ def _mean_of_each(x_KM: Tensor, lengths: Tensor) -> Tensor:
     return torch.segment_reduce(x_KM, "mean", lengths=lengths, initial=0.0, unsafe=True)
 
 
-def spec_augment(
-    mels_KM: Tensor, lengths_B: Tensor, augment: AugmentConfig, seeds: Sequence[int]
-) -> Tensor:
-    """SpecAugment on normalised mel frames, filled with 0 (Sec. V-C).
-
-    Every time mask by itself is at most `min(time_width, time_ratio * length)` mel frames wide. The
-    draws of an utterance depend on its seed alone.
-    """
-    bins = mels_KM.shape[1]
-    time_K = np.ones(mels_KM.shape[0], dtype=bool)
-    frequency_BM = np.ones((len(lengths_B), bins), dtype=bool)
-    begin = 0
-    for row, (length, seed) in enumerate(zip(lengths_B.tolist(), seeds, strict=True)):
-        rng = np.random.default_rng(seed)
-        widest = min(augment.time_width, int(augment.time_ratio * length))
-        for low, high in _masks(rng, augment.time_masks, widest, length):
-            time_K[begin + low : begin + high] = False
-        for low, high in _masks(rng, augment.frequency_masks, augment.frequency_width, bins):
-            frequency_BM[row, low:high] = False
-        begin += length
-    device = mels_KM.device
-    lengths = upload(lengths_B, device)
-    keep_KM = upload(torch.from_numpy(frequency_BM), device)
-    keep_KM = keep_KM.repeat_interleave(lengths, dim=0, output_size=mels_KM.shape[0])
-    keep_KM = keep_KM & upload(torch.from_numpy(time_K), device)[:, None]
-    return mels_KM * keep_KM
-
-
-def _masks(rng: np.random.Generator, count: int, widest: int, size: int) -> list[tuple[int, int]]:
-    widths = rng.integers(0, min(widest, size) + 1, size=count)
-    starts = rng.integers(0, size - widths + 1)
-    return list(zip(starts.tolist(), (starts + widths).tolist(), strict=True))
-
-
 def stack_frames(
     mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig
 ) -> tuple[Tensor, Tensor]:
@@ -327,22 +284,7 @@ def extract(
             views = len(seeds) // len(lengths_B)
             mels_KM, lengths_B = mels_KM.repeat(views, 1), lengths_B.repeat(views)
         if augment is not None:
+            if augment.vtlp:
+                mels_KM = warp(mels_KM, lengths_B, features, augment, seeds or ())
             mels_KM = spec_augment(mels_KM, lengths_B, augment, seeds or ())
         return stack_frames(mels_KM, lengths_B, features)
-
-
-def cape_positions(lengths_B: Tensor, seeds: Sequence[int], features: FeatureConfig) -> Tensor:
-    """Positions for training: shifted, jittered and scaled (CAPE, Likhomanenko et al. 2021).
-
-    Returns:
-        positions_T in frames, float32 on the CPU, packed; an utterance's draws depend on its
-        seed alone.
-    """
-    parts = []
-    for length, seed in zip(lengths_B.tolist(), seeds, strict=True):
-        rng = np.random.default_rng((seed, 1))
-        shift = rng.uniform(0.0, CAPE_SHIFT_S / features.frame_s)
-        jitter = rng.uniform(-0.5, 0.5, size=length)
-        scale = math.exp(rng.uniform(-1.0, 1.0) * math.log(CAPE_SCALE))
-        parts.append((np.arange(length) + shift + jitter) * scale)
-    return torch.from_numpy(np.concatenate(parts) if parts else np.zeros(0)).float()

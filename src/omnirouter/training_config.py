@@ -23,6 +23,8 @@ class AugmentConfig:
         time_ratio: each time mask is at most this share of the utterance (per mask, not in all).
         masks_from_step: steps before the first masked one: what is masked from the start learns to
             align speech and text much later.
+        vtlp: range of a factor on the frequencies of every utterance and view (for example 0.9 to
+            1.1), as if another vocal tract had spoken; empty for none.
         speeds: factors, one of which is drawn per utterance (for example 0.9, 1.0, 1.1); empty for
             none.
         noise_snr_db: range of the signal-to-noise ratio of added noise in dB; empty for none.
@@ -43,6 +45,7 @@ class AugmentConfig:
     time_width: int = 50
     time_ratio: float = 0.1
     masks_from_step: int = 0  # not in paper
+    vtlp: tuple[float, ...] = ()  # not in paper
     speeds: tuple[float, ...] = ()  # not in paper
     noise_snr_db: tuple[float, ...] = ()  # not in paper
     noise_probability: float = 0.0  # not in paper
@@ -65,8 +68,9 @@ class AugmentConfig:
         for name in ("noise_snr_db", "volume_db"):
             if not all(map(math.isfinite, getattr(self, name))):
                 return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
-        if not all(0 < speed < math.inf for speed in self.speeds):
-            return f"augment.speeds: factors above 0, not {list(self.speeds)}"
+        for name in ("vtlp", "speeds"):
+            if not all(0 < factor < math.inf for factor in getattr(self, name)):
+                return f"augment.{name}: factors above 0, not {list(getattr(self, name))}"
         return None
 
     def _sounds(self) -> str | None:

@@ -9,18 +9,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from omnirouter.audio import (
-    CAPE_SCALE,
-    CAPE_SHIFT_S,
-    cape_positions,
     extract,
     log_mel,
     normalise,
     num_frames,
     num_mel_frames,
-    spec_augment,
     stack_frames,
 )
 from omnirouter.config import AugmentConfig, FeatureConfig
+from omnirouter.frames import CAPE_SCALE, CAPE_SHIFT_S, cape_positions, spec_augment, warp
 
 FEATURES = FeatureConfig()
 SMALL = FeatureConfig(num_mels=5)
@@ -191,6 +188,38 @@ def test_another_seed_masks_elsewhere(seed: int) -> None:
     b = spec_augment(mels_KM, lengths_B, AugmentConfig(), [seed + 1])
     assert not torch.equal(a, b)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(seed=seeds, factor=st.floats(0.8, 1.25), hz=st.integers(200, 3400))
+def test_a_warped_tone_is_another_tone(seed: int, factor: float, hz: int) -> None:
+    """VTLP moves a tone to the bin where a tone of that many times its frequency would be."""
+
+    def tone(hz: float) -> Tensor:
+        return log_mel([0.1 * np.sin(2 * np.pi * hz * np.arange(800) / 16_000)], FEATURES)[0]
+
+    lengths_B = torch.tensor([len(tone(hz))])
+    augment = AugmentConfig(vtlp=(factor,))
+    warped = warp(tone(hz), lengths_B, FEATURES, augment, [seed])
+    assert abs(int(warped[0].argmax()) - int(tone(factor * hz)[0].argmax())) <= 1
+
+
+@given(seed=seeds, lengths=st.lists(st.integers(0, 80), max_size=5), rate=st.sampled_from([8, 16]))
+def test_warps_depend_on_the_seed_alone(seed: int, lengths: list[int], rate: int) -> None:
+    """Alone or in a batch, at any sample rate, one factor for all frames; 1 changes nothing."""
+    features = FeatureConfig(sample_rate=rate * 1000)
+    mels_KM, lengths_B = mels(seed, lengths, features)
+    own_seeds = [seed + i for i in range(len(lengths))]
+    augment = AugmentConfig(vtlp=(0.8, 1.2))
+    out = warp(mels_KM, lengths_B, features, augment, own_seeds)
+    for own, among, own_seed in zip(
+        mels_KM.split(lengths), out.split(lengths), own_seeds, strict=True
+    ):
+        alone = warp(own, torch.tensor([len(own)]), features, augment, [own_seed])
+        assert torch.equal(alone, among)
+        for frame, before in zip(among, own, strict=True):
+            assert before.min() - 1e-5 <= frame.min() <= frame.max() <= before.max() + 1e-5
+    same = warp(mels_KM, lengths_B, features, AugmentConfig(vtlp=(1.0,)), own_seeds)
+    torch.testing.assert_close(same, mels_KM, rtol=0, atol=1e-4)
 
 
 @given(seed=seeds, lengths=st.lists(st.integers(0, 60), min_size=1, max_size=5))

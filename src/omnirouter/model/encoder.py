@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.frames import upload
 from omnirouter.model.context import slopes_of
 from omnirouter.model.embedding import Embedding, SharedEmbedding
 from omnirouter.model.layers import Dropout, EncoderBlock, Rotation
-from omnirouter.model.packing import Packing, Surroundings, upload
+from omnirouter.model.packing import Packing, Surroundings
 from omnirouter.model.routing import Routing, RoutingContext
 from omnirouter.model.routing_variants import build_routers
 from omnirouter.model.streaming import Past

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnirouter.config import BLANK
-from omnirouter.model.packing import upload
+from omnirouter.frames import upload
 from omnirouter.model.routing import Routing
 
 

@@ -15,18 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnirouter.config import AttentionContext
+from omnirouter.frames import upload
 from omnirouter.model.context import Windows, visible, window_rows, windowed_attention
 
 LARGEST_PADDING = (
     0.25  # share of padding up to which utterances are attended to together on the CPU
 )
-
-
-def upload(t: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on `device`, without waiting for what a GPU still has to do."""
-    if device.type == "cuda" and not t.is_cuda:
-        t = t.pin_memory()  # from any other memory the copy would wait
-    return t.to(device, non_blocking=True)
 
 
 class Surroundings(Protocol):

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnirouter.audio import cape_positions, extract
+from omnirouter.audio import extract
 from omnirouter.config import RunConfig
 from omnirouter.data.batch import Batch
+from omnirouter.frames import cape_positions
 from omnirouter.model import Dispatch, EncoderOutput, dispatch_of
 from omnirouter.train.objective import Load, group_numbers, objective
 from omnirouter.train.optim import set_rates, update

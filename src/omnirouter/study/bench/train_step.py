@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
-from omnirouter.audio import log_mel, normalise, num_frames, spec_augment
+from omnirouter.audio import log_mel, normalise, num_frames
 from omnirouter.config import ModelConfig, OptimConfig, RunConfig, count_parameters
 from omnirouter.data.batch import Batch
+from omnirouter.frames import spec_augment
 from omnirouter.model import CTCEncoder
 from omnirouter.study.bench import timing
 from omnirouter.study.bench.models import ROUTINGS, SEED, family, fastconformer, make_batch, tiny
