@@ -36,9 +36,9 @@ def loss_of(model: CTCEncoder, targets: Sequence[Sequence[int]]) -> torch.Tensor
 
 
 def test_features_equal_the_cpu() -> None:
-    """Log-mel, normalisation and masks are the same function on both devices."""
+    """Log-mel, normalisation, warps and masks are the same function on both devices."""
     features = CONFIG.features
-    augment = AugmentConfig()
+    augment = AugmentConfig(vtlp=(0.9, 1.1))
     here, lengths = extract(waves(), features, augment=augment, seeds=[1, 2, 3, 4])
     there, _ = extract(waves(), features, device="cuda", augment=augment, seeds=[1, 2, 3, 4])
     assert lengths.device.type == "cpu"
