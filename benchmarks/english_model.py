@@ -7,9 +7,9 @@
 
 `words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
 modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in
-bfloat16 to src/omnirouter/pretrained/english-small, and a language model beside them if one is
-named (`choose.py` tells which). `measure` scores what lies there on every set, greedily and with
-the language model; `speed`, on an idle machine, times it on one thread. Both write
+bfloat16 to src/omnirouter/pretrained/english-small (`choose.py` tells which); the language model
+there stays unless another is named. `measure` scores what lies there on every set, greedily and
+with the language model; `speed`, on an idle machine, times it on one thread. Both write
 benchmarks/results/english-model.json and, from it, the model card. Telephone: the development set
 through a simulated telephone band with 8-bit mu-law.
 """
@@ -78,8 +78,9 @@ everything beyond read English. Do not use it where an error matters.
 
 See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish`, `spliced`,
 `grown` and `polish`, in this order, of `polish/views.yaml`, and of `views.yaml` and `omni.yaml` in
-`halting`; then `words` (of the two texts, the everyday sentences twice, and three times the texts
-of the second-language recordings), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
+`halting` and `vtlp`; then `words` (of the two texts, the everyday sentences twice, and three times
+the texts of the second-language recordings), `take`, `measure` and `speed` of
+`benchmarks/english_model.py`.
 """
 
 
@@ -110,13 +111,14 @@ def take(checkpoints: list[Path], language_model: Path | None) -> None:
     meta: dict[str, Any] = {k: last[k] for k in ("step", "audio_hours") if k in last}
     meta["mean_of"] = [path.parent.name for path in checkpoints]
     meta["runs"] = history(checkpoints[-1].parent)
-    if SHIPPED.exists():
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder, "words")
+        shutil.copyfile(language_model or SHIPPED_WORDS, kept)
         shutil.rmtree(SHIPPED)
-    save_checkpoint(
-        SHIPPED, model_state=state, config=found.config, tokenizer=found.tokenizer, meta=meta
-    )
-    if language_model is not None:
-        shutil.copyfile(language_model, SHIPPED_WORDS)
+        save_checkpoint(
+            SHIPPED, model_state=state, config=found.config, tokenizer=found.tokenizer, meta=meta
+        )
+        shutil.copyfile(kept, SHIPPED_WORDS)
 
 
 def telephone(cuts: CutSet, folder: Path) -> CutSet:
