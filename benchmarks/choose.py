@@ -23,7 +23,7 @@ import torch
 from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint
-from omnirouter.config import BLANK, BadInput, LanguageModelConfig
+from omnirouter.config import BLANK, LanguageModelConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
 from omnirouter.evaluate.score import score_groups
@@ -46,7 +46,7 @@ def setting(text: str) -> LanguageModelConfig:
         return LanguageModelConfig(
             blank_penalty=penalty, lm_weight=weight, word_score=word, beam_size=int(beam)
         )
-    except (ValueError, BadInput) as error:
+    except ValueError as error:  # BadInput too
         wanted = f"four numbers such as 2.0,1.2,0.5,100, not {text} ({error})"
         raise argparse.ArgumentTypeError(wanted) from error
 
