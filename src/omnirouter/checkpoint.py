@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnirouter.config import SHIPPED, BadInput, ModelConfig, OmnirouterError
+from omnirouter.int8 import restored
 from omnirouter.model import CTCEncoder
 from omnirouter.text import Tokenizer
 
@@ -289,7 +290,7 @@ def _read(folder: str | Path) -> _Contents:
     tokenizer = Tokenizer.load(path / TOKENIZER)
     _require_fit(config, tokenizer, str(path))
     try:
-        tensors = load_file(path / WEIGHTS)
+        tensors = restored(load_file(path / WEIGHTS))
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"{path / WEIGHTS}: damaged or not readable ({reason})") from error

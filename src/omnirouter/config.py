@@ -15,6 +15,7 @@ from typing import Any, Literal
 # `X as X` marks what other rooms import from here
 from omnirouter.errors import BadInput as BadInput
 from omnirouter.errors import OmnirouterError as OmnirouterError
+from omnirouter.model_config import CONVOLVED as CONVOLVED
 from omnirouter.model_config import AttentionContext as AttentionContext
 from omnirouter.model_config import FeatureConfig as FeatureConfig
 from omnirouter.model_config import ModelConfig as ModelConfig

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from omnirouter.errors import BadInput
 from omnirouter.router_config import ONE_ROUTER, WHOLE_UTTERANCE, RouterConfig, Routing
 
+CONVOLVED = 3  # neighbours that a convolution of the stem looks at, itself among them
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureConfig:
@@ -100,6 +102,8 @@ class ModelConfig:
         dropout: probability, in training, after each sub-layer and inside the feed-forward layer.
         layer_drop: probability, in training, that a block is skipped.
         router_of_layer: which router each layer gets; `l % num_routers` if not given.
+        stem: what turns the input into the width of the model: one `linear` layer, or two
+            `convolutions` with GELU as Whisper has them, whose outputs within a frame are averaged.
         features: what the model was trained to read.
         router: what is unlike the paper's routers.
         attention_context: what a frame sees; for models that stream.
@@ -120,13 +124,21 @@ class ModelConfig:
     features: FeatureConfig = field(default_factory=FeatureConfig)
     # not in paper; checkpoints written before this key existed have the paper's routers
     router: RouterConfig = field(default_factory=RouterConfig, metadata={"added": True})
+    # not in paper; checkpoints written before this key existed have a linear one
+    stem: Literal["linear", "convolutions"] = field(default="linear", metadata={"added": True})
     # not in paper; checkpoints written before this key existed see whole utterances
     attention_context: AttentionContext = field(
         default_factory=AttentionContext, metadata={"added": True}
     )
 
     def __post_init__(self) -> None:
-        checks = (self._sizes(), self._experts(), self._probabilities(), self._context())
+        checks = (
+            self._sizes(),
+            self._stem(),
+            self._experts(),
+            self._probabilities(),
+            self._context(),
+        )
         for problem in checks:
             if problem:
                 raise BadInput(problem)
@@ -143,6 +155,21 @@ class ModelConfig:
             return (
                 f"num_heads: {self.heads} heads do not divide dim {self.dim} into even parts; "
                 "choose num_heads or dim so that dim / num_heads is an even number"
+            )
+        return None
+
+    def _stem(self) -> str | None:
+        if self.stem == "linear":
+            return None
+        if self.features.stack % 2:
+            return (
+                "features.stack: the second of the convolutions (stem) takes every other mel "
+                f"frame, so an even number, not {self.features.stack}"
+            )
+        if self.streams or self.embedder is not None:
+            return (
+                "stem: convolutions look into the frame that follows, so they go neither with an "
+                "attention_context nor with SpeechMoE; set stem: linear"
             )
         return None
 
@@ -275,7 +302,10 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     feed_forward = d * f + f + f * d + d
     block = config.local_width * d + attention + 2 * norm + n * feed_forward
     router = 0 if config.routing == "hash" else config.router_width * n
-    inner = config.features.width * d + d + config.num_layers * block + norm
+    stem = config.features.width * d + d
+    if config.stem == "convolutions":
+        stem = CONVOLVED * (config.features.num_mels + d) * d + 2 * d
+    inner = stem + config.num_layers * block + norm
     head = d * config.vocab_size + config.vocab_size
     total = inner + config.num_routers * router + _embedding_parameters(config) + head
     idle = config.num_layers * (n - config.router.top_k) * feed_forward

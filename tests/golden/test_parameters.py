@@ -57,6 +57,7 @@ def test_papers_sizes(name: str) -> None:
         ModelConfig(num_experts=3, num_layers=4, router_of_layer=(0, 0, 1, 1), dim=64),
         ModelConfig(num_layers=5, dim=64, router=RouterConfig(layers_per_router=2)),
         ModelConfig(num_layers=2, dim=64, router=RouterConfig(top_k=2, balance_bias=True)),
+        ModelConfig(num_layers=3, dim=64, stem="convolutions"),
         *(ModelConfig(routing=routing, num_layers=3, dim=64) for routing in VARIANTS),
         ModelConfig(
             routing="speechmoe2",
@@ -65,7 +66,7 @@ def test_papers_sizes(name: str) -> None:
             router=RouterConfig(domains=("read", "call"), accents=("a", "b", "c"), group_dim=8),
         ),
     ],
-    ids=[*PRESETS, "groups", "every 2 layers", "top 2", *VARIANTS, "speechmoe2"],
+    ids=[*PRESETS, "groups", "every 2 layers", "top 2", "convolutions", *VARIANTS, "speechmoe2"],
 )
 def test_counts_are_those_of_the_model(config: ModelConfig) -> None:
     """`count_parameters` agrees with the built model to the last parameter."""

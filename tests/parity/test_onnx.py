@@ -103,6 +103,29 @@ def test_what_is_traced_is_the_encoder(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("routing", ["dense", "omni"])
+def test_a_traced_stem_of_convolutions_is_the_encoders(routing: str) -> None:
+    experts = 1 if routing == "dense" else 4
+    config = replace(TINY, routing=routing, num_experts=experts, stem="convolutions")
+    torch.manual_seed(0)
+    encoder = CTCEncoder(config).eval()
+    for length in LENGTHS[:5]:
+        samples = noise(length)
+        with torch.no_grad():
+            expected = encoder(*extract([samples], config.features)).log_probs
+            found = OneUtterance(encoder)(torch.from_numpy(samples))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_with_convolutions_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """`export` itself compares the graph with the checkpoint at four lengths."""
+    config = replace(TINY, num_layers=1, features=GLOBAL, stem="convolutions")
+    torch.manual_seed(3)
+    made = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("tiny"))
+    assert export(made, tmp_path / "out")["fp32"].max_difference < 1e-3
+
+
 @pytest.mark.slow
 def test_a_model_with_chunks_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The graph hides what is outside the context; `export` itself compares it at four lengths."""

@@ -62,6 +62,18 @@ def tied(routings: list[Routing]) -> Tensor:
     return (best[..., 0] - best[..., 1] < TIE).any(dim=0)
 
 
+@given(seed=seeds, sizes=lengths)
+def test_a_stem_of_convolutions_sees_no_neighbour_utterance(seed: int, sizes: list[int]) -> None:
+    """Each utterance of a batch goes through it as if it were alone."""
+    stem = build(seed, stem="convolutions").input
+    frames, lengths_B = batch(seed, sizes)
+    with torch.no_grad():
+        together = stem(frames, lengths_B)  # type: ignore[operator]
+        for alone, own in zip(frames.split(sizes), together.split(sizes), strict=True):
+            expected = stem(alone, torch.tensor([len(alone)]))  # type: ignore[operator]
+            assert torch.allclose(own, expected, atol=1e-5)
+
+
 @given(seed=seeds, sizes=lengths, experts=st.integers(1, 5), kind=positions)
 def test_omni_is_switch_with_equal_routers(
     seed: int, sizes: list[int], experts: int, kind: Positions

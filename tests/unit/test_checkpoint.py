@@ -26,6 +26,7 @@ from omnirouter.checkpoint import (
     write_atomically,
 )
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
+from omnirouter.int8 import quantised, restored
 from omnirouter.model import CTCEncoder
 from omnirouter.router_config import RouterConfig
 from omnirouter.text import Tokenizer, train_tokenizer
@@ -116,6 +117,42 @@ def test_a_loaded_model_does_not_hang_on_its_file(
     weights = tmp_path / "a" / "model.safetensors"
     weights.write_bytes(b"\xff" * weights.stat().st_size)
     assert all(torch.equal(t, before[name]) for name, t in loaded.items())
+
+
+def test_weights_in_int8_load_as_float32(
+    tmp_path: Path, model: CTCEncoder, save: Callable[..., None]
+) -> None:
+    """Each within half a step of its row, all that is no large matrix exactly."""
+    save(tmp_path / "a")
+    weights = tmp_path / "a" / "model.safetensors"
+    large = {name: t.repeat(1, 64) for name, t in model.state_dict().items() if t.ndim == 2}
+    large["blocks.0.zero"] = torch.zeros(64, 64)
+    back = restored(quantised(large))
+    assert back.keys() == large.keys()
+    for name, t in large.items():
+        step = t.abs().amax(dim=1, keepdim=True) / 127
+        assert ((back[name] - t).abs() <= 0.5001 * step).all(), name
+        exact = t.numel() < 4096 or name.startswith("routers.") or not t.any()
+        assert torch.equal(back[name], t) == exact, name
+    save_file(quantised(model.state_dict()), weights)
+    loaded = load_checkpoint(tmp_path / "a")
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("lost", ["", ":scale"], ids=["matrix", "scale"])
+def test_half_of_an_int8_matrix_is_refused(
+    tmp_path: Path, model: CTCEncoder, save: Callable[..., None], lost: str
+) -> None:
+    save(tmp_path / "a")
+    weights = tmp_path / "a" / "model.safetensors"
+    state = model.state_dict()
+    name = "head.weight"
+    state[name + ":scale"] = torch.ones(len(state[name]), 1)
+    state[name] = state[name].to(torch.int8)
+    del state[name + lost]
+    save_file(state, weights)
+    with pytest.raises(BadInput, match=r"head\.weight"):
+        load_checkpoint(tmp_path / "a")
 
 
 def test_weights_in_half_precision_load_as_float32(

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from omnirouter.config import FeatureConfig, ModelConfig
@@ -69,6 +70,28 @@ def test_each_layer_asks_its_router(changes: dict[str, object], expected: list[i
     output = model(*frames(5, 3))
     assert asked == list(enumerate(expected))
     assert len(output.routings) == len(expected)
+
+
+@pytest.mark.parametrize("stack", [2, 4])
+def test_the_stem_of_convolutions_is_whispers(stack: int) -> None:
+    """Two convolutions with GELU, the second over every other frame; the mean within a frame."""
+    features = FeatureConfig(num_mels=4, stack=stack)
+    model = build(stem="convolutions", features=features)
+    stem, width = model.input, TINY.dim
+    values = torch.randn(5, features.width, generator=torch.Generator().manual_seed(1))
+    x = values.view(1, 5 * stack, 4).transpose(1, 2)
+    for linear, stride in ((stem.first, 1), (stem.second, 2)):
+        kernel = linear.weight.view(width, 3, -1).transpose(1, 2)
+        x = F.conv1d(x, kernel, linear.bias, padding=1, stride=stride)
+        x = F.gelu(x)
+    expected = x[0].t().reshape(5, stack // 2, width).mean(dim=1)
+    assert torch.allclose(stem(values, torch.tensor([5])), expected, atol=1e-5)
+
+
+def test_positions_above_convolutions_are_those_of_their_steps() -> None:
+    """A frame of four mel frames has two steps of the second convolution; it is in between."""
+    model = build(stem="convolutions", features=FeatureConfig(num_mels=4, stack=4))
+    assert model.input.steps(torch.tensor([0.0, 1.0, 2.0])).tolist() == [0.5, 2.5, 4.5]
 
 
 def test_a_router_is_told_where_it_stands() -> None:

@@ -43,6 +43,7 @@ MODELS = {
     ),
     "dropout": replace(DENSE, routing="omni", num_experts=2, dropout=0.1),
     "small": replace(PRESETS["omni-small"], num_layers=2),
+    "convolutions": replace(DENSE, stem="convolutions"),
 }
 LENGTHS = [60, 48, 33]
 

@@ -18,7 +18,7 @@ from omnirouter.config import ModelConfig
 from omnirouter.frames import upload
 from omnirouter.model.context import slopes_of
 from omnirouter.model.embedding import Embedding, SharedEmbedding
-from omnirouter.model.layers import Dropout, EncoderBlock, Rotation
+from omnirouter.model.layers import ConvolutionStem, Dropout, EncoderBlock, Rotation
 from omnirouter.model.packing import Packing, Surroundings
 from omnirouter.model.routing import Routing, RoutingContext
 from omnirouter.model.routing_variants import build_routers
@@ -49,7 +49,11 @@ class CTCEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.input = nn.Linear(config.features.width, config.dim)
+        self.input = (
+            ConvolutionStem(config)
+            if config.stem == "convolutions"
+            else nn.Linear(config.features.width, config.dim)
+        )
         self.routers = build_routers(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -109,7 +113,11 @@ class CTCEncoder(nn.Module):
         if positions_T is None:
             positions_T = frame_positions(lengths_B) + begin
         positions_T = upload(positions_T, frames_TS.device)
-        x_TD = self.input(frames_TS).float()
+        if isinstance(self.input, ConvolutionStem):
+            x_TD = self.input(frames_TS, lengths_B).float()
+            positions_T = self.input.steps(positions_T)
+        else:
+            x_TD = self.input(frames_TS).float()
         rotation = None
         if self.config.positions != "sinusoidal":
             angles = position_angles(positions_T, self.config.dim // self.config.heads)[:, None]

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnirouter.config import ModelConfig
+from omnirouter.config import CONVOLVED, ModelConfig
+from omnirouter.frames import upload
 from omnirouter.model.cpu_experts import Kept, Weights, experts_on_cpu
 from omnirouter.model.fused import bias_relu
 from omnirouter.model.packing import Surroundings
@@ -68,6 +69,52 @@ class LocalConvolution(nn.Module):
     def forward(self, x_TD: Tensor, packing: Surroundings) -> Tensor:
         """x_TD to y_TD."""
         return packing.convolve(x_TD, self.filter_KD)
+
+
+class ConvolutionStem(nn.Module):
+    """Two convolutions over three mel frames each, with GELU, the second over every other frame.
+
+    As in Whisper (Radford et al. 2022); what the second one gives within a stacked frame is
+    averaged. Both are written as products of joined neighbours, so that nothing is padded.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.stack, mels = config.features.stack, config.features.num_mels
+        self.first = nn.Linear(CONVOLVED * mels, config.dim)
+        self.second = nn.Linear(CONVOLVED * config.dim, config.dim)
+
+    def forward(self, frames_TS: Tensor, lengths_B: Tensor) -> Tensor:
+        """Stacked frames of packed utterances to x_TD; beyond an utterance's ends all is zero."""
+        ends_B = lengths_B[lengths_B > 0].cumsum(0)
+        return self.apart(frames_TS, upload(ends_B[:-1], frames_TS.device))
+
+    def apart(self, frames_TS: Tensor, inner: Tensor) -> Tensor:
+        """The same, given the first frame of every utterance but the first, int64 on the device."""
+        x_TKM = frames_TS.unflatten(1, (self.stack, -1))
+        before_TM = self._before(x_TKM, inner)
+        after_TM = F.pad(x_TKM[1:, 0], (0, 0, 0, 1)).index_fill(0, inner - 1, 0.0)
+        x_TKM = torch.cat([before_TM[:, None], x_TKM, after_TM[:, None]], dim=1)
+        h_TKD = F.gelu(self.first(self._neighbours(x_TKM, step=1)))
+        h_TKD = torch.cat([self._before(h_TKD, inner)[:, None], h_TKD], dim=1)
+        return F.gelu(self.second(self._neighbours(h_TKD, step=2))).mean(dim=1)
+
+    def steps(self, positions_T: Tensor) -> Tensor:
+        """Positions counted in steps of the second convolution; the middle of those of a frame."""
+        steps = self.stack // 2
+        return positions_T * steps + (steps - 1) / 2
+
+    @staticmethod
+    def _before(x_TKD: Tensor, inner: Tensor) -> Tensor:
+        """Last mel frame of the stacked frame before, zero at an utterance's beginning."""
+        return F.pad(x_TKD[:-1, -1], (0, 0, 1, 0)).index_fill(0, inner, 0.0)
+
+    @staticmethod
+    def _neighbours(x_TKD: Tensor, step: int) -> Tensor:
+        """Every `step`-th with the two behind it, joined: [T, K', 3 D]."""
+        count = (x_TKD.shape[1] - CONVOLVED) // step + 1
+        parts = (x_TKD[:, i : i + step * (count - 1) + 1 : step] for i in range(CONVOLVED))
+        return torch.cat(tuple(parts), dim=2)
 
 
 class SelfAttention(nn.Module):

@@ -27,11 +27,18 @@ from torch import Tensor, nn
 
 from omnirouter.audio import SMALLEST_STD, window_mels
 from omnirouter.checkpoint import Checkpoint, flush, write_atomically
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
+from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
 from omnirouter.model.context import distance_slopes, visible
 from omnirouter.model.encoder import position_angles
-from omnirouter.model.layers import EncoderBlock, Experts, LocalConvolution, Rotation, rotate
+from omnirouter.model.layers import (
+    ConvolutionStem,
+    EncoderBlock,
+    Experts,
+    LocalConvolution,
+    Rotation,
+    rotate,
+)
 from omnirouter.model.routing import Router, Routing, RoutingContext
 from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, TOKENIZER, OnnxTranscriber
 from omnirouter.serve.transcriber import Transcriber
@@ -168,6 +175,7 @@ def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
 
     features = config.features
     kept = [(config.dim, features.width), (config.dim, config.num_experts)]
+    kept.append((config.dim, CONVOLVED * features.num_mels))
     model = onnx.load(source)
     graph = model.graph
     # the quantiser turns weights around and then trips over the shapes on record
@@ -240,9 +248,14 @@ class OneUtterance(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         """log_probs_TV."""
         encoder, config = self.encoder, self.config
-        x_TD = encoder.input(_frames(samples, config.features))
-        number_T = torch.arange(x_TD.shape[0], device=x_TD.device)
+        frames_TS = _frames(samples, config.features)
+        number_T = torch.arange(frames_TS.shape[0], device=frames_TS.device)
         position_T = number_T.to(torch.float32)
+        if isinstance(encoder.input, ConvolutionStem):
+            x_TD = encoder.input.apart(frames_TS, number_T[:0])
+            position_T = encoder.input.steps(position_T)
+        else:
+            x_TD = encoder.input(frames_TS)
         rotation = bias_HTT = None
         if config.positions == "sinusoidal":
             wave = position_angles(position_T, config.dim)
@@ -251,7 +264,7 @@ class OneUtterance(nn.Module):
             angles = position_angles(position_T, config.dim // config.heads)[:, None]
             rotation = Rotation(angles.cos(), angles.sin())
         if config.positions == "rope-local":
-            distance_TT = (position_T[:, None] - position_T).abs()
+            distance_TT = (number_T[:, None] - number_T).abs()
             bias_HTT = -distance_slopes(config.heads)[:, None, None] * distance_TT
         following_T = None
         if config.streams:

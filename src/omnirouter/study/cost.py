@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omnirouter.config import ModelConfig
+from omnirouter.config import CONVOLVED, ModelConfig
 
 TRAINING_PASSES = 3  # forward, gradients of inputs, gradients of weights
 PARTS = ("input", "attention", "experts", "head", "embedding")
@@ -38,8 +38,12 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, floa
     embedding = 0.0
     if config.embedder is not None:
         embedding = sum(forward_flops(config.embedder, lengths).values())
+    inputs = 2 * t * config.features.width * d
+    if config.stem == "convolutions":
+        # the second takes every other of a frame's `stack` mel frames
+        inputs = CONVOLVED * (inputs + t * config.features.stack * d * d)
     return {
-        "input": 2 * t * config.features.width * d,
+        "input": inputs,
         "attention": config.num_layers * layer,
         "experts": config.num_layers * expert,
         "head": 2 * t * d * config.vocab_size,
@@ -49,6 +53,8 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, floa
 
 def training_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, float]:
     """Operations of forward and backward pass, by part as in `forward_flops`."""
-    passes = {name: TRAINING_PASSES for name in PARTS} | {"input": TRAINING_PASSES - 1}
+    passes = {name: TRAINING_PASSES for name in PARTS}
+    if config.stem == "linear":  # nothing learns below it
+        passes["input"] = TRAINING_PASSES - 1
     found = forward_flops(config, lengths)
     return {name: passes[name] * value for name, value in found.items()}

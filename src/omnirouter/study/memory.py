@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from omnirouter.config import ModelConfig, OptimConfig
+from omnirouter.config import CONVOLVED, ModelConfig, OptimConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.model.packing import Packing
 from omnirouter.train.optim import MUON_ITERATIONS, decays
@@ -100,8 +100,12 @@ def activation_bytes(
     embedding = 0.0
     if config.embedder is not None:
         embedding = sum(activation_bytes(config.embedder, lengths, half=half, cuda=cuda).values())
+    values = config.features.width
+    if config.stem == "convolutions":  # neighbours joined, and what GELU reads, of both
+        steps = config.features.stack + config.features.stack // 2
+        values = CONVOLVED * (values + config.features.stack // 2 * d) + steps * d
     return {
-        "input": t * w * config.features.width,
+        "input": t * w * values,
         "attention": config.num_layers * attention,
         "experts": config.num_layers * experts,
         "head": head,
