@@ -210,7 +210,7 @@ def recipe_for(config: RunConfig, path: Path) -> Path:
     from omnirouter.train.run import RunFolder
 
     folder = RunFolder(config, resume=False)
-    folder.start(config)
+    folder.describe(config)
     values = yaml.safe_load((folder.path / "config.yaml").read_text())
     (folder.path / "config.yaml").unlink()
     path.write_text(yaml.safe_dump(values))

@@ -304,6 +304,9 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
     assert [group["peak"] for group in optimizer.param_groups] == [1e-5, 1e-5]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
     assert all("exp_avg" in optimizer.state[p] for p in trainer.network.parameters())
+    # they are the run's own from now on: `omnirouter train RUN --resume` takes them from here
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (written["optim"]["peak_lr"], written["optim"]["weight_decay"]) == (1e-5, 0.5)
     for other in (
         replace(config, model=replace(config.model, dim=64)),
         replace(config, optim=replace(config.optim, muon_lr=0.02)),

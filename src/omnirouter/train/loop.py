@@ -138,7 +138,7 @@ class Trainer:
             restore(self, state)
         if not resume:
             fit_routers(self.network, config, self.train_data, team.device)
-            self.folder.start(config)
+        self.folder.describe(config)
         self.folder.rewind_metrics(self.progress.step)
         self.diagnosis = Diagnosis()
         for row in self.folder.rows("train"):  # of a resumed run

@@ -86,8 +86,11 @@ class RunFolder:
             ) from error
         self._board: SummaryWriter | None = None
 
-    def start(self, config: RunConfig) -> None:
-        """Mark the folder as a run; called when configuration and data have proved usable."""
+    def describe(self, config: RunConfig) -> None:
+        """Write what the run is, which marks the folder as one; a resumed run's may have changed.
+
+        Called when configuration and data have proved usable.
+        """
         if not self.writes:
             return
         text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
