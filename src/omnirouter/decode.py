@@ -7,7 +7,9 @@ no torch where it is given arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import pairwise
@@ -289,13 +291,32 @@ def _words_of(model: Path, listed: Path | None) -> list[str]:
     return words
 
 
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Meanwhile nothing reaches standard error: KenLM draws a bar of its own there."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _language_model(path: Path, words: Any, bonuses: Mapping[int, float]) -> Any:
     """KenLM, with what hot words get on top."""
     from flashlight.lib.text.decoder import LM
     from flashlight.lib.text.decoder.kenlm import KenLM
 
     try:
-        model = KenLM(str(path), words)
+        with _unheard():
+            model = KenLM(str(path), words)
     except RuntimeError as error:
         reason = " ".join(str(error).split()).split("Exception. ")[-1]
         raise BadInput(f"{path}: not readable as a language model ({reason})") from error

@@ -47,10 +47,12 @@ def test_a_recording_becomes_text() -> None:
 
 
 @pytest.mark.skipif(not SHIPPED_WORDS.exists(), reason="no language model comes with this version")
-def test_its_language_model_finds_words() -> None:
+def test_its_language_model_finds_words(capfd: pytest.CaptureFixture[str]) -> None:
+    """And it loads without a word on standard error."""
     recogniser = load()
     search = LanguageModelConfig(language_model=Path("english"))
     recogniser.decoder = BeamSearch(recogniser.tokenizer, search)
+    assert capfd.readouterr().err == ""
     recording = Path(__file__).parent / "speech" / "0.flac"
     assert recogniser.transcribe(recording).words
 
