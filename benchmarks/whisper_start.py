@@ -82,6 +82,9 @@ def read_weights(path: Path) -> Weights:
         values = np.frombuffer(data, dtype, size // dtype.itemsize, place)
         found[name] = torch.from_numpy(values.reshape(shape).astype(np.float32))
         place += size
+    for _ in range(take("I")):  # equal tensors are stored once
+        name = text()
+        found[name] = found[text()]
     return found
 
 
