@@ -6,9 +6,9 @@
     python benchmarks/english_model.py speed --speech ../shared/speech
 
 `words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
-modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in
-bfloat16 to src/omnirouter/pretrained/english-small (`choose.py` tells which); the language model
-there stays unless another is named. `measure` scores what lies there on every set, greedily and
+modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in int8
+to src/omnirouter/pretrained/english-small (`choose.py` tells which); the language model there stays
+unless another is named. `measure` scores what lies there on every set, greedily and
 with the language model; `speed`, on an idle machine, times it on one thread. Both write
 benchmarks/results/english-model.json and, from it, the model card. Telephone: the development set
 through a simulated telephone band with 8-bit mu-law.
@@ -39,6 +39,7 @@ from omnirouter.data.conditions import CONDITIONS
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch, Decoder
 from omnirouter.evaluate.score import score
+from omnirouter.int8 import quantised
 from omnirouter.serve.export import export
 from omnirouter.text import clean_text
 
@@ -104,10 +105,7 @@ def take(checkpoints: list[Path], language_model: Path | None) -> None:
         average_checkpoints(checkpoints, folder)
         found = load_checkpoint(folder)
     last = load_checkpoint(checkpoints[-1]).meta
-    state = {
-        name: t.bfloat16() if t.is_floating_point() else t
-        for name, t in found.model.state_dict().items()
-    }
+    state = quantised(found.model.state_dict())
     meta: dict[str, Any] = {k: last[k] for k in ("step", "audio_hours") if k in last}
     meta["mean_of"] = [path.parent.name for path in checkpoints]
     meta["runs"] = history(checkpoints[-1].parent)

@@ -68,7 +68,8 @@ def test_a_regression_finds_the_matrix(whisper_start: ModuleType) -> None:
 def test_a_whisper_becomes_a_checkpoint(whisper: Path, repository: Path, tmp_path: Path) -> None:
     """Convolutions, ReLU, no biases in attention; it can be trained from there."""
     speech = repository / "tests" / "e2e" / "speech" / "speech.jsonl"
-    train_tokenizer(["turn on the light", "what time is it", "call my sister"], 20).save(tmp_path / "t.model")
+    text = ["turn on the light", "what time is it", "call my sister"]
+    train_tokenizer(text, 20).save(tmp_path / "t.model")
     command = [sys.executable, str(repository / "benchmarks" / "whisper_start.py"), str(whisper)]
     command += [str(speech), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "t.model")]
     command += ["--calibrated", "2", "--epochs", "1"]
