@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omnirouter.audio import extract, log_mel, normalise, read_audio, stack_frames
+from omnirouter.audio import extract, levelled, log_mel, normalise, read_audio, stack_frames
 from omnirouter.checkpoint import save_checkpoint
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.data.prepare import read_manifest
@@ -140,6 +140,16 @@ def whisper_mels(waveforms: list[NDArray[np.float32]]) -> list[Tensor]:
     return [torch.from_numpy(hears(w, padding=0)) for w in padded]
 
 
+def equally_loud(
+    waveforms: list[NDArray[np.float32]], levels_KM: Tensor, counts_B: Tensor
+) -> list[NDArray[np.float32]]:
+    """Waveforms at their mean level, in the log of energy: Whisper, too, shall not hear it."""
+    levels = [own[0, 0].item() for own in levels_KM.split(counts_B.tolist())]
+    wanted = sum(levels) / len(levels)
+    gains = (np.float32(np.exp((wanted - level) / 2)) for level in levels)
+    return [gain * w for gain, w in zip(gains, waveforms, strict=True)]
+
+
 class Calibration:
     """Recordings as Whisper and as the model here hears them.
 
@@ -150,12 +160,13 @@ class Calibration:
     """
 
     def __init__(self, waveforms: list[NDArray[np.float32]], weights: Weights, layers: int) -> None:
-        plain = FeatureConfig(preemphasis=0.0)
+        plain = FeatureConfig(preemphasis=0.0, normalisation="loudness")
         mels_KM, counts_B = log_mel(waveforms, plain)
-        mean, std = (tuple(x.tolist()) for x in (mels_KM.mean(0), mels_KM.std(0)))
-        self.features = replace(plain, normalisation="global", mean=mean, std=std)
+        level_KM = levelled(mels_KM, counts_B, plain)
+        mean, std = (tuple(x.tolist()) for x in (level_KM.mean(0), level_KM.std(0)))
+        self.features = replace(plain, mean=mean, std=std)
+        theirs = whisper_mels(equally_loud(waveforms, mels_KM - level_KM, counts_B))
         mels_KM = normalise(mels_KM, counts_B, self.features)
-        theirs = whisper_mels(waveforms)
         same = zip(theirs, counts_B.tolist(), strict=True)
         wanted_KM = torch.cat([mels[:, LATER : LATER + n].t() for mels, n in same])
         # Whisper's features of ours, with a constant

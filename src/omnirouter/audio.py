@@ -215,11 +215,15 @@ def normalise(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Te
     """Zero mean and unit variance per mel bin, of each utterance or of the training set.
 
     Raises:
-        BadInput: `normalisation: global` without statistics in the configuration.
+        BadInput: those of the training set are asked for and not in the configuration.
     """
-    if features.normalisation == "global":
+    mels_KM = levelled(mels_KM, lengths_B, features)
+    if features.learnt:
         if len(features.mean) != features.num_mels or len(features.std) != features.num_mels:
-            raise BadInput("features: normalisation: global needs mean and std, one per mel bin")
+            raise BadInput(
+                f"features: normalisation: {features.normalisation} needs mean and std, one per "
+                "mel bin"
+            )
         statistics = (torch.tensor(v) for v in (features.mean, features.std))
         mean_M, std_M = (upload(v, mels_KM.device) for v in statistics)
         return (mels_KM - mean_M) / std_M
@@ -230,6 +234,16 @@ def normalise(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Te
     var_BM = _mean_of_each(centred.square(), lengths)
     std_BM = var_BM.sqrt().clamp_min(SMALLEST_STD)
     return centred / std_BM.repeat_interleave(lengths, dim=0, output_size=rows)
+
+
+def levelled(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Tensor:
+    """With `normalisation: loudness` less the log of each utterance's mean energy."""
+    if features.normalisation != "loudness":
+        return mels_KM
+    lengths = upload(lengths_B, mels_KM.device)
+    energy_B = _mean_of_each(mels_KM.exp().mean(dim=1, keepdim=True), lengths)
+    level_B = energy_B.clamp_min(torch.finfo(torch.float32).eps).log()
+    return mels_KM - level_B.repeat_interleave(lengths, dim=0, output_size=mels_KM.shape[0])
 
 
 def _mean_of_each(x_KM: Tensor, lengths: Tensor) -> Tensor:

@@ -27,9 +27,11 @@ class FeatureConfig:
         stack: mel frames joined to one frame of width S = stack * num_mels.
         preemphasis: coefficient of the first-order high-pass filter.
         normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
-            of the training set, kept in `mean` and `std`.
-        mean: for `global`, one value per mel bin; taken from the training data if not given.
-        std: for `global`, one value per mel bin; taken from the training data if not given.
+            of the training set, kept in `mean` and `std`; `loudness` does so when each utterance
+            has been made equally loud, so that its level does not matter but its colour does.
+        mean: for all but `utterance`, one value per mel bin; taken from the training data if not
+            given.
+        std: as `mean`.
     """
 
     sample_rate: int = 16_000
@@ -38,9 +40,14 @@ class FeatureConfig:
     shift_s: float = 0.010
     stack: int = 4
     preemphasis: float = 0.97  # not in paper
-    normalisation: Literal["utterance", "global"] = "utterance"  # not in paper
+    normalisation: Literal["utterance", "global", "loudness"] = "utterance"  # not in paper
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    @property
+    def learnt(self) -> bool:
+        """Whether mean and deviation are those of the training set."""
+        return self.normalisation != "utterance"
 
     @property
     def width(self) -> int:

@@ -174,6 +174,17 @@ def test_level_does_not_matter() -> None:
     torch.testing.assert_close(loud, soft, rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("gain", [1e-3, 0.1, 20.0])
+def test_loudness_does_not_matter_where_it_is_taken_out(gain: float) -> None:
+    """`normalisation: loudness`: a recording is the same at any level, alone and in a batch."""
+    features = FeatureConfig(normalisation="loudness", mean=(-3.0,) * 80, std=(3.0,) * 80)
+    rng = np.random.default_rng(0)
+    loud = [rng.standard_normal(n).astype(np.float32) for n in (16_000, 4_321, 9_000)]
+    frames_TS, lengths_B = extract([loud[0], gain * loud[1], loud[2]], features)
+    for one, own in zip(loud, frames_TS.split(lengths_B.tolist()), strict=True):
+        torch.testing.assert_close(own, extract([one], features)[0], atol=1e-3, rtol=1e-3)
+
+
 def test_global_normalisation() -> None:
     """With `normalisation: global` the configuration's statistics are used and must be there."""
     features = FeatureConfig(num_mels=2, normalisation="global", mean=(1.0, -2.0), std=(2.0, 0.5))

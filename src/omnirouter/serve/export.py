@@ -292,7 +292,9 @@ def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
     shift = round(features.shift_s * features.sample_rate)
     count = (samples.shape[0] - window) // shift + 1
     mels_KM = window_mels(samples, torch.arange(count) * shift, features)
-    if features.normalisation == "global":
+    if features.normalisation == "loudness":
+        mels_KM = mels_KM - mels_KM.exp().mean().clamp_min(torch.finfo(torch.float32).eps).log()
+    if features.learnt:
         mean_M, std_M = (mels_KM.new_tensor(v) for v in (features.mean, features.std))
         mels_KM = (mels_KM - mean_M) / std_M
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from omnirouter.audio import SMALLEST_STD, extract, log_mel
+from omnirouter.audio import SMALLEST_STD, extract, levelled, log_mel
 from omnirouter.checkpoint import TOKENIZER, load_checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
 from omnirouter.data.loader import Loader, LoaderConfig
@@ -107,7 +107,7 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
 def with_statistics(
     config: ModelConfig, loader: Loader, state: Mapping[str, Any] | None, team: Team
 ) -> ModelConfig:
-    """A model's configuration with what `normalisation: global` needs.
+    """A model's configuration with mean and deviation of its features, where it needs them.
 
     Statistics that the configuration gives are kept; those of a run that goes on are its own.
 
@@ -121,7 +121,7 @@ def with_statistics(
         BadInput: there is no audio to take them from.
     """
     features = config.features
-    if features.normalisation != "global" or features.mean or features.std:
+    if not features.learnt or features.mean or features.std:
         return config
     mean, std = (state or {}).get("statistics", ((), ()))
     if not mean:
@@ -140,7 +140,7 @@ def feature_statistics(loader: Loader, features: FeatureConfig) -> Statistics:
     count, seconds = 0, 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:
-            mels_KM = log_mel(batch.waveforms, features)[0].double()
+            mels_KM = levelled(*log_mel(batch.waveforms, features), features).double()
             sums_2M += torch.stack([mels_KM.sum(0), mels_KM.square().sum(0)])
             count, seconds = count + len(mels_KM), seconds + batch.seconds
             if seconds >= STATISTICS_S:
