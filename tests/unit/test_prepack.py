@@ -28,7 +28,7 @@ def _any_width(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def encoder(routing: str = "omni", dim: int = 32) -> CTCEncoder:
+def encoder(routing: str = "omni", dim: int = 32, stem: str = "linear") -> CTCEncoder:
     torch.manual_seed(0)
     experts = 1 if routing == "dense" else 3
     config = ModelConfig(
@@ -39,16 +39,18 @@ def encoder(routing: str = "omni", dim: int = 32) -> CTCEncoder:
         num_layers=2,
         num_heads=2,
         vocab_size=11,
+        stem=stem,  # type: ignore[arg-type]
     )
     return CTCEncoder(config).eval()
 
 
 @pytest.mark.usefixtures("_any_width")
+@pytest.mark.parametrize("stem", ["linear", "convolutions"])
 @pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
 @pytest.mark.parametrize("lengths", [[7], [1, 30, 4], [0]])
-def test_same_output(routing: str, lengths: list[int]) -> None:
+def test_same_output(routing: str, lengths: list[int], stem: str) -> None:
     """Log-probabilities and routings, of no frames too; the original stays as it was."""
-    original = encoder(routing)
+    original = encoder(routing, stem=stem)
     before = {name: value.clone() for name, value in original.state_dict().items()}
     packed = prepack.prepack(original, torch.float32)
     frames_TS, lengths_B = torch.randn(sum(lengths), 320), torch.tensor(lengths)

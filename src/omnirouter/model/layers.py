@@ -93,7 +93,7 @@ class ConvolutionStem(nn.Module):
         """The same, given the first frame of every utterance but the first, int64 on the device."""
         x_TKM = frames_TS.unflatten(1, (self.stack, -1))
         before_TM = self._before(x_TKM, inner)
-        after_TM = F.pad(x_TKM[1:, 0], (0, 0, 0, 1)).index_fill(0, inner - 1, 0.0)
+        after_TM = F.pad(x_TKM[:, 0], (0, 0, 0, 1))[1:].index_fill(0, inner - 1, 0.0)
         x_TKM = torch.cat([before_TM[:, None], x_TKM, after_TM[:, None]], dim=1)
         h_TKD = F.gelu(self.first(self._neighbours(x_TKM, step=1)))
         h_TKD = torch.cat([self._before(h_TKD, inner)[:, None], h_TKD], dim=1)
@@ -107,7 +107,7 @@ class ConvolutionStem(nn.Module):
     @staticmethod
     def _before(x_TKD: Tensor, inner: Tensor) -> Tensor:
         """Last mel frame of the stacked frame before, zero at an utterance's beginning."""
-        return F.pad(x_TKD[:-1, -1], (0, 0, 1, 0)).index_fill(0, inner, 0.0)
+        return F.pad(x_TKD[:, -1], (0, 0, 1, 0))[:-1].index_fill(0, inner, 0.0)
 
     @staticmethod
     def _neighbours(x_TKD: Tensor, step: int) -> Tensor:

@@ -40,9 +40,9 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[R, in] to [R, out]."""
+        """[..., in] to [..., out]."""
         if not len(x):
-            return x.new_empty(0, self.width, dtype=self.dtype)
+            return x.new_empty(*x.shape[:-1], self.width, dtype=self.dtype)
         return linear(x.to(self.dtype), self.weight, self.bias, relu=self.relu)
 
 
