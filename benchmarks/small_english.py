@@ -89,14 +89,18 @@ def all_sets(
 
 def history(run: Path) -> list[dict[str, Any]]:
     """The runs that led to a model, the one it started from (`init`) first."""
-    if not (run / "config.yaml").exists():  # a mean, or grown
-        meta = load_checkpoint(run / "best").meta
+    if not (run / "config.yaml").exists():  # a mean, grown, or upcycled
+        meta = load_checkpoint(run / "best" if (run / "best").is_dir() else run).meta
+        if "upcycled_from" in meta:
+            return [{"out": run.name, "dense": meta["dense"]}]
         if "grown_from" in meta:
             return [*meta["before"]["runs"], {"out": run.name}]
         of = [Path(path).parent for path in meta["averaged"]]
         return [*history(of[-1]), {"out": run.name, "mean_of": [path.name for path in of]}]
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    before = history(Path(config["init"]).parent) if config.get("init") else []
+    init = Path(config.get("init") or "best")
+    begun = init.parent if init.name == "best" else init
+    before = history(begun) if config.get("init") else []
     last = [row for row in rows_of(run / "metrics.jsonl") if row["kind"] == "train"][-1]
     own = {
         "out": run.name,

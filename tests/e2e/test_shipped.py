@@ -20,8 +20,8 @@ from omnirouter.evaluate.score import score
 from omnirouter.serve.transcriber import load
 
 MEBIBYTE = 2**20
-SYNTHETIC_WER = 0.5
-SPEECH_WER = 0.7
+SYNTHETIC_WER = 0.35
+SPEECH_WER = 0.55
 
 pytestmark = pytest.mark.skipif(not SHIPPED.is_dir(), reason="no model comes with this version")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(not SHIPPED.is_dir(), reason="no model comes wit
 def test_it_is_small_and_described() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 64 * MEBIBYTE
     with safe_open(SHIPPED / WEIGHTS, framework="pt") as weights:
-        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"I8", "F32"}  # noqa: SIM118
     card = (SHIPPED / "README.md").read_text(encoding="utf-8")
     for part in ("licence", "Word error rate", "bad at", "LibriSpeech", "again"):
         assert part.lower() in card.lower()
