@@ -54,6 +54,10 @@ Weights = dict[str, Tensor]
 
 def read_weights(path: Path) -> Weights:
     """The tensors of a CTranslate2 model, float32."""
+    if not path.is_file():
+        raise SystemExit(
+            f"whisper_start: {path} is missing; name a folder as faster-whisper reads it"
+        )
     data = memoryview(path.read_bytes())
     place = 0
 

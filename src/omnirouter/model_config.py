@@ -176,7 +176,8 @@ class ModelConfig:
         if self.streams or self.embedder is not None:
             return (
                 "stem: convolutions look into the frame that follows, so they go neither with an "
-                "attention_context nor with SpeechMoE; set stem: linear"
+                "attention_context nor with SpeechMoE; set stem: linear (with init: begin from a "
+                "model that has one)"
             )
         return None
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import yaml
 
-from omnirouter.audio import log_mel
+from omnirouter.audio import levelled, log_mel
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import (
     AttentionContext,
@@ -107,6 +107,18 @@ def test_statistics_are_those_of_the_training_data(trained: Checkpoint) -> None:
     features = trained.config.features
     mels, _ = log_mel([tune(text, number) for number, text in enumerate(TEXTS)], features)
     # files hold 16 bits
+    np.testing.assert_allclose(features.mean, mels.mean(dim=0), rtol=0, atol=0.01)
+    np.testing.assert_allclose(features.std, mels.std(dim=0), rtol=0, atol=0.01)
+
+
+def test_statistics_at_equal_loudness(manifest: Path, tmp_path: Path) -> None:
+    """With `normalisation: loudness` they are those of features less each utterance's level."""
+    config = config_for(manifest, tmp_path / "run", 2)
+    asked = FeatureConfig(normalisation="loudness")
+    loud = replace(config.model, features=asked, attention_context=AttentionContext())
+    features = load_checkpoint(train(replace(config, model=loud)).best).config.features
+    waveforms = [tune(text, number) for number, text in enumerate(TEXTS)]
+    mels = levelled(*log_mel(waveforms, features), features)
     np.testing.assert_allclose(features.mean, mels.mean(dim=0), rtol=0, atol=0.01)
     np.testing.assert_allclose(features.std, mels.std(dim=0), rtol=0, atol=0.01)
 
