@@ -98,9 +98,10 @@ def history(run: Path) -> list[dict[str, Any]]:
         of = [Path(path).parent for path in meta["averaged"]]
         return [*history(of[-1]), {"out": run.name, "mean_of": [path.name for path in of]}]
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    init = Path(config.get("init") or "best")
-    begun = init.parent if init.name == "best" else init
-    before = history(begun) if config.get("init") else []
+    before = []
+    if config.get("init"):
+        init = Path(config["init"])
+        before = history(init.parent if init.name == "best" else init)
     last = [row for row in rows_of(run / "metrics.jsonl") if row["kind"] == "train"][-1]
     own = {
         "out": run.name,

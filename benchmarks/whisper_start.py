@@ -37,7 +37,7 @@ from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.model import CTCEncoder
 from omnirouter.model.encoder import frame_positions, position_angles
-from omnirouter.model.layers import EncoderBlock, SelfAttention
+from omnirouter.model.layers import ConvolutionStem, EncoderBlock, FeedForward, SelfAttention
 from omnirouter.model.packing import Packing
 from omnirouter.text import Tokenizer
 
@@ -103,8 +103,8 @@ def whisper_stages(mels_MK: Tensor, weights: Weights, layers: int) -> Iterator[T
     """What Whisper's encoder has below, between and behind its sub-layers, one window."""
     h = mels_MK[None]
     for number, stride in ((1, 1), (2, 2)):
-        conv = (weights[f"encoder/conv{number}/{part}"] for part in ("weight", "bias"))
-        h = F.gelu(F.conv1d(h, *conv, padding=1, stride=stride))
+        kernel, bias = (weights[f"encoder/conv{number}/{part}"] for part in ("weight", "bias"))
+        h = F.gelu(F.conv1d(h, kernel, bias, padding=1, stride=stride))
     x = h[0].t() + weights["encoder/position_encodings/encodings"]
     width, heads = x.shape[1], int(weights["encoder/num_heads"])
     yield x
@@ -134,7 +134,8 @@ def regression(
         given, wanted = given * weight, wanted * weight
     gram = given.t() @ given
     gram.diagonal().add_(caution * gram.diagonal().mean())
-    return torch.linalg.solve(gram, given.t() @ wanted).t()
+    found: Tensor = torch.linalg.solve(gram, given.t() @ wanted)
+    return found.t()
 
 
 def whisper_mels(waveforms: list[NDArray[np.float32]]) -> list[Tensor]:
@@ -194,7 +195,9 @@ def near(found: Tensor, wanted: Tensor) -> str:
 @torch.no_grad()
 def take_stem(model: CTCEncoder, weights: Weights, known: Calibration) -> Tensor:
     """Whisper's convolutions over our features; returns x_TD below the first block."""
-    first, second = model.input.first, model.input.second  # type: ignore[union-attr]
+    stem = model.input
+    assert isinstance(stem, ConvolutionStem)
+    first, second = stem.first, stem.second
     width = model.config.dim
     kernel_DMW, bias = weights["encoder/conv1/weight"], weights["encoder/conv1/bias"]
     mixed = torch.einsum("dmw,mn->dwn", kernel_DMW, known.mels[:, :-1])
@@ -202,10 +205,10 @@ def take_stem(model: CTCEncoder, weights: Weights, known: Calibration) -> Tensor
     first.bias.copy_(bias + kernel_DMW.sum(2) @ known.mels[:, -1])
     second.weight.copy_(weights["encoder/conv2/weight"].transpose(1, 2).reshape(width, -1))
     second.bias.copy_(weights["encoder/conv2/bias"])
-    x_TD = model.input(known.frames_TS, known.lengths_B)
-    positions_T = model.input.steps(frame_positions(known.lengths_B))  # type: ignore[operator]
+    x_TD: Tensor = stem(known.frames_TS, known.lengths_B)
+    positions_T = stem.steps(frame_positions(known.lengths_B))
     wave = position_angles(positions_T, width)
-    return x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)  # type: ignore[no-any-return]
+    return x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
 
 
 @torch.no_grad()
@@ -238,18 +241,19 @@ def take_feed_forward(
     norm = layer(weights, number, "ffn/layer_norm")
     block.ffn_norm.weight.copy_(norm[0])
     block.ffn_norm.bias.copy_(norm[1])
+    assert isinstance(block.ffn, FeedForward)
     up, down = block.ffn.up, block.ffn.down
     for linear, part in ((up, "ffn/linear_0"), (down, "ffn/linear_1")):
         weight, bias = layer(weights, number, part)
-        linear.weight.copy_(weight)  # type: ignore[operator]
-        linear.bias.copy_(bias)  # type: ignore[operator]
-    hidden_TF = up(block.ffn_norm(x_TD)).relu()  # type: ignore[operator]
-    missing = known.stages[2 * number + 2] - x_TD - down(hidden_TF)  # type: ignore[operator]
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    hidden_TF = up(block.ffn_norm(x_TD)).relu()
+    missing = known.stages[2 * number + 2] - x_TD - down(hidden_TF)
     behind = known.stages[2 * number + 2]
     change = regression(F.pad(hidden_TF, (0, 1), value=1.0), missing, behind)
-    down.weight.add_(change[:, :-1])  # type: ignore[operator]
-    down.bias.add_(change[:, -1])  # type: ignore[operator]
-    return x_TD + down(hidden_TF)  # type: ignore[operator,no-any-return]
+    down.weight.add_(change[:, :-1])
+    down.bias.add_(change[:, -1])
+    return x_TD + down(hidden_TF)  # type: ignore[no-any-return]
 
 
 def convert(weights: Weights, known: Calibration, vocab_size: int) -> CTCEncoder:
@@ -348,7 +352,6 @@ def main() -> None:
     cuts = read_manifest(given.manifest)
     rows = list(cuts)
     some = random.sample(rows, min(given.calibrated, len(rows)))
-    layers = sum(name.endswith("self_attention/linear_0/bias") for name in weights)
     layers = sum(name.endswith("/ffn/linear_0/bias") for name in weights if "encoder/" in name)
     with torch.no_grad():
         known = Calibration([load(cut)[:WINDOW] for cut in some], weights, layers)
