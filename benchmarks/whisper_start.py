@@ -100,12 +100,12 @@ def layer(weights: Weights, number: int, part: str) -> tuple[Tensor, Tensor]:
 
 
 def whisper_stages(mels_MK: Tensor, weights: Weights, layers: int) -> Iterator[Tensor]:
-    """What Whisper's encoder has below, between and behind its sub-layers, one window."""
+    """What Whisper's encoder has below, between and behind its sub-layers, one window or less."""
     h = mels_MK[None]
     for number, stride in ((1, 1), (2, 2)):
         kernel, bias = (weights[f"encoder/conv{number}/{part}"] for part in ("weight", "bias"))
         h = F.gelu(F.conv1d(h, kernel, bias, padding=1, stride=stride))
-    x = h[0].t() + weights["encoder/position_encodings/encodings"]
+    x = h[0].t() + weights["encoder/position_encodings/encodings"][: h.shape[2]]
     width, heads = x.shape[1], int(weights["encoder/num_heads"])
     yield x
     for number in range(layers):

@@ -11,9 +11,10 @@ import torch
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import BadInput
+from omnirouter.evaluate.routing import contingency, cramers_v, usage
 from omnirouter.model import Router
 from omnirouter.model.routing import RoutingContext
-from omnirouter.train.upcycle import UpcycleConfig, upcycle
+from omnirouter.train.upcycle import Frames, UpcycleConfig, directions, upcycle
 
 KINDS = ["switch", "omni", "omni-once"]
 FRAMES = torch.randn(30, 320, generator=torch.Generator().manual_seed(0))
@@ -85,6 +86,37 @@ def test_plain_copies_are_equal_at_gate_one(checkpoints: dict[str, Checkpoint]) 
     torch.testing.assert_close(log_probs(model), log_probs(own), rtol=0, atol=1e-5)
 
 
+def test_experts_set_apart(checkpoints: dict[str, Checkpoint]) -> None:
+    """The router decides at once, evenly, and alike in all layers; the output stays near."""
+    own = checkpoints["dense"].model
+    known = Frames(FRAMES.repeat(20, 1).normal_(), torch.tensor([200, 400]))
+    for experts in (2, 4):
+        model = upcycle(own, UpcycleConfig(num_experts=experts, start="apart"), known)
+        with torch.no_grad():
+            output, expected = model(*known), own(*known).log_probs
+        even = upcycle(own, UpcycleConfig(num_experts=experts, start="plain"))(*known)
+        for routing in output.routings:
+            assert usage(routing.expert_A.numpy(), experts).min() > 0.5 / experts
+            assert routing.gate_A.mean() > 1.3 / experts
+        first, second = (routing.expert_A.numpy() for routing in output.routings[:2])
+        assert cramers_v(contingency(first, second, experts)) > 0.3
+        assert (output.log_probs - expected).norm() < (even.log_probs - expected).norm() / 2
+
+
+def test_directions_are_those_of_most_variance() -> None:
+    """At right angles to each layer's mean, of unit deviation, the strongest first."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, 5.0, 3.0, 1.0, 1.0])
+    mean = torch.tensor([[50.0, 0, 0, 0, 0], [0, 0, 0, 50.0, 0]])
+    heard = [torch.randn(4000, 5, generator=generator) * scale + m for m in mean]
+    found = directions(heard, 2)
+    strongest = found.abs() / found.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(strongest, torch.eye(5)[1:3], atol=0.05, rtol=0)
+    for h in heard:
+        torch.testing.assert_close((h @ found.t()).std(0), torch.ones(2), atol=0.05, rtol=0)
+        torch.testing.assert_close((h @ found.t()).mean(0), torch.zeros(2), atol=0.05, rtol=0)
+
+
 def test_the_seed_makes_the_router(checkpoints: dict[str, Checkpoint]) -> None:
     """Same seed, same router; the generator of others is left alone."""
     own = checkpoints["dense"].model
@@ -106,9 +138,21 @@ def test_command(dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert load_checkpoint(out).config.num_experts == 4
 
 
+def test_command_sets_apart(dense: str, manifest: Path, tmp_path: Path) -> None:
+    """Recordings come from a manifest; the same seed gives the same router."""
+    routers = []
+    for out in (tmp_path / "a", tmp_path / "b"):
+        given = ["--num-experts", "2", "--start", "apart", "--data", str(manifest)]
+        assert main(["upcycle", dense, str(out), *given]) == 0
+        routers.append(load_checkpoint(out).model.routers[0].weight_ND)
+    assert torch.equal(*routers) and routers[0].norm() > 0
+    torch.testing.assert_close(routers[0][0], -routers[0][1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--start", "apart"], "data: recordings are for start: apart, which needs them"),
         (["--num-experts", "1"], "num_experts: at least 2, not 1"),
         (["--top-k", "5"], "router.top_k: between 1 and num_experts 4, not 5"),
         (["--routing", "dense"], "needs one of switch, omni, omni-once, not dense"),

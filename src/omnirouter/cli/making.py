@@ -205,8 +205,9 @@ def upcycle(
     routing: Literal["switch", "omni", "omni-once"] = "omni",
     num_experts: int = 4,
     top_k: int = 1,
-    start: Literal["dense", "plain"] = "dense",
+    start: Literal["dense", "plain", "apart"] = "dense",
     seed: int = 0,
+    data: Path | None = None,
 ) -> int:
     """Turn a dense checkpoint into the start of a model with experts.
 
@@ -222,13 +223,21 @@ def upcycle(
         top_k: experts a frame goes to.
         start: with dense the first output is the dense model's (to about a percent): gates are
             nearly 1 / num_experts and the copies are scaled up by as much. With plain they are
-            exact copies, and gates below 1 shrink what each layer adds at first.
-        seed: of the fresh router.
+            exact copies, and gates below 1 shrink what each layer adds at first. With apart the
+            router decides from the beginning: every two experts are given the ends of a direction
+            in which the frames of recordings (data) differ most.
+        seed: of the fresh router, or of the choice of recordings.
+        data: manifest of recordings for apart, some minutes or more; transcripts are not needed.
     """
     from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
 
     config = UpcycleConfig(
-        routing=routing, num_experts=num_experts, top_k=top_k, start=start, seed=seed
+        routing=routing,
+        num_experts=num_experts,
+        top_k=top_k,
+        start=start,
+        seed=seed,
+        data="" if data is None else str(data),
     )
     count = count_parameters(upcycle_checkpoint(dense, out, config).config)
     active, total = count.active / 1e6, count.total / 1e6

@@ -17,7 +17,7 @@ from omnirouter.config import RunConfig
 from omnirouter.data.batch import Batch
 from omnirouter.frames import cape_positions
 from omnirouter.model import Dispatch, EncoderOutput, dispatch_of
-from omnirouter.train.objective import Load, group_numbers, objective
+from omnirouter.train.objective import Load, Objective, group_numbers, objective
 from omnirouter.train.optim import set_rates, update
 from omnirouter.train.parallel import Engine
 
@@ -84,8 +84,7 @@ class Stepper:
         for turn, own in enumerate(work.batches, 1):
             with self.engine.accumulating(last=turn == turns):
                 result = self.forward(own, dropped, number)
-                dispatch = self.dispatch(own, result)
-                part = objective(result, own, self.config, work.utterances, turns, dispatch)
+                part = self.objective(own, result, work.utterances, turns)
                 (part.loss * self.team.size if self.team.size > 1 else part.loss).backward()
             losses += torch.stack([part.ctc, part.balance])
             if len(own):
@@ -124,6 +123,13 @@ class Stepper:
             skip=dropped,
             groups=group_numbers(batch, self.config) if len(batch) else None,
         )
+
+    def objective(
+        self, batch: Batch, output: EncoderOutput, utterances: int, micro_batches: int
+    ) -> Objective:
+        """This micro-batch's share of the step's loss; see `objective.objective`."""
+        dispatch = self.dispatch(batch, output)
+        return objective(output, batch, self.config, utterances, micro_batches, dispatch)
 
     def dispatch(self, batch: Batch, output: EncoderOutput) -> Dispatch | None:
         """Counts over all processes of what went to which expert; None if there is but one."""

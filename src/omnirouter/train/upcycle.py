@@ -1,27 +1,47 @@
 """Upcycling: a dense checkpoint becomes the start of a model with experts.
 
 Every expert is a copy of the dense feed-forward layer, the router is fresh, all else is taken over
-(Komatsuzaki et al. 2023, arXiv 2212.05055).
+(Komatsuzaki et al. 2023, arXiv 2212.05055). Copies stay alike for long under a router that hardly
+decides; `start: apart` (not in that paper) makes one that does, from recordings.
+
+Letters: L layers, T frames, D model width, N experts, C directions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from omnirouter.audio import extract
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, FeatureConfig
+from omnirouter.data.loader import Loader, LoaderConfig
+from omnirouter.data.prepare import read_manifest
 from omnirouter.model import CTCEncoder, Router
+from omnirouter.model.layers import EncoderBlock, Experts
+from omnirouter.model.routing import RoutingContext
 
 EXPERT_OF = {"up.weight": "up_NFD", "up.bias": "up_bias_NF"} | {
     "down.weight": "down_NDF",
     "down.bias": "down_bias_ND",
 }
 FAINT = 0.01  # of a fresh router's weights: gates differ from even ones by about a percent
+SPREAD = 2.0  # standard deviation between the logits of two experts that are set apart
+APART_SECONDS = 600.0  # audio that directions are found in
+BATCH_SECONDS = 120.0
+
+
+class Frames(NamedTuple):
+    """Utterances as the encoder reads them: packed frames_TS, and lengths_B on the CPU."""
+
+    frames_TS: Tensor
+    lengths_B: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +56,28 @@ class UpcycleConfig:
         start: `dense` begins with the dense model's output: the router starts faint, so that all
             gates are nearly 1 / num_experts, and the copies' outputs are scaled up by as much.
             `plain` leaves router and copies as they are: the output is the dense model's only where
-            gates are 1, and at first each layer's share shrinks by its gate.
-        seed: of the router.
+            gates are 1, and at first each layer's share shrinks by its gate. `apart` has a router
+            that decides: two experts each are given the ends of a direction in which the frames of
+            its layers differ most; each layer's copies are scaled by its mean gate.
+        seed: of the router, for `apart` of the choice of recordings.
+        data: for `apart`, a manifest of recordings; transcripts are not needed.
     """
 
     routing: Literal["switch", "omni", "omni-once"] = "omni"
     num_experts: int = 4
     top_k: int = 1
-    start: Literal["dense", "plain"] = "dense"
+    start: Literal["dense", "plain", "apart"] = "dense"
     seed: int = 0
+    data: str = ""
 
 
-def upcycle(dense: CTCEncoder, config: UpcycleConfig) -> CTCEncoder:
+def upcycle(dense: CTCEncoder, config: UpcycleConfig, known: Frames | None = None) -> CTCEncoder:
     """A model with experts that starts from `dense`.
+
+    Args:
+        dense: the model.
+        config: what it becomes.
+        known: for `start: apart`, utterances to find directions in.
 
     Raises:
         BadInput: `dense` has experts already, or its sizes or `config` do not allow any.
@@ -57,6 +86,13 @@ def upcycle(dense: CTCEncoder, config: UpcycleConfig) -> CTCEncoder:
         raise BadInput(f"has experts already (routing: {dense.config.routing}); give a dense model")
     if config.num_experts < 2:
         raise BadInput(f"num_experts: at least 2, not {config.num_experts}")
+    if (config.start == "apart") != (known is not None):
+        raise BadInput("data: recordings are for start: apart, which needs them")
+    if config.start == "apart" and (config.num_experts % 2 or config.routing == "omni-once"):
+        raise BadInput(
+            "start: apart needs routing: omni or switch and an even num_experts, not "
+            f"{config.routing} and {config.num_experts}"
+        )
     sizes = replace(
         dense.config,
         routing=config.routing,
@@ -80,6 +116,8 @@ def upcycle(dense: CTCEncoder, config: UpcycleConfig) -> CTCEncoder:
             assert isinstance(router, Router)
             with torch.no_grad():
                 router.weight_ND.mul_(FAINT)
+    elif known is not None:
+        _set_apart(model, _read_by_experts(dense, known))
     return model.eval()
 
 
@@ -87,6 +125,88 @@ def _copies(value: Tensor, part: str, config: UpcycleConfig, scale: float) -> Te
     """N copies of one of the layer's tensors; those behind the ReLU are scaled."""
     copies = value.expand(config.num_experts, *value.shape)
     return copies * scale if part.startswith("down") else copies.clone()
+
+
+def _read_by_experts(dense: CTCEncoder, known: Frames) -> list[Tensor]:
+    """What the feed-forward layer of every block reads, h_TD each."""
+    heard: list[Tensor] = []
+
+    def keep(module: Any, given: Any, output: Tensor) -> None:
+        heard.append(output)
+
+    norms = [m for name, m in dense.named_modules() if name.endswith(".ffn_norm")]
+    hooks = [norm.register_forward_hook(keep) for norm in norms]
+    try:
+        with torch.no_grad():
+            dense.encode(*known)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return heard
+
+
+@torch.no_grad()
+def _set_apart(model: CTCEncoder, heard: Sequence[Tensor]) -> None:
+    """Give routers the ends of directions, and scale each layer's copies by its mean gate."""
+    owner, routers = model.config.router_map, []
+    for number, router in enumerate(model.routers):
+        assert isinstance(router, Router)
+        own = [h_TD for h_TD, which in zip(heard, owner, strict=True) if which == number]
+        ends_CD = directions(own, model.config.num_experts // 2) * (SPREAD / 2)
+        router.weight_ND.copy_(torch.cat([ends_CD, -ends_CD]))
+        routers.append(router)
+    for layer, (h_TD, block) in enumerate(zip(heard, model.blocks, strict=True)):
+        context = RoutingContext(layer=layer, lengths_B=torch.tensor([len(h_TD)]))
+        gate = routers[owner[layer]](h_TD, context).gate_A.sum() / len(h_TD)
+        assert isinstance(block, EncoderBlock) and isinstance(block.ffn, Experts)
+        block.ffn.down_NDF.div_(gate)
+        block.ffn.down_bias_ND.div_(gate)
+
+
+def directions(heard: Sequence[Tensor], count: int) -> Tensor:
+    """Directions in which frames of several layers differ most, the strongest first.
+
+    Routers have no bias, so a direction is at a right angle to every layer's mean frame: half of
+    the frames of each lie on either side.
+
+    Args:
+        heard: h_TD of each layer, which count alike.
+        count: how many, C.
+
+    Returns:
+        Float32 [C, D], scaled so that a frame's coordinate has a mean deviation of 1 over layers.
+    """
+    means_LD = torch.stack([h_TD.mean(dim=0) for h_TD in heard])
+    shares = [torch.cov(h_TD.t()) / h_TD.var(dim=0).sum() for h_TD in heard]
+    spread_DD = torch.stack(shares).sum(dim=0)
+    basis_DL, _ = torch.linalg.qr(means_LD.t())
+    rest_DD = torch.eye(len(basis_DL)) - basis_DL @ basis_DL.t()
+    found_DD = torch.linalg.eigh(rest_DD @ spread_DD @ rest_DD).eigenvectors
+    found_CD = found_DD[:, -count:].flip(1).t()
+    deviation_C = torch.stack([(h_TD @ found_CD.t()).std(dim=0) for h_TD in heard]).mean(dim=0)
+    scaled: Tensor = found_CD / deviation_C[:, None]
+    return scaled
+
+
+def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
+    """Ten minutes of recordings, or what there is, chosen at random.
+
+    Raises:
+        BadInput: the manifest is wrong, or holds no audio that can be read.
+    """
+    data = LoaderConfig(max_seconds=BATCH_SECONDS, shuffle=True, seed=seed)
+    loader = Loader(read_manifest(manifest), features=features, tokenizer=None, data=data)
+    parts, seconds = [], 0.0
+    with closing(loader.iterate()) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            if len(batch):
+                parts.append(extract(batch.waveforms, features))
+            seconds += batch.seconds
+            if seconds >= APART_SECONDS:
+                break
+    if not parts:
+        raise BadInput(f"{manifest}: holds no audio that can be read")
+    return Frames(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def upcycle_checkpoint(folder: Path, out: Path, config: UpcycleConfig) -> CTCEncoder:
@@ -99,8 +219,11 @@ def upcycle_checkpoint(folder: Path, out: Path, config: UpcycleConfig) -> CTCEnc
     if out.resolve() == folder.resolve():
         raise BadInput(f"out: {out} is the dense checkpoint itself; choose another folder")
     checkpoint = load_checkpoint(folder)
+    known = None
+    if config.data:
+        known = recordings(config.data, checkpoint.config.features, config.seed)
     try:
-        model = upcycle(checkpoint.model, config)
+        model = upcycle(checkpoint.model, config, known)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from error
     save_checkpoint(

@@ -1,0 +1,156 @@
+"""Trains a model that begins as a Whisper encoder to hear what that encoder hears.
+
+    python benchmarks/whisper_distil.py WHISPER_FOLDER RECIPE [options of `omnirouter train`]
+
+It is `omnirouter train` with a further loss: behind every second block, and at the end, the model's
+frames are to be Whisper's. Whisper hears the same waveforms (augmented, all at one level) without
+SpecAugment. Each part of the loss is the share of the variance of Whisper's frames that is not
+explained; their mean is printed now and then. So all recordings teach what `whisper_start.py` finds
+by regression on a few, and a frame says far more here than the few pieces of a transcript do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from faster_whisper.feature_extractor import FeatureExtractor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from whisper_start import WINDOW, Weights, layer, read_weights, whisper_stages
+
+from omnirouter.cli import main
+from omnirouter.config import BadInput
+from omnirouter.data.batch import Batch
+from omnirouter.model import EncoderOutput
+from omnirouter.train import loop
+from omnirouter.train.objective import Objective
+from omnirouter.train.step import Stepper
+
+EVERY = 2  # blocks, behind which frames are compared
+LEVEL = 0.03  # root mean square at which Whisper hears
+NOTED = 25  # micro-batches between two lines about it
+TAIL = 1_600  # samples of silence behind a recording
+WEIGHT = 2000.0  # of the share that is not explained; CTC is some 100 an utterance
+
+
+def compared(layers: int) -> range:
+    """Behind how many layers frames are compared, rising; the last is among them."""
+    return range(layers, 0, -EVERY)[::-1]
+
+
+class Teacher:
+    """Whisper's encoder.
+
+    Args:
+        weights: of a CTranslate2 model.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        own = {name: value for name, value in weights.items() if name.startswith("encoder/")}
+        self.layers = sum(name.endswith("/ffn/linear_0/bias") for name in own)
+        self.norms = [layer(own, n, "self_attention/layer_norm") for n in range(1, self.layers)]
+        self.norms.append((own["encoder/layer_norm/gamma"], own["encoder/layer_norm/beta"]))
+        self.hears = FeatureExtractor()
+        # autocast would cast the matrices for each recording anew
+        self.weights = {
+            name: value.bfloat16() if value.ndim > 1 and "encodings" not in name else value
+            for name, value in own.items()
+        }
+
+    def normed(self, x_TD: Tensor, number: int) -> Tensor:
+        """As the layer norm behind `number` layers makes them."""
+        return F.layer_norm(x_TD.float(), x_TD.shape[1:], *self.norms[number - 1])
+
+    @torch.no_grad()
+    def frames(
+        self, waveforms: Sequence[NDArray[np.float32]], lengths_B: Tensor, steps: int
+    ) -> list[Tensor]:
+        """Packed frames behind every compared number of layers, normed, `steps` averaged: [T, D].
+
+        Raises:
+            BadInput: a recording is too long for Whisper's window.
+        """
+        found: list[list[Tensor]] = [[] for _ in compared(self.layers)]
+        for waveform, count in zip(waveforms, lengths_B.tolist(), strict=True):
+            if len(waveform) + TAIL > WINDOW:
+                raise BadInput("data.max_s: Whisper hears 30 s at once; set 25 (speeds lengthen)")
+            level = np.sqrt(np.square(waveform).mean()) + 1e-6
+            sound = np.pad(waveform * np.float32(LEVEL / level), (0, TAIL))
+            mels = torch.from_numpy(self.hears(sound, padding=0)).float()
+            with torch.autocast("cpu", torch.bfloat16):
+                states = list(whisper_stages(mels, self.weights, self.layers))
+            for kept, number in zip(found, compared(self.layers), strict=True):
+                x_TD = self.normed(states[2 * number][: steps * count], number)
+                kept.append(x_TD.unflatten(0, (count, steps)).mean(dim=1))
+        return [torch.cat(kept) for kept in found]
+
+
+class Distilling(Stepper):
+    """Steps with a teacher; see `Stepper`.
+
+    Raises:
+        BadInput: the model has other layers than the teacher.
+    """
+
+    def __init__(self, teacher: Teacher, *given: Any) -> None:
+        super().__init__(*given)
+        self.teacher = teacher
+        self.heard: dict[int, Tensor] = {}
+        self.shares: list[list[float]] = []
+        network = self.engine.network
+        if len(network.blocks) != teacher.layers:
+            raise BadInput(
+                f"init: has {len(network.blocks)} layers, this Whisper {teacher.layers}; "
+                "begin with what whisper_start.py made of it"
+            )
+        for number in compared(teacher.layers):
+            last = number == teacher.layers
+            module = network.norm if last else network.blocks[number - 1]
+            module.register_forward_hook(partial(self.keep, number))
+
+    def keep(self, number: int, module: nn.Module, given: Any, output: Any) -> None:
+        """Keep the frames that a block, or the last norm, gives."""
+        self.heard[number] = output[0] if isinstance(output, tuple) else output
+
+    def objective(
+        self, batch: Batch, output: EncoderOutput, utterances: int, micro_batches: int
+    ) -> Objective:
+        """CTC, load balance, and what of Whisper's frames is not explained."""
+        part = super().objective(batch, output, utterances, micro_batches)
+        if not len(batch):
+            return part
+        steps = self.config.model.features.stack // 2
+        theirs = self.teacher.frames(batch.waveforms, output.lengths, steps)
+        shares = []
+        for (number, ours_TD), wanted_TD in zip(sorted(self.heard.items()), theirs, strict=True):
+            if number < self.teacher.layers:
+                ours_TD = self.teacher.normed(ours_TD, number)
+            missing = (ours_TD.float() - wanted_TD).square().sum()
+            shares.append(missing / (wanted_TD - wanted_TD.mean(dim=0)).square().sum())
+        self.note([share.item() for share in shares])
+        loss = part.loss + WEIGHT * torch.stack(shares).mean() / micro_batches
+        return part._replace(loss=loss)
+
+    def note(self, shares: list[float]) -> None:
+        """Print means from time to time."""
+        self.shares.append(shares)
+        if len(self.shares) == NOTED:
+            means = " ".join(f"{mean:.3f}" for mean in np.mean(self.shares, axis=0))
+            print(f"not explained: {means}", flush=True)
+            self.shares = []
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    teacher = Teacher(read_weights(Path(sys.argv[1]) / "model.bin"))
+    with patch.object(loop, "Stepper", partial(Distilling, teacher)):
+        sys.exit(main(["train", *sys.argv[2:]]))
