@@ -1,16 +1,18 @@
 """Trains a model that begins as a Whisper encoder to hear what that encoder hears.
 
-    python benchmarks/whisper_distil.py WHISPER_FOLDER RECIPE [options of `omnirouter train`]
+    python benchmarks/whisper_distil.py [--weight 2000] WHISPER_FOLDER RECIPE [training options]
 
 It is `omnirouter train` with a further loss: behind every second block, and at the end, the model's
 frames are to be Whisper's. Whisper hears the same waveforms (augmented, all at one level) without
 SpecAugment. Each part of the loss is the share of the variance of Whisper's frames that is not
 explained; their mean is printed now and then. So all recordings teach what `whisper_start.py` finds
 by regression on a few, and a frame says far more here than the few pieces of a transcript do.
+`--weight` is the factor of that mean; CTC is some 50 to 100 for an utterance.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -38,7 +40,6 @@ EVERY = 2  # blocks, behind which frames are compared
 LEVEL = 0.03  # root mean square at which Whisper hears
 NOTED = 25  # micro-batches between two lines about it
 TAIL = 1_600  # samples of silence behind a recording
-WEIGHT = 2000.0  # of the share that is not explained; CTC is some 100 an utterance
 
 
 def compared(layers: int) -> range:
@@ -100,9 +101,9 @@ class Distilling(Stepper):
         BadInput: the model has other layers than the teacher.
     """
 
-    def __init__(self, teacher: Teacher, *given: Any) -> None:
+    def __init__(self, teacher: Teacher, weight: float, *given: Any) -> None:
         super().__init__(*given)
-        self.teacher = teacher
+        self.teacher, self.weight = teacher, weight
         self.heard: dict[int, Tensor] = {}
         self.shares: list[list[float]] = []
         network = self.engine.network
@@ -136,7 +137,7 @@ class Distilling(Stepper):
             missing = (ours_TD.float() - wanted_TD).square().sum()
             shares.append(missing / (wanted_TD - wanted_TD.mean(dim=0)).square().sum())
         self.note([share.item() for share in shares])
-        loss = part.loss + WEIGHT * torch.stack(shares).mean() / micro_batches
+        loss = part.loss + self.weight * torch.stack(shares).mean() / micro_batches
         return part._replace(loss=loss)
 
     def note(self, shares: list[float]) -> None:
@@ -149,8 +150,13 @@ class Distilling(Stepper):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    teacher = Teacher(read_weights(Path(sys.argv[1]) / "model.bin"))
-    with patch.object(loop, "Stepper", partial(Distilling, teacher)):
-        sys.exit(main(["train", *sys.argv[2:]]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("whisper", type=Path)
+    parser.add_argument("--weight", type=float, default=2000.0)
+    parser.add_argument("train", nargs=argparse.REMAINDER)
+    given = parser.parse_args()
+    stepper = partial(Distilling, Teacher(read_weights(given.whisper / "model.bin")), given.weight)
+    with patch.object(loop, "Stepper", stepper):
+        sys.exit(main(["train", *given.train]))
