@@ -117,6 +117,17 @@ def test_directions_are_those_of_most_variance() -> None:
         torch.testing.assert_close((h @ found.t()).mean(0), torch.zeros(2), atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("known", [FRAMES[:20], torch.zeros(600, 320)], ids=["few", "silent"])
+def test_too_little_to_set_apart_by(
+    checkpoints: dict[str, Checkpoint], known: torch.Tensor
+) -> None:
+    """Fewer frames than the model is wide, or all the same."""
+    config = UpcycleConfig(num_experts=2, start="apart")
+    frames = Frames(known, torch.tensor([1] * len(known)))
+    with pytest.raises(BadInput, match="data: too little speech to set experts apart by"):
+        upcycle(checkpoints["dense"].model, config, frames)
+
+
 def test_the_seed_makes_the_router(checkpoints: dict[str, Checkpoint]) -> None:
     """Same seed, same router; the generator of others is left alone."""
     own = checkpoints["dense"].model

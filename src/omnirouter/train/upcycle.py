@@ -35,6 +35,7 @@ FAINT = 0.01  # of a fresh router's weights: gates differ from even ones by abou
 SPREAD = 2.0  # standard deviation between the logits of two experts that are set apart
 APART_SECONDS = 600.0  # audio that directions are found in
 BATCH_SECONDS = 120.0
+SAME = 1e-6  # variance of frames, summed over dimensions, that is but rounding
 
 
 class Frames(NamedTuple):
@@ -80,7 +81,8 @@ def upcycle(dense: CTCEncoder, config: UpcycleConfig, known: Frames | None = Non
         known: for `start: apart`, utterances to find directions in.
 
     Raises:
-        BadInput: `dense` has experts already, or its sizes or `config` do not allow any.
+        BadInput: `dense` has experts already, its sizes or `config` do not allow any, or `known` is
+            too little.
     """
     if dense.config.routing != "dense":
         raise BadInput(f"has experts already (routing: {dense.config.routing}); give a dense model")
@@ -175,7 +177,13 @@ def directions(heard: Sequence[Tensor], count: int) -> Tensor:
 
     Returns:
         Float32 [C, D], scaled so that a frame's coordinate has a mean deviation of 1 over layers.
+
+    Raises:
+        BadInput: frames are too few, or do not differ in so many directions.
     """
+    variance = min(h_TD.var(dim=0).sum().item() for h_TD in heard)
+    if len(heard[0]) <= heard[0].shape[1] or variance < SAME:
+        raise BadInput("data: too little speech to set experts apart by; give some minutes")
     means_LD = torch.stack([h_TD.mean(dim=0) for h_TD in heard])
     shares = [torch.cov(h_TD.t()) / h_TD.var(dim=0).sum() for h_TD in heard]
     spread_DD = torch.stack(shares).sum(dim=0)
