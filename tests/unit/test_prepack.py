@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig
+from omnirouter.data.prepare import read_manifest
+from omnirouter.evaluate import score as scoring
 from omnirouter.model import CTCEncoder, prepack
 from omnirouter.model.cpu_experts import fused
 from omnirouter.model.layers import Experts
@@ -101,3 +104,22 @@ def test_narrow_models_stay_as_they_are() -> None:
     """Rearranging does not pay below a width, so nothing is copied."""
     original = encoder()
     assert prepack.prepack(original, torch.float32) is original
+
+
+@pytest.mark.usefixtures("_any_width")
+def test_scoring_rearranges(
+    checkpoints: dict[str, Checkpoint], manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same words as from the weights as they are."""
+    made = []
+
+    def seen(encoder: CTCEncoder, dtype: torch.dtype) -> CTCEncoder:
+        made.append(prepack.prepack(encoder, dtype))
+        return made[-1]
+
+    monkeypatch.setattr(scoring, "prepack", seen)
+    ours = scoring.score(checkpoints["omni"], read_manifest(manifest), name="ours")
+    monkeypatch.setattr(scoring, "prepack", lambda encoder, dtype: encoder)
+    plain = scoring.score(checkpoints["omni"], read_manifest(manifest), name="plain")
+    assert ours.hypotheses == plain.hypotheses
+    assert any(isinstance(module, PackedExperts) for module in made[0].modules())

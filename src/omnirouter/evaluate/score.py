@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint
@@ -27,6 +28,7 @@ from omnirouter.evaluate.running import (
     forward,
 )
 from omnirouter.metrics import error_rate
+from omnirouter.model.prepack import prepack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,7 @@ def score(
     Raises:
         BadInput: not one utterance could be used, or none has a transcript.
     """
-    _move(checkpoint, device)
+    checkpoint = _ready(checkpoint, device, precision)
     batches = evaluation_loader(checkpoint, cuts, batch_seconds)
     result = _summarise(
         name,
@@ -239,7 +241,7 @@ def score_groups(
     group_of = {cut.id: _field(cut, group_by) for cut in cuts}
     if not any(group_of.values()):
         raise BadInput(f"group_by: no utterance of the manifest has the field '{group_by}'")
-    _move(checkpoint, device)
+    checkpoint = _ready(checkpoint, device, precision)
     batches = evaluation_loader(checkpoint, cuts, batch_seconds)
     recognised, rejected = _recognise_all(
         checkpoint, batches, progress, precision=precision, decoder=decoder
@@ -315,6 +317,11 @@ def _field(cut: Any, name: str) -> str:
     return "" if value is None else str(value)
 
 
-def _move(checkpoint: Checkpoint, device: str | None) -> None:
+def _ready(checkpoint: Checkpoint, device: str | None, precision: Precision) -> Checkpoint:
+    """The checkpoint on its device; on a CPU with weights as products there want them."""
     if device is not None:
         checkpoint.model.to(device)
+    if next(checkpoint.model.parameters()).device.type != "cpu":
+        return checkpoint
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return replace(checkpoint, model=prepack(checkpoint.model, dtype))
