@@ -55,9 +55,9 @@ HEADER = """# english-small
 
 The model `omnirouter transcribe` and `omnirouter.load()` use when none is named: an Omni-router
 CTC Transformer (arXiv 2507.05724) for English. It began as the encoder of OpenAI's Whisper base:
-each of its feed-forward layers became two experts, one router serves them all, and it learnt to
-write by CTC from a few hours of recordings. It is good for trying the program and for fine-tuning;
-of clear read speech it gives a draft.
+each of its feed-forward layers became two experts, one router serves them all, and from a few hours
+of recordings it learnt to hear what Whisper hears and to write by CTC. It is good for trying the
+program and for fine-tuning; of clear read speech it gives a draft.
 """
 FOOTER = """
 ## Data and licences
@@ -90,7 +90,7 @@ another and the router has hardly begun to tell frames apart: all gates are clos
 
 ## Again from the beginning
 
-See the headers of `omni.yaml` and `last.yaml` in `recipes/small-english/whisper`; then `words` (of
+See the headers of `distil.yaml` and `taught.yaml` in `recipes/small-english/whisper`; then `words` (of
 the two texts, the everyday sentences twice, and three times the texts of the second-language
 recordings), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
 

@@ -77,9 +77,9 @@ class LanguageModelConfig:
 
     language_model: Path | None = None
     lm_words: Path | None = None
-    lm_weight: float = 1.0
+    lm_weight: float = 1.2
     word_score: float = 0.5
-    blank_penalty: float = 1.5
+    blank_penalty: float = 1.2
     beam_size: int = 100
     hot_words: str = ""
     hot_word_score: float = 5.0
