@@ -85,8 +85,14 @@ omnirouter.
 
 Accents and microphones unlike those above, names, short single words and digits, noise, and
 everything beyond read English. Do not use it where an error matters. Whisper base itself makes far
-fewer errors in read English; this model is smaller and faster. Its experts began as copies of one
-another and the router has hardly begun to tell frames apart: all gates are close to one half.
+fewer errors in read English; this model is smaller and faster.
+
+## What its experts do
+
+Both get about half of the frames: one voiced sounds, the other silence and noise. From the second
+layer on all layers send nearly every frame to the same one; deep layers do so with certainty, the
+first ones with even gates. They began as copies set apart by the direction in which frames differ
+most (`omnirouter upcycle --start apart`).
 
 ## Again from the beginning
 

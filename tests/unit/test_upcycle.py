@@ -86,20 +86,30 @@ def test_plain_copies_are_equal_at_gate_one(checkpoints: dict[str, Checkpoint]) 
     torch.testing.assert_close(log_probs(model), log_probs(own), rtol=0, atol=1e-5)
 
 
-def test_experts_set_apart(checkpoints: dict[str, Checkpoint]) -> None:
-    """The router decides at once, evenly, and alike in all layers; the output stays near."""
+@pytest.mark.parametrize("routing", ["switch", "omni"])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_experts_set_apart(checkpoints: dict[str, Checkpoint], routing: str, top_k: int) -> None:
+    """Routers decide at once, evenly, Omni's alike in all layers; the output stays near."""
     own = checkpoints["dense"].model
-    known = Frames(FRAMES.repeat(20, 1).normal_(), torch.tensor([200, 400]))
-    for experts in (2, 4):
-        model = upcycle(own, UpcycleConfig(num_experts=experts, start="apart"), known)
+    generator = torch.Generator().manual_seed(1)
+    known = Frames(torch.randn(600, 320, generator=generator), torch.tensor([200, 400]))
+    for experts in (2 * top_k, 4 * top_k):
+        config = UpcycleConfig(
+            routing=routing,  # type: ignore[arg-type]
+            num_experts=experts,
+            top_k=top_k,
+            start="apart",
+        )
+        model = upcycle(own, config, known)
         with torch.no_grad():
             output, expected = model(*known), own(*known).log_probs
-        even = upcycle(own, UpcycleConfig(num_experts=experts, start="plain"))(*known)
-        for routing in output.routings:
-            assert usage(routing.expert_A.numpy(), experts).min() > 0.5 / experts
-            assert routing.gate_A.mean() > 1.3 / experts
-        first, second = (routing.expert_A.numpy() for routing in output.routings[:2])
-        assert cramers_v(contingency(first, second, experts)) > 0.3
+            even = upcycle(own, replace(config, start="plain"))(*known)
+        for made in output.routings:
+            assert usage(made.expert_A.numpy(), experts).min() > 0.5 / experts
+            assert made.gate_A.mean() > 1.3 / experts
+        if routing == "omni" and top_k == 1:
+            first, second = (made.expert_A.numpy() for made in output.routings[:2])
+            assert cramers_v(contingency(first, second, experts)) > 0.3
         assert (output.log_probs - expected).norm() < (even.log_probs - expected).norm() / 2
 
 
