@@ -96,8 +96,8 @@ most (`omnirouter upcycle --start apart`).
 
 ## Again from the beginning
 
-See the headers of `distil.yaml` and `taught.yaml` in `recipes/small-english/whisper`; then `words` (of
-the two texts, the everyday sentences twice, and three times the texts of the second-language
+See the headers of `distil.yaml` and `taught.yaml` in `recipes/small-english/whisper`; then `words`
+(of the two texts, the everyday sentences twice, and three times the texts of the second-language
 recordings), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
 
 ## Licence of Whisper

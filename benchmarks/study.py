@@ -9,10 +9,11 @@ is upcycling worth it?
 
 Parts are `experts` (Dense, Switch and Omni with 2, 4 and 8 experts), `family` (other routers with
 4), `balance` (forms and weights), `spikes` (wrong labels, mixed domains) and `upcycling` (Omni with
-4 experts, upcycled from the Dense model of the same seed and trained as long as that was, against
-as many steps from scratch as both had). Otherwise every arm has the same active size, data and
-steps. What is finished in the folder is kept, so a killed study goes on; arms are trained two at a
-time (`--at-once`), a thread each. Writes benchmarks/results/study-PART.json and prints its tables.
+4 experts, upcycled from the Dense model of the same seed, alike or set apart, and trained as long
+as that was, against as many steps from scratch as both had). Otherwise every arm has the same
+active size, data and steps. What is finished in the folder is kept, so a killed study goes on; arms
+are trained two at a time (`--at-once`), a thread each. Writes benchmarks/results/study-PART.json
+and prints its tables.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ SPIKES: dict[str, Arm] = PLAIN | {
 UPCYCLING: dict[str, Arm] = {
     "Dense, twice": {"routing": "dense", "times": 2},
     "Omni 4, twice": {"routing": "omni", "times": 2},
-    "Omni 4, upcycled": {"routing": "omni", "upcycled": True},
+    "Omni 4, upcycled": {"routing": "omni", "upcycled": "upcycled"},
+    "Omni 4, set apart": {"routing": "omni", "upcycled": "apart"},
 }
 PARTS = {
     "experts": EXPERTS,
@@ -138,7 +140,7 @@ def arm_config(
     run = {k: v for k, v in arm.items() if k.startswith(("load_balance", "router_losses"))}
     config = replace(base, out=str(out), model=model, **run)
     if arm.get("upcycled"):
-        config = replace(config, init=str(out / "upcycled"))
+        config = replace(config, init=str(out / arm["upcycled"]))
     for kind, name in MANIFESTS.items():
         if arm.get(kind):
             path = manifests["train"].with_name(name)
@@ -226,6 +228,8 @@ def upcycle_all(
     for config in runs.values():
         if config.init and not (Path(config.init) / "config.json").exists():
             start = UpcycleConfig(num_experts=config.model.num_experts, seed=config.seed)
+            if Path(config.init).name == "apart":
+                start = replace(start, start="apart", data=config.data.train[0])
             upcycle_checkpoint(Path(dense[config.seed].out) / "best", Path(config.init), start)
 
 
