@@ -52,14 +52,15 @@ class Teacher:
 
     Args:
         weights: of a CTranslate2 model.
+        device: where it listens.
     """
 
-    def __init__(self, weights: Weights) -> None:
-        own = {name: value for name, value in weights.items() if name.startswith("encoder/")}
+    def __init__(self, weights: Weights, device: torch.device) -> None:
+        own = {n: value.to(device) for n, value in weights.items() if n.startswith("encoder/")}
         self.layers = sum(name.endswith("/ffn/linear_0/bias") for name in own)
         self.norms = [layer(own, n, "self_attention/layer_norm") for n in range(1, self.layers)]
         self.norms.append((own["encoder/layer_norm/gamma"], own["encoder/layer_norm/beta"]))
-        self.hears = FeatureExtractor()
+        self.hears, self.device = FeatureExtractor(), device
         # autocast would cast the matrices for each recording anew
         self.weights = {
             name: value.bfloat16() if value.ndim > 1 and "encodings" not in name else value
@@ -85,8 +86,8 @@ class Teacher:
                 raise BadInput("data.max_s: Whisper hears 30 s at once; set 25 (speeds lengthen)")
             level = np.sqrt(np.square(waveform).mean()) + 1e-6
             sound = np.pad(waveform * np.float32(LEVEL / level), (0, TAIL))
-            mels = torch.from_numpy(self.hears(sound, padding=0)).float()
-            with torch.autocast("cpu", torch.bfloat16):
+            mels = torch.from_numpy(self.hears(sound, padding=0)).float().to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
                 states = list(whisper_stages(mels, self.weights, self.layers))
             for kept, number in zip(found, compared(self.layers), strict=True):
                 x_TD = self.normed(states[2 * number][: steps * count], number)
@@ -98,23 +99,25 @@ class Distilling(Stepper):
     """Steps with a teacher; see `Stepper`.
 
     Raises:
-        BadInput: the model has other layers than the teacher.
+        BadInput: the model has other layers than the teacher, or reads two views.
     """
 
-    def __init__(self, teacher: Teacher, weight: float, *given: Any) -> None:
+    def __init__(self, whisper: Weights, weight: float, *given: Any) -> None:
         super().__init__(*given)
-        self.teacher, self.weight = teacher, weight
+        self.teacher, self.weight = Teacher(whisper, self.team.device), weight
         self.heard: dict[int, Tensor] = {}
         self.shares: list[list[float]] = []
         network = self.engine.network
-        if len(network.blocks) != teacher.layers:
+        layers = self.teacher.layers
+        if self.config.views > 1:
+            raise BadInput("consistency: the teacher is for one view of an utterance; set 0")
+        if len(network.blocks) != layers:
             raise BadInput(
-                f"init: has {len(network.blocks)} layers, this Whisper {teacher.layers}; "
+                f"init: has {len(network.blocks)} layers, this Whisper {layers}; "
                 "begin with what whisper_start.py made of it"
             )
-        for number in compared(teacher.layers):
-            last = number == teacher.layers
-            module = network.norm if last else network.blocks[number - 1]
+        for number in compared(layers):
+            module = network.norm if number == layers else network.blocks[number - 1]
             module.register_forward_hook(partial(self.keep, number))
 
     def keep(self, number: int, module: nn.Module, given: Any, output: Any) -> None:
@@ -157,6 +160,6 @@ if __name__ == "__main__":
     parser.add_argument("--weight", type=float, default=2000.0)
     parser.add_argument("train", nargs=argparse.REMAINDER)
     given = parser.parse_args()
-    stepper = partial(Distilling, Teacher(read_weights(given.whisper / "model.bin")), given.weight)
+    stepper = partial(Distilling, read_weights(given.whisper / "model.bin"), given.weight)
     with patch.object(loop, "Stepper", stepper):
         sys.exit(main(["train", *given.train]))
