@@ -170,6 +170,27 @@ def test_command_sets_apart(dense: str, manifest: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(routers[0][0], -routers[0][1])
 
 
+def test_recordings_that_cannot_be_read(
+    dense: str, manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are left out, and how many is said; if there are no others it ends."""
+    given = ["upcycle", dense, str(tmp_path / "out"), "--num-experts", "2", "--start", "apart"]
+    assert main([*given, "--data", str(manifest)]) == 0
+    assert "1 utterance rejected: 1 unreadable audio" in caplog.text
+    broken = manifest.with_name("all-broken.jsonl")
+    broken.write_text(manifest.read_text().splitlines()[-1] + "\n")
+    assert main([*given, "--data", str(broken)]) == 2
+
+
+def test_recordings_are_read_last(
+    dense: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with the rest is said before."""
+    given = ["--start", "apart", "--data", str(tmp_path / "none.jsonl"), "--num-experts", "3"]
+    assert main(["upcycle", dense, str(tmp_path / "out"), *given]) == 2
+    assert "an even num_experts, not omni and 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

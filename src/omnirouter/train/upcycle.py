@@ -9,6 +9,7 @@ Letters: L layers, T frames, D model width, N experts, C directions.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,12 +21,15 @@ from torch import Tensor
 
 from omnirouter.audio import extract
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
-from omnirouter.config import BadInput, FeatureConfig
+from omnirouter.config import BadInput, FeatureConfig, ModelConfig
+from omnirouter.data.batch import RejectLog
 from omnirouter.data.loader import Loader, LoaderConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.layers import EncoderBlock, Experts
 from omnirouter.model.routing import RoutingContext
+
+log = logging.getLogger(__name__)
 
 EXPERT_OF = {"up.weight": "up_NFD", "up.bias": "up_bias_NF"} | {
     "down.weight": "down_NDF",
@@ -84,23 +88,7 @@ def upcycle(dense: CTCEncoder, config: UpcycleConfig, known: Frames | None = Non
         BadInput: `dense` has experts already, its sizes or `config` do not allow any, or `known` is
             too little.
     """
-    if dense.config.routing != "dense":
-        raise BadInput(f"has experts already (routing: {dense.config.routing}); give a dense model")
-    if config.num_experts < 2:
-        raise BadInput(f"num_experts: at least 2, not {config.num_experts}")
-    if (config.start == "apart") != (known is not None):
-        raise BadInput("data: recordings are for start: apart, which needs them")
-    if config.start == "apart" and (config.num_experts % 2 or config.routing == "omni-once"):
-        raise BadInput(
-            "start: apart needs routing: omni or switch and an even num_experts, not "
-            f"{config.routing} and {config.num_experts}"
-        )
-    sizes = replace(
-        dense.config,
-        routing=config.routing,
-        num_experts=config.num_experts,
-        router=replace(dense.config.router, top_k=config.top_k),
-    )
+    sizes = _sizes(dense.config, config, known is not None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = CTCEncoder(sizes)
@@ -121,6 +109,27 @@ def upcycle(dense: CTCEncoder, config: UpcycleConfig, known: Frames | None = Non
     elif known is not None:
         _set_apart(model, _read_by_experts(dense, known))
     return model.eval()
+
+
+def _sizes(dense: ModelConfig, config: UpcycleConfig, recorded: bool) -> ModelConfig:
+    """Of the model with experts; `recorded` is whether there are recordings."""
+    if dense.routing != "dense":
+        raise BadInput(f"has experts already (routing: {dense.routing}); give a dense model")
+    if config.num_experts < 2:
+        raise BadInput(f"num_experts: at least 2, not {config.num_experts}")
+    if (config.start == "apart") != recorded:
+        raise BadInput("data: recordings are for start: apart, which needs them")
+    if config.start == "apart" and (config.num_experts % 2 or config.routing == "omni-once"):
+        raise BadInput(
+            "start: apart needs routing: omni or switch and an even num_experts, not "
+            f"{config.routing} and {config.num_experts}"
+        )
+    return replace(
+        dense,
+        routing=config.routing,
+        num_experts=config.num_experts,
+        router=replace(dense.router, top_k=config.top_k),
+    )
 
 
 def _copies(value: Tensor, part: str, config: UpcycleConfig, scale: float) -> Tensor:
@@ -197,23 +206,26 @@ def directions(heard: Sequence[Tensor], count: int) -> Tensor:
 
 
 def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
-    """Ten minutes of recordings, or what there is, chosen at random.
+    """Ten minutes of recordings, or what there is, chosen at random; says how many it left out.
 
     Raises:
         BadInput: the manifest is wrong, or holds no audio that can be read.
     """
     data = LoaderConfig(max_seconds=BATCH_SECONDS, shuffle=True, seed=seed)
     loader = Loader(read_manifest(manifest), features=features, tokenizer=None, data=data)
-    parts, seconds = [], 0.0
+    parts, rejected, seconds = [], RejectLog(), 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:
             if len(batch):
                 parts.append(extract(batch.waveforms, features))
+            rejected.add(batch.rejected)
             seconds += batch.seconds
             if seconds >= APART_SECONDS:
                 break
     if not parts:
-        raise BadInput(f"{manifest}: holds no audio that can be read")
+        raise BadInput(f"{manifest}: holds no audio that can be read; {rejected.summary()}")
+    if rejected:
+        log.warning("%s: %s", manifest, rejected.summary())
     return Frames(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -227,6 +239,10 @@ def upcycle_checkpoint(folder: Path, out: Path, config: UpcycleConfig) -> CTCEnc
     if out.resolve() == folder.resolve():
         raise BadInput(f"out: {out} is the dense checkpoint itself; choose another folder")
     checkpoint = load_checkpoint(folder)
+    try:
+        _sizes(checkpoint.config, config, bool(config.data))  # before recordings are read
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from error
     known = None
     if config.data:
         known = recordings(config.data, checkpoint.config.features, config.seed)
