@@ -15,6 +15,7 @@ from typing import Any, Literal
 # `X as X` marks what other rooms import from here
 from omnirouter.errors import BadInput as BadInput
 from omnirouter.errors import OmnirouterError as OmnirouterError
+from omnirouter.errors import require_numbers
 from omnirouter.model_config import CONVOLVED as CONVOLVED
 from omnirouter.model_config import AttentionContext as AttentionContext
 from omnirouter.model_config import FeatureConfig as FeatureConfig
@@ -28,11 +29,13 @@ from omnirouter.training_config import AugmentConfig as AugmentConfig
 from omnirouter.training_config import DataConfig as DataConfig
 from omnirouter.training_config import OptimConfig as OptimConfig
 from omnirouter.training_config import TokenizerConfig as TokenizerConfig
+from omnirouter.use_config import RATES as RATES
 from omnirouter.use_config import SHIPPED as SHIPPED
 from omnirouter.use_config import SHIPPED_WORDS as SHIPPED_WORDS
 from omnirouter.use_config import LanguageModelConfig as LanguageModelConfig
 from omnirouter.use_config import Listening as Listening
 from omnirouter.use_config import SharConfig as SharConfig
+from omnirouter.use_config import require_rate as require_rate
 
 BLANK = 0  # CTC blank; the tokenizer keeps this id free
 
@@ -92,6 +95,9 @@ class RunConfig:
     max_skipped: int = 20
 
     def __post_init__(self) -> None:
+        turns = ("steps", "validate_every", "checkpoint_every", "log_every", "max_skipped")
+        others = ("seed", "load_balance_weight", "patience", "average")
+        require_numbers(self, "", dict.fromkeys(turns, 1) | dict.fromkeys(others, 0))
         if problem := self.router_losses.problem():
             raise BadInput(problem)
         if not 0 <= self.consistency < math.inf:

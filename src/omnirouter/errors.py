@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 
 class OmnirouterError(Exception):
     """A failure the user can act on: the message is one line that names what to change.
@@ -12,3 +14,25 @@ class OmnirouterError(Exception):
 
 class BadInput(OmnirouterError, ValueError):
     """An argument, file or recipe is wrong; the command line ends with exit status 2."""
+
+
+def require_numbers(
+    values: object, where: str, least: Mapping[str, float], above_zero: Sequence[str] = ()
+) -> None:
+    """Refuse numbers of a configuration that are too small.
+
+    Args:
+        values: the configuration.
+        where: what stands before its keys in messages, such as `optim.`.
+        least: the smallest value of each key.
+        above_zero: keys whose values are more than zero.
+
+    Raises:
+        BadInput: one is too small, or no number.
+    """
+    for name, smallest in least.items():
+        if not getattr(values, name) >= smallest:
+            raise BadInput(f"{where}{name}: at least {smallest:g}, not {getattr(values, name)}")
+    for name in above_zero:
+        if not getattr(values, name) > 0:
+            raise BadInput(f"{where}{name}: more than 0, not {getattr(values, name)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from omnirouter.errors import BadInput
+from omnirouter.errors import BadInput, require_numbers
 from omnirouter.router_config import ONE_ROUTER, WHOLE_UTTERANCE, RouterConfig, Routing
 
 CONVOLVED = 3  # neighbours that a convolution of the stem looks at, itself among them
@@ -44,6 +44,12 @@ class FeatureConfig:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        above = ("sample_rate", "window_s", "shift_s")
+        require_numbers(self, "features.", {"num_mels": 1, "stack": 1}, above)
+        if self.frame_samples < self.stack:
+            raise BadInput(f"features.shift_s: a sample or more, not {self.shift_s} s")
+
     @property
     def learnt(self) -> bool:
         """Whether mean and deviation are those of the training set."""
@@ -55,9 +61,14 @@ class FeatureConfig:
         return self.stack * self.num_mels
 
     @property
+    def frame_samples(self) -> int:
+        """Samples between two (stacked) frames; the stride is a whole number of them."""
+        return self.stack * round(self.shift_s * self.sample_rate)
+
+    @property
     def frame_s(self) -> float:
         """Seconds between two (stacked) frames."""
-        return self.stack * self.shift_s
+        return self.frame_samples / self.sample_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +169,8 @@ class ModelConfig:
             return f"vocab_size: blank and one piece make 2, not {self.vocab_size}"
         if self.local_width < 0 or (self.local_width and self.local_width % 2 == 0):
             return f"local_width: an odd number of frames, or 0 for none, not {self.local_width}"
+        if self.num_heads is not None and self.num_heads < 1:
+            return f"num_heads: must be at least 1, not {self.num_heads}"
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             return (
                 f"num_heads: {self.heads} heads do not divide dim {self.dim} into even parts; "

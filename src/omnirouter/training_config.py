@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from omnirouter.errors import BadInput
+from omnirouter.errors import BadInput, require_numbers
+
+SPEEDS = (0.1, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class AugmentConfig:
     cape: bool = True  # not in paper
 
     def __post_init__(self) -> None:
+        counts = ("frequency_masks", "frequency_width", "time_masks", "time_width")
+        require_numbers(self, "augment.", dict.fromkeys((*counts, "time_ratio"), 0))
         for problem in (self._ranges(), self._sounds()):
             if problem:
                 raise BadInput(problem)
@@ -68,9 +72,11 @@ class AugmentConfig:
         for name in ("noise_snr_db", "volume_db"):
             if not all(map(math.isfinite, getattr(self, name))):
                 return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
-        for name in ("vtlp", "speeds"):
-            if not all(0 < factor < math.inf for factor in getattr(self, name)):
-                return f"augment.{name}: factors above 0, not {list(getattr(self, name))}"
+        if not all(0 < factor < math.inf for factor in self.vtlp):
+            return f"augment.vtlp: factors above 0, not {list(self.vtlp)}"
+        if not all(SPEEDS[0] <= factor <= SPEEDS[1] for factor in self.speeds):
+            low, high = SPEEDS
+            return f"augment.speeds: factors from {low:g} to {high:g}, not {list(self.speeds)}"
         return None
 
     def _sounds(self) -> str | None:
@@ -113,6 +119,10 @@ class DataConfig:
     workers: int = 0
     cache_gb: float = 0.0
 
+    def __post_init__(self) -> None:
+        least = {"buckets": 1, "min_s": 0, "workers": 0, "cache_gb": 0}
+        require_numbers(self, "data.", least, ("batch_hours", "device_seconds", "max_s"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -143,9 +153,11 @@ class OptimConfig:
     muon_lr: float = 0.0  # not in paper
 
     def __post_init__(self) -> None:
-        for name in ("warmup_steps", "cosine_steps", "halve_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"optim.{name}: at least 1 step, not {getattr(self, name)}")
+        steps = dict.fromkeys(("warmup_steps", "cosine_steps", "halve_every"), 1)
+        least = steps | dict.fromkeys(("floor", "weight_decay", "muon_lr"), 0)
+        require_numbers(self, "optim.", least, ("peak_lr", "eps", "clip"))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise BadInput(f"optim.betas: two numbers in [0, 1), not {list(self.betas)}")
 
 
 @dataclass(frozen=True, kw_only=True)

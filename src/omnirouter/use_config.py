@@ -14,6 +14,17 @@ from omnirouter.errors import BadInput
 
 SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
 SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
+RATES = (100, 1_000_000)  # Hz; any other is no audio
+
+
+def require_rate(sample_rate: int) -> None:
+    """Refuse what is no rate of audio.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if not RATES[0] <= sample_rate <= RATES[1]:
+        raise BadInput(f"sample_rate: {RATES[0]} to {RATES[1]} Hz, not {sample_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)

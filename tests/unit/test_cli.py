@@ -20,6 +20,7 @@ import omnirouter
 from omnirouter import cli
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from omnirouter.cli import COMMANDS, main
+from omnirouter.cli.scoring import named_manifests
 from omnirouter.config import (
     PRESETS,
     DataConfig,
@@ -28,6 +29,7 @@ from omnirouter.config import (
     RunConfig,
     count_parameters,
 )
+from omnirouter.evaluate.score import SetResult, score
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.train import TrainResult
 
@@ -332,6 +334,46 @@ def test_manifests_of_one_name_stay_apart(
     assert list(json.loads(capsys.readouterr().out)) == [p.removesuffix(".jsonl") for p in paths]
 
 
+def test_manifests_of_one_name_in_one_folder_stay_apart(tmp_path: Path) -> None:
+    for name in ("dev.jsonl", "dev.jsonl.gz", "test.jsonl"):
+        (tmp_path / name).touch()
+    plain, packed, test = (tmp_path / n for n in ("dev.jsonl", "dev.jsonl.gz", "test.jsonl"))
+    expected = {str(plain): plain, str(packed): packed, "test": test}
+    assert named_manifests([str(tmp_path)]) == expected
+    assert named_manifests([str(tmp_path), str(plain)]) == expected
+
+
+def test_hypotheses_of_an_id_that_is_no_utf_8(model: str, manifest: Path, tmp_path: Path) -> None:
+    row = {"audio_filepath": str(manifest.parent / "0.wav"), "text": "light", "id": "caf\udce9"}
+    (tmp_path / "odd.jsonl").write_text(json.dumps(row) + "\n")
+    found = tmp_path / "found.jsonl"
+    arguments = ["evaluate", model, str(tmp_path / "odd.jsonl"), "--hypotheses", str(found)]
+    assert main(arguments) == 0
+    assert json.loads(found.read_text(encoding="utf-8"))["id"] == "caf\udce9"
+
+
+def test_finished_sets_outlive_any_error(
+    model: str,
+    manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails_later(*arguments: Any, name: str, **options: Any) -> SetResult:
+        if name == "later":
+            raise RuntimeError("out of memory")
+        return score(*arguments, name=name, **options)
+
+    monkeypatch.setattr("omnirouter.evaluate.score.score", fails_later)
+    later = tmp_path / "later.jsonl"
+    shutil.copy(manifest, later)
+    figures = tmp_path / "wer.json"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main(["evaluate", model, str(manifest), str(later), "--json", "--output", str(figures)])
+    assert list(json.loads(figures.read_text())) == ["test"]
+    assert list(json.loads(capsys.readouterr().out)) == ["test"]
+
+
 def test_a_set_without_usable_audio_does_not_cost_the_others(
     model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -459,12 +501,40 @@ def test_folders_globs_and_standard_input(
         str(audio / "3.wav"),
         str(audio / "4.wav"),
     ]
+    assert main(["transcribe", str(folder / "*"), "--model", model, "--output-dir", str(out)]) == 1
+    assert "notes.txt: not readable" in capsys.readouterr().err
     assert main(["transcribe", str(audio / "3.wav"), "--model", model, *VAD_OFF]) == 0
     text = capsys.readouterr().out
     with (audio / "3.wav").open("rb") as file:
         monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
         assert main(["transcribe", "-", "--model", model, *VAD_OFF]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_a_name_that_is_no_utf_8(model: str, manifest: Path, tmp_path: Path) -> None:
+    named = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    shutil.copy(manifest.parent / "3.wav", named)
+    out = tmp_path / "out"
+    command = ["transcribe", named, "--model", model, "--format", "json", "--output-dir", str(out)]
+    assert main(command) == 0
+    (written,) = out.iterdir()
+    assert json.loads(written.read_text())["audio"] == named
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [("", "audio: an argument is empty"), ("-", "standard input: is closed")],
+)
+def test_audio_that_is_none(
+    model: str,
+    audio: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["transcribe", audio, "--model", model]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_transcripts_do_not_overwrite_each_other(

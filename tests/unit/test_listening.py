@@ -143,7 +143,7 @@ def test_a_file(
         (["-", "--format", "txt,json"], b"", "format: --stream prints txt or json, not txt,json"),
         (["-", "--output-dir", "out"], b"", "output_dir: --stream"),
         (["-", "--vad", "silero"], b"", "vad: --stream"),
-        (["-", "--sample-rate", "0"], b"", "sample_rate: 1 Hz or more"),
+        (["-", "--sample-rate", "0"], b"", "sample_rate: 100 to 1000000 Hz, not 0"),
         (["nowhere.wav"], b"", "nowhere.wav: no such file"),
         (["."], b"", ".: is a folder"),
     ],

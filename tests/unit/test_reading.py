@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
+from threading import Thread
 
 import av
 import numpy as np
@@ -74,20 +76,24 @@ def test_an_opened_file(tmp_path: Path) -> None:
         read(OpenFile(io.BytesIO(b"no sound" * 100), "upload"))
 
 
-def encode(path: Path, codec: str, seconds: float, *, video: bool = False) -> None:
+def encode(
+    path: Path, codec: str, seconds: float, *, video: bool = False, begin: float = 0.0
+) -> None:
+    """A track of sound that begins at `begin`; a picture track, if any, at zero."""
     with av.open(path, "w") as container:
         track = container.add_stream(codec, rate=48_000)
         if video:
             picture = container.add_stream("mpeg4", rate=Fraction(5))
             picture.width = picture.height = 32
             picture.pix_fmt = "yuv420p"
-            for _ in range(int(5 * seconds)):
+            for _ in range(int(5 * (begin + seconds))):
                 frame = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
                 container.mux(picture.encode(frame))
             container.mux(picture.encode(None))
         samples = wave(seconds, 48_000)[:, 0].astype(np.float32)
         frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
         frame.sample_rate = 48_000
+        frame.pts, frame.time_base = round(begin * 48_000), Fraction(1, 48_000)
         container.mux(track.encode(frame))
         container.mux(track.encode(None))
 
@@ -103,6 +109,51 @@ def test_video_and_what_libsndfile_cannot_read(
     samples = read(tmp_path / name)
     assert len(samples) == pytest.approx(12 * RATE, abs=0.1 * RATE)
     assert np.abs(np.fft.rfft(samples[5 * RATE : 6 * RATE])).argmax() == 440
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
+def test_sound_that_begins_later_than_the_picture(tmp_path: Path, name: str) -> None:
+    """Times are the video's; those of a track by itself begin with it."""
+    encode(tmp_path / name, "aac", 4.0, video=True, begin=3.0)
+    samples = read(tmp_path / name)
+    assert len(samples) == pytest.approx(7 * RATE, abs=0.1 * RATE)
+    assert not samples[: int(2.9 * RATE)].any()
+    assert np.abs(samples[int(3.2 * RATE) :]).max() > 0.2
+    encode(tmp_path / name, "aac", 4.0, begin=3.0)
+    assert len(read(tmp_path / name)) == pytest.approx(4 * RATE, abs=0.1 * RATE)
+
+
+@pytest.mark.parametrize("name", ["a.aac", "a.ts"])
+def test_what_is_damaged_in_the_middle_is_left_out(tmp_path: Path, name: str) -> None:
+    encode(tmp_path / name, "aac", 12.0)
+    data = bytearray((tmp_path / name).read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 300] = b"\xa5" * 300
+    (tmp_path / name).write_bytes(data)
+    assert len(read(tmp_path / name)) > 11 * RATE
+    (tmp_path / name).write_bytes(data[: 2 * len(data) // 3])
+    assert len(read(tmp_path / name)) == pytest.approx(8 * RATE, abs=RATE)
+
+
+def test_a_pipe(tmp_path: Path) -> None:
+    """Which cannot be positioned, is kept on disk."""
+    soundfile.write(tmp_path / "a.wav", wave(1.0), RATE)
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(
+        target=(tmp_path / "pipe").write_bytes, args=[(tmp_path / "a.wav").read_bytes()]
+    )
+    writer.start()
+    assert len(read(tmp_path / "pipe")) == RATE
+    writer.join()
+
+
+def test_a_damaged_file_is_told_to_a_tenth_of_a_second(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "a.flac", 0.3 * rng.uniform(-1, 1, 25 * RATE), RATE)
+    data = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "a.flac").write_bytes(data[: len(data) * 18 // 25])
+    with pytest.raises(BadInput, match=r"damaged after 1[78]\.\d s"):
+        read(tmp_path / "a.flac")
 
 
 def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,10 +149,37 @@ def test_samples_may_be_integers_tensors_and_of_another_rate(random: Transcriber
     assert expected.words
     assert random.transcribe(coded) == expected
     assert random.transcribe(torch.from_numpy(coded)) == expected
+    assert random.transcribe(torch.from_numpy(coded).double() / 2**15) == expected
+    assert random.transcribe(coded.astype(np.int32) << 16) == expected
+    middle = np.full(RATE, 128, np.uint8)  # of 8-bit files: silence
+    assert random.transcribe(middle).text == ""
     assert random.transcribe(coded, sample_rate=8_000).duration == 4.0
+    ((_, found),) = random.transcribe_many([coded])
+    assert found == expected
 
 
-@pytest.mark.parametrize("samples", [np.zeros((2, 800)), np.array([0.0, np.nan] * 800)])
+@pytest.mark.parametrize("rate", [0, -8_000, 10**9])
+def test_rates_that_are_none(random: Transcriber, rate: int) -> None:
+    with pytest.raises(BadInput, match="sample_rate: 100 to 1000000 Hz"):
+        random.transcribe(noise(1.0), sample_rate=rate)
+
+
+def test_samples_of_several_are_checked_too(random: Transcriber) -> None:
+    """What is wrong with one is said of that one."""
+    found = list(random.transcribe_many([np.full(RATE, np.nan), noise(2.0).astype(np.float64)]))
+    assert isinstance(found[0][1], BadInput)
+    assert not isinstance(found[1][1], BadInput) and found[1][1].words
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.zeros((2, 800)),
+        np.array([0.0, np.nan] * 800),
+        np.array(["a", "b"]),
+        np.array([100, -100] * 800),  # 64 bits: of what range?
+    ],
+)
 def test_samples_that_are_not_mono_numbers_are_refused(
     random: Transcriber, samples: np.ndarray
 ) -> None:

@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(command, arguments[1:])
         else:
             status = _without_command(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where it was closed before the start
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

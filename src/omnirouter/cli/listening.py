@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omnirouter.cli.common import DONE
 from omnirouter.config import BadInput, Listening
@@ -75,8 +75,19 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
     return DONE
 
 
+def standard_input() -> BinaryIO:
+    """Bytes of standard input.
+
+    Raises:
+        BadInput: it was closed before the program began.
+    """
+    if sys.stdin is None:
+        raise BadInput("standard input: is closed; pipe audio in, or name a file")
+    return sys.stdin.buffer
+
+
 def _standard_input(stream: Stream) -> Iterator[list[Update]]:
-    source: Any = sys.stdin.buffer  # whose type does not tell of read1
+    source: Any = standard_input()  # whose type does not tell of read1
     data = source.read1(READ_BYTES)
     if not data:
         raise BadInput("standard input: is empty; give raw 16-bit mono samples")

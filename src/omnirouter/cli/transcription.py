@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import shutil
-import sys
-import tempfile
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from omnirouter.cli.common import Compute, require_writable, status
 from omnirouter.cli.explain import did_you_mean
-from omnirouter.cli.listening import STDIN, listen, require_streamable
-from omnirouter.config import BadInput, LanguageModelConfig, Listening
+from omnirouter.cli.listening import STDIN, listen, require_streamable, standard_input
+from omnirouter.config import BadInput, LanguageModelConfig, Listening, require_rate
 from omnirouter.serve.subtitles import WRITERS, Layout
 from omnirouter.serve.transcript import Transcript
 
@@ -40,8 +38,7 @@ class Hearing(Listening):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sample_rate < 1:
-            raise BadInput(f"sample_rate: 1 Hz or more, not {self.sample_rate}")
+        require_rate(self.sample_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,24 +184,30 @@ def _run(recogniser: Recogniser, sources: Sequence[Source], deliver: Deliver) ->
 
 def _sources(arguments: Sequence[str]) -> list[Source]:
     """Files named, found in folders or by globs, each once."""
-    from omnirouter.serve.reading import SUFFIXES
-
     found: dict[str, Source] = {}
     for argument in arguments:
-        path = Path(argument)
+        if not argument:
+            raise BadInput("audio: an argument is empty; name a file, or . for this folder")
         if argument == STDIN:
             found[argument] = Source(argument, Path("stdin"))
-        elif path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not files:
-                raise BadInput(f"{argument}: is a folder without audio files")
-            for file in files:
-                found[str(file)] = Source(str(file), file.relative_to(path).with_suffix(""))
-        else:
-            names = [] if path.exists() else sorted(glob.glob(argument, recursive=True))
-            for name in names or [argument]:
+            continue
+        names = [] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
+        for name in names or [argument]:
+            if not os.path.isdir(name):
                 found[name] = Source(name, Path(Path(name).stem))
+                continue
+            inside = _in_folder(Path(name))
+            if not inside and not names:
+                raise BadInput(f"{argument}: is a folder without audio files")
+            found |= {source.name: source for source in inside if source.name not in found}
     return list(found.values())
+
+
+def _in_folder(folder: Path) -> list[Source]:
+    from omnirouter.serve.reading import SUFFIXES
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return [Source(str(file), file.relative_to(folder).with_suffix("")) for file in files]
 
 
 def _require_targets(sources: Sequence[Source], folder: Path) -> None:
@@ -271,17 +274,14 @@ class _Files:
 
 def _opened(sources: Sequence[Source], stack: ExitStack) -> Iterator[str | OpenFile]:
     """Paths as they are; standard input as a file on disk, since it may be longer than memory."""
-    from omnirouter.serve.reading import OpenFile
+    from omnirouter.serve.reading import OpenFile, spooled
 
     for source in sources:
         if source.name != STDIN:
             yield source.name
             continue
-        spooled = tempfile.TemporaryFile()  # noqa: SIM115 (the stack closes it)
-        stack.enter_context(spooled)
-        shutil.copyfileobj(sys.stdin.buffer, spooled)
-        spooled.seek(0)
-        yield OpenFile(spooled, "standard input")
+        kept = stack.enter_context(spooled(standard_input()))
+        yield OpenFile(kept, "standard input")
 
 
 def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:
@@ -289,4 +289,5 @@ def _percent(update: Callable[[float], None], files: int) -> Callable[[int, floa
 
 
 def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+    # a file's name, which JSON tells, may be no UTF-8
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput
+from omnirouter.config import RATES, BadInput
 
 BLOCK_S = 10.0  # read at a time
 BLOCK_VALUES = 2**22  # but no more than this, whatever rate and channels a header claims
-RATES = (100, 1_000_000)  # Hz; any other is no audio
+DAMAGED_S = 0.1  # read at a time where something is damaged
+GAPS_S = (0.05, 3600.0)  # of a track that count as silence; longer ones are damaged times
 # FFmpeg's demuxers that read one file: none that fetches what a playlist names
 AV_FORMATS = (
     "aac,ac3,aiff,amr,ape,asf,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpeg,mpegts,mxf,ogg,rm,tta,"
@@ -69,6 +72,9 @@ class AudioStream:
             if not self._file.read(1):
                 raise BadInput(f"{self.name}: the file is empty")
             self._sound = self._decoder()
+        except OSError as error:
+            self.close()
+            raise BadInput(f"{self.name}: cannot be read ({_one_line(error)})") from error
         except BaseException:
             self.close()
             raise
@@ -154,12 +160,18 @@ class _Sound:
 
     def blocks(self) -> Iterator[Samples]:
         size = max(1, min(round(BLOCK_S * self.rate), BLOCK_VALUES // self._sound.channels))
+        least = max(1, round(DAMAGED_S * self.rate))
         done = 0
         while True:
             try:
                 block = self._sound.read(size, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
-                raise _damaged(self._name, done / self.rate, error) from error
+                if size <= least:
+                    raise _damaged(self._name, done / self.rate, error) from error
+                size = least  # to tell where
+                with suppress(soundfile.SoundFileError):
+                    self._sound.seek(done)
+                continue
             if not len(block):
                 return
             done += len(block)
@@ -203,24 +215,53 @@ class _Container:
         return None if length is None else length / 1e6
 
     def blocks(self) -> Iterator[Samples]:
+        parts: list[Samples] = []
+        held = 0
+        for part in self._parts():
+            parts.append(part)
+            held += len(part)
+            if held >= BLOCK_S * self.rate:
+                yield np.concatenate(parts)
+                held, parts = 0, []
+        if parts:
+            yield np.concatenate(parts)
+
+    def _parts(self) -> Iterator[Samples]:
+        """Mono samples [samples, 1] as they are decoded, and zeros where the track has a gap."""
         import av
 
         resampler = av.AudioResampler(format="fltp", rate=self.rate)
-        parts: list[Samples] = []
-        done = held = 0
+        origin = (self._container.start_time or 0) / 1e6
+        done = 0
+        wrong: Exception | None = None
         try:
             for packet in self._container.demux(self._track):
-                for decoded in packet.decode():
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError as error:
+                    wrong = error  # the times of what follows are known
+                    continue
+                for decoded in frames:
+                    if decoded.time is not None:
+                        for zeros in self._gap((decoded.time - origin) - done / self.rate):
+                            done += len(zeros)
+                            yield zeros
                     for frame in resampler.resample(decoded):
-                        parts.append(np.asarray(frame.to_ndarray().T, dtype=np.float32))
-                        held += len(parts[-1])
-                if held >= BLOCK_S * self.rate:
-                    yield np.concatenate(parts)
-                    done, held, parts = done + held, 0, []
+                        mono = frame.to_ndarray().mean(axis=0)[:, None].astype(np.float32)
+                        done += len(mono)
+                        yield mono
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _damaged(self._name, (done + held) / self.rate, error) from error
-        if parts:
-            yield np.concatenate(parts)
+            raise _damaged(self._name, done / self.rate, error) from error
+        if wrong is not None and not done:
+            raise _damaged(self._name, 0.0, wrong) from wrong
+
+    def _gap(self, seconds: float) -> Iterator[Samples]:
+        """Silence of so many seconds, some at a time."""
+        left = round(seconds * self.rate) if GAPS_S[0] < seconds < GAPS_S[1] else 0
+        while left:
+            count = min(left, round(BLOCK_S * self.rate))
+            yield np.zeros((count, 1), dtype=np.float32)
+            left -= count
 
     def close(self) -> None:
         self._container.close()
@@ -240,7 +281,11 @@ def _sane_rate(rate: int, name: str) -> int:
 def _open(path: Path) -> BinaryIO:
     try:
         # by number: from a name soundfile would guess the format, and wrongly for ".raw"
-        return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
+        file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), "rb")
+        if file.seekable():
+            return file
+        with file:
+            return spooled(file)
     except IsADirectoryError as error:
         raise BadInput(f"{path}: is a folder") from error
     except FileNotFoundError as error:
@@ -249,9 +294,22 @@ def _open(path: Path) -> BinaryIO:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def spooled(file: BinaryIO) -> BinaryIO:
+    """All of a pipe as a file on disk, since it may be longer than memory."""
+    kept = tempfile.TemporaryFile()  # noqa: SIM115 (whoever asked closes it)
+    try:
+        shutil.copyfileobj(file, kept)
+        kept.seek(0)
+    except BaseException:
+        kept.close()
+        raise
+    return kept
+
+
 def _damaged(name: str, seconds: float, error: Exception) -> BadInput:
     return BadInput(f"{name}: damaged after {seconds:.1f} s ({_one_line(error)})")
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split(": ", 1)[-1].split()).rstrip(".")
+    reason = getattr(error, "strerror", None) or str(error).split(": ", 1)[-1]
+    return " ".join(reason.split()).rstrip(".")

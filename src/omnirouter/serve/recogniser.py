@@ -20,7 +20,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput, FeatureConfig, Listening
+from omnirouter.config import BadInput, FeatureConfig, Listening, require_rate
 from omnirouter.decode import Decoder, Hypothesis, best_paths
 from omnirouter.serve import voice
 from omnirouter.serve.longform import Window, seam, spoken, whole, windows
@@ -102,17 +102,19 @@ class Recogniser(ABC):
             audio: a file libsndfile reads (wav, flac, ogg, opus, mp3, ...), or PyAV where it is
                 installed; or mono samples [samples], floats in [-1, 1] or integers.
             sample_rate: of the samples in Hz; the model's if not given.
-            progress: called as windows are done, with the seconds done and the seconds in all (0 if
-                they are not known).
+            progress: called as windows are done, with the seconds done and the seconds in all (so
+                far, if it is not known).
 
         Returns:
             The transcript; an empty one for audio that is silent or shorter than one frame.
 
         Raises:
-            BadInput: the file is missing, empty or no audio, or the samples are not mono numbers.
+            BadInput: the file is missing, empty or no audio, the samples are not mono numbers, or
+                the rate is none.
         """
-        if not isinstance(audio, str | Path | OpenFile):
-            audio = _resampled(checked(audio), sample_rate, self.features.sample_rate)
+        rate = self.features.sample_rate
+        if sample_rate is not None and not isinstance(audio, str | Path | OpenFile):
+            audio = _resampled(checked(audio), sample_rate, rate)
         advance = None if progress is None else lambda _, done, total: progress(done, total)
         ((_, found),) = self.transcribe_many([audio], progress=advance)
         if isinstance(found, BadInput):
@@ -167,9 +169,10 @@ class Recogniser(ABC):
     def _windows(self, source: Audio, recording: Recording) -> Iterator[Window]:
         """The windows of a recording that hold anything; counts its seconds."""
         rate = self.features.sample_rate
-        if isinstance(source, np.ndarray):
-            recording.total = len(source) / rate
-            yield from self.windows_in(_in_blocks(source, rate), recording)
+        if not isinstance(source, str | Path | OpenFile):
+            samples = checked(source)
+            recording.total = len(samples) / rate
+            yield from self.windows_in(_in_blocks(samples, rate), recording)
             return
         with AudioStream(source, rate) as stream:
             recording.total = stream.duration or 0.0
@@ -184,7 +187,7 @@ class Recogniser(ABC):
         rate = self.features.sample_rate
         blocks = recording.count(blocks, rate)
         regions = spoken(blocks, rate) if self._detects() else whole(blocks)
-        for window in windows(regions, rate, round(self.features.frame_s * rate)):
+        for window in windows(regions, rate, self.features.frame_samples):
             if self._audible(window.samples):
                 yield window
 
@@ -265,8 +268,7 @@ class _Joining:
 
     def add(self, window: Window, log_probs_TV: LogProbs) -> None:
         """Take the next window."""
-        features = self._recogniser.features
-        hop = round(features.frame_s * features.sample_rate)
+        hop = self._recogniser.features.frame_samples
         first, joined = 0, window.joined and self._held is not None
         if joined and self._held is not None:
             lead = (window.start - self._start) // hop
@@ -363,20 +365,30 @@ def _in_blocks(samples: Samples, rate: int) -> Iterator[Samples]:
 def checked(audio: Any) -> Samples:
     """Samples or a tensor of them, floats in [-1, 1] or integers, as float32 in [-1, 1].
 
+    Of unsigned integers the middle is silence, as in 8-bit files.
+
     Raises:
-        BadInput: they are not mono, or no numbers.
+        BadInput: they are not mono, or no numbers that samples come in.
     """
-    values = audio.detach().cpu().numpy() if hasattr(audio, "detach") else np.asarray(audio)
+    if hasattr(audio, "detach"):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
+    values = np.asarray(audio)
     if values.ndim != 1:
         raise BadInput(f"audio: give mono samples of shape [samples], not {list(values.shape)}")
-    scale = -float(np.iinfo(values.dtype).min) if values.dtype.kind == "i" else 1.0
-    samples = np.asarray(values / scale, dtype=np.float32)
+    kind, half = values.dtype.kind, 2.0 ** (8 * values.dtype.itemsize - 1)
+    if kind not in "fiu" or (kind != "f" and values.dtype.itemsize > 4):
+        raise BadInput(f"audio: give floats in [-1, 1], int16 or int32, not {values.dtype}")
+    samples = np.asarray(values, dtype=np.float32)
+    if kind != "f":
+        samples = samples / np.float32(half) - np.float32(kind == "u")
     if not np.isfinite(samples).all():
         raise BadInput("audio: holds samples that are not numbers (NaN or infinite)")
     return samples
 
 
-def _resampled(samples: Samples, sample_rate: int | None, rate: int) -> Samples:
-    if sample_rate in (None, rate) or not samples.size:
+def _resampled(samples: Samples, sample_rate: int, rate: int) -> Samples:
+    require_rate(sample_rate)
+    if sample_rate == rate or not samples.size:
         return samples
     return np.asarray(soxr.resample(samples, sample_rate, rate), dtype=np.float32)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnirouter.audio import normalise, num_mel_frames, stack_frames, window_mels
-from omnirouter.config import BLANK, BadInput, FeatureConfig
+from omnirouter.config import BLANK, BadInput, FeatureConfig, require_rate
 from omnirouter.model.streaming import Past
 from omnirouter.serve.longform import LONGEST_S
 from omnirouter.serve.recogniser import WORD_START, LogProbs, Recogniser, Samples, checked
@@ -75,8 +75,7 @@ class Stream:
             raise BadInput("language_model: a stream is decoded without one; leave it out")
         own = model.features.sample_rate
         self.rate = own if sample_rate is None else sample_rate
-        if self.rate < 1:
-            raise BadInput(f"sample_rate: 1 Hz or more, not {sample_rate}")
+        require_rate(self.rate)
         self._resampler = None
         if self.rate != own:
             self._resampler = soxr.ResampleStream(self.rate, own, 1, dtype="float32")

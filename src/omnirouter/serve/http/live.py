@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
-from omnirouter.config import BadInput
+from omnirouter.config import RATES, BadInput
 from omnirouter.serve.http import answers
 from omnirouter.serve.http.batcher import Stopped
 from omnirouter.serve.http.engine import as_problem, too_long
 from omnirouter.serve.http.errors import Problem, log, unexpected
 from omnirouter.serve.http.models import find
 from omnirouter.serve.http.transcriptions import Service
-from omnirouter.serve.reading import RATES
 from omnirouter.serve.transcript import Word
 
 if TYPE_CHECKING:  # at run time it needs torch, which a server of exported models may lack
@@ -131,7 +130,7 @@ def _rate_of(text: str) -> int | None:
     """The rate asked for, in Hz; None for the model's."""
     if not text:
         return None
-    if not text.isdecimal() or not RATES[0] <= int(text[:9]) <= RATES[1]:
+    if not text.isdecimal() or len(text) > 9 or not RATES[0] <= int(text) <= RATES[1]:
         message = f"sample_rate: a whole number of Hz from {RATES[0]} to {RATES[1]}"
         raise Problem(422, message, code="invalid_value", param="sample_rate")
     return int(text)
