@@ -75,7 +75,7 @@ def save_checkpoint(
     """Write a checkpoint, in place of the one that `folder` may already hold.
 
     One process at a time may write to a folder. On failure an earlier checkpoint stays as it was
-    and nothing is left behind.
+    and nothing is left behind. Files of others in the folder stay.
 
     Args:
         folder: where; made with its parents, replaced as a whole if it is a checkpoint already.
@@ -105,6 +105,8 @@ def save_checkpoint(
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         for name in FILES:
             flush(temporary / name)
+        for other in _others(target):
+            (shutil.copytree if other.is_dir() else shutil.copy2)(other, temporary / other.name)
 
     _clear_leftovers(target)
     write_atomically(target, write)
@@ -231,11 +233,22 @@ def _exchange(temporary: Path, target: Path) -> None:
 
 
 def _replaceable(target: Path) -> bool:
-    """Whether removing `target` removes nothing but a checkpoint."""
+    """Whether `target` is an empty folder or a checkpoint, not another program's model."""
     if not target.is_dir():
         return False
     names = {entry.name for entry in target.iterdir()}
-    return not names or {CONFIG, WEIGHTS} <= names
+    if not {CONFIG, WEIGHTS} <= names:
+        return not names
+    try:
+        return "format" in json.loads((target / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _others(target: Path) -> list[Path]:
+    """What stands in a checkpoint's folder beside it."""
+    entries = target.iterdir() if target.is_dir() else ()
+    return [entry for entry in entries if entry.name not in FILES]
 
 
 def _clear_leftovers(target: Path) -> None:
@@ -315,9 +328,19 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
         if not isinstance(data.get(key), kind):
             raise BadInput(f"{path}: {key} is missing or not an object")
     try:
-        return _rebuild(ModelConfig, data["model"], "model"), data["meta"]
+        return model_config(data["model"]), data["meta"]
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
+
+
+def model_config(data: Any) -> ModelConfig:
+    """What `ModelConfig.to_dict` was made of.
+
+    Raises:
+        BadInput: a key is missing, unknown or wrong.
+    """
+    rebuilt: ModelConfig = _rebuild(ModelConfig, data, "model")
+    return rebuilt
 
 
 def _rebuild(kind: type[Any], data: Any, where: str) -> Any:
@@ -349,7 +372,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value in get_args(hint):
             return value
     elif get_origin(hint) is tuple:
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return tuple(_value(get_args(hint)[0], item, where) for item in value)
     elif type(value) is hint or (hint is float and type(value) is int):
         return value

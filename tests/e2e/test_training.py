@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,10 +33,13 @@ from omnirouter.config import (
     RunConfig,
     TokenizerConfig,
 )
+from omnirouter.model import CTCEncoder
+from omnirouter.router_config import RouterConfig
 from omnirouter.text import train_tokenizer
 from omnirouter.train import train
 from omnirouter.train.loop import Trainer
 from omnirouter.train.run import rows_of
+from omnirouter.train.validation import DevScore, Validator
 from omnirouter.train.watch import Watch
 
 TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
@@ -279,6 +283,7 @@ def test_a_development_set_that_cannot_be_read_ends_the_run(tmp_path: Path) -> N
     config = replace(config, data=replace(config.data, dev=(str(dev),)))
     with pytest.raises(BadInput, match=r"data\.dev: no utterance could be used; .*no such file"):
         train(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()  # not a step was lost
 
 
 def test_a_development_set_without_words_ends_the_run(tmp_path: Path) -> None:
@@ -309,6 +314,7 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
     assert (written["optim"]["peak_lr"], written["optim"]["weight_decay"]) == (1e-5, 0.5)
     for other in (
         replace(config, model=replace(config.model, dim=64)),
+        replace(config, model=replace(config.model, positions="rope")),  # of the same shapes
         replace(config, optim=replace(config.optim, muon_lr=0.02)),
     ):
         with pytest.raises(BadInput, match="another model or optimiser"):
@@ -338,6 +344,7 @@ def test_non_finite_losses_are_skipped_then_stop_the_run(tmp_path: Path) -> None
     with pytest.raises(OmnirouterError, match=r"optim\.peak_lr"):
         trainer.run()
     assert trainer.progress.skipped == 3
+    assert [row["ctc"] for row in rows_of(tmp_path / "run" / "metrics.jsonl")] == [None] * 2
     for key, value in trainer.network.state_dict().items():
         assert torch.equal(value, before[key]) or key == "head.bias"
 
@@ -366,6 +373,70 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     states = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [s.name for s in states] == ["step-000000004.pt"]
     assert train(config, resume=True).steps == 12
+
+
+def test_two_processes_do_not_share_a_run_folder(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "data")
+    config = config_for(manifest, tmp_path / "run", steps=2)
+    (tmp_path / "run").mkdir()
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'wb'); fcntl.lockf(file, fcntl.LOCK_EX)"
+        "; print(flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(BadInput, match="another process trains here"):
+            train(config)
+        other.kill()
+    train(config)
+
+
+def test_a_checkpoint_is_no_run_folder(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "data")
+    best = train(config_for(manifest, tmp_path / "run", steps=2)).best
+    with pytest.raises(BadInput, match="is a checkpoint; give another folder"):
+        train(config_for(manifest, best))
+    load_checkpoint(best)
+
+
+def test_a_run_goes_on_without_what_it_began_from(tmp_path: Path) -> None:
+    manifest = write_corpus(tmp_path / "data")
+    first = train(config_for(manifest, tmp_path / "first", steps=2))
+    config = config_for(manifest, tmp_path / "run", init=str(first.best), steps=2)
+    train(config)
+    shutil.rmtree(tmp_path / "first")
+    assert train(replace(config, steps=4), resume=True).steps == 4
+
+
+def test_the_average_is_not_replaced_by_worse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a finished run knows of its best goes into its state, for a run that goes on."""
+    rates = iter([0.5, 0.3, 0.2, 0.25, 0.27])  # two validations, the average, and as many again
+    score = Validator._score
+
+    def scripted(self: Validator, network: CTCEncoder) -> DevScore:
+        return score(self, network)._replace(wer=next(rates))
+
+    monkeypatch.setattr(Validator, "_score", scripted)
+    config = config_for(write_corpus(tmp_path / "data"), tmp_path / "run")
+    config = replace(config, steps=4, validate_every=2, average=2)
+    assert train(config).wer == 0.2
+    assert train(replace(config, steps=6), resume=True).wer == 0.2
+    assert load_checkpoint(tmp_path / "run" / "best").meta["step"] == 4
+
+
+def test_hash_routers_are_fitted_though_the_first_state_was_never_written(tmp_path: Path) -> None:
+    config = config_for(write_corpus(tmp_path / "data"), tmp_path / "whole", "hash")
+    model = replace(config.model, router=RouterConfig(codes=16))
+    config = replace(config, model=model, steps=2, checkpoint_every=2)
+    train(config)
+    config = replace(config, out=str(tmp_path / "cut"))
+    Trainer(config, resume=False, watch=Watch(2)).close()
+    train(config, resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 
 
 def test_run_folder_is_not_overwritten(tmp_path: Path) -> None:

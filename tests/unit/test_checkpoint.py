@@ -194,6 +194,28 @@ def test_other_folders_are_not_overwritten(tmp_path: Path, save: Callable[..., N
     assert (tmp_path / "letters" / "dear.txt").read_text() == "dear"
 
 
+def test_a_model_of_another_program_is_not_overwritten(
+    tmp_path: Path, save: Callable[..., None]
+) -> None:
+    """Many keep theirs in files of these names."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(BadInput, match="exists and is no checkpoint"):
+        save(tmp_path)
+    assert (tmp_path / "model.safetensors").read_text() == "weights"
+
+
+def test_what_others_put_into_a_checkpoint_stays(tmp_path: Path, save: Callable[..., None]) -> None:
+    save(tmp_path / "best", step=1)
+    (tmp_path / "best" / "analysis").mkdir()
+    (tmp_path / "best" / "analysis" / "routing.json").write_text("{}")
+    (tmp_path / "best" / "words.arpa").write_text("words")
+    save(tmp_path / "best", step=2)
+    assert load_checkpoint(tmp_path / "best").meta == {"step": 2}
+    assert (tmp_path / "best" / "analysis" / "routing.json").read_text() == "{}"
+    assert (tmp_path / "best" / "words.arpa").read_text() == "words"
+
+
 def test_a_tokenizer_of_another_size_is_refused(
     tmp_path: Path, model: CTCEncoder, tokenizer: Tokenizer
 ) -> None:

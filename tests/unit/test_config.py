@@ -10,7 +10,9 @@ import pytest
 from omnirouter.config import (
     PAPER_MODELS,
     PRESETS,
+    AugmentConfig,
     BadInput,
+    DataConfig,
     FeatureConfig,
     ModelConfig,
     OptimConfig,
@@ -76,8 +78,38 @@ def test_a_dense_model_may_have_any_width() -> None:
 @pytest.mark.parametrize("steps", [0, -1])
 def test_a_schedule_needs_steps(key: str, steps: int) -> None:
     """Each part of the schedule lasts a step at least."""
-    with pytest.raises(BadInput, match=rf"^optim\.{key}: at least 1 step, not {steps}$"):
+    with pytest.raises(BadInput, match=rf"^optim\.{key}: at least 1, not {steps}$"):
         OptimConfig(**{key: steps})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "named"),
+    [
+        (RunConfig, {"steps": 0}, "steps: at least 1"),
+        (RunConfig, {"log_every": 0}, "log_every: at least 1"),
+        (RunConfig, {"seed": -1}, "seed: at least 0"),
+        (RunConfig, {"load_balance_weight": float("nan")}, "load_balance_weight: at least 0"),
+        (OptimConfig, {"peak_lr": 0.0}, r"optim\.peak_lr: more than 0"),
+        (OptimConfig, {"muon_lr": -0.1}, r"optim\.muon_lr: at least 0"),
+        (OptimConfig, {"betas": (0.9, 1.5)}, r"optim\.betas: two numbers in \[0, 1\)"),
+        (DataConfig, {"device_seconds": 0.0}, r"data\.device_seconds: more than 0"),
+        (AugmentConfig, {"time_width": -1}, r"augment\.time_width: at least 0"),
+        (AugmentConfig, {"speeds": (0.0001,)}, r"augment\.speeds: factors from 0\.1 to 10"),
+        (FeatureConfig, {"num_mels": -3}, r"features\.num_mels: at least 1"),
+        (FeatureConfig, {"shift_s": 1e-6}, r"features\.shift_s: a sample or more"),
+    ],
+)
+def test_numbers_that_mean_nothing(kind: type, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(BadInput, match=f"^{named}"):
+        kind(**changes)
+
+
+def test_a_frame_is_a_whole_number_of_samples() -> None:
+    """The stride is rounded, so times must not be counted by what was asked for."""
+    features = FeatureConfig(sample_rate=22_050)
+    assert features.frame_samples == 4 * 220
+    assert features.frame_s == pytest.approx(880 / 22_050, abs=0)
+    assert FeatureConfig().frame_s == 0.04
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import (
     PRESETS,
@@ -20,6 +21,7 @@ from omnirouter.config import (
     OmnirouterError,
     OptimConfig,
     RunConfig,
+    count_parameters,
 )
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.router_config import RouterConfig
@@ -213,6 +215,23 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], repository:
     assert "empty.yaml: a recipe has lines" in capsys.readouterr().err
     assert main(["plan", recipe, "--devices", "4", "--utterance-seconds", "-1"]) == 2
     assert "utterance-seconds: more than 0" in capsys.readouterr().err
+
+
+def test_what_a_run_begins_from_decides(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
+    """With `init` the architecture is the checkpoint's, whatever stands in the recipe."""
+    own = checkpoints["omni"]
+    save_checkpoint(
+        tmp_path / "own",
+        model_state=own.model.state_dict(),
+        config=own.config,
+        tokenizer=own.tokenizer,
+    )
+    data = DataConfig(batch_hours=0.1, device_seconds=60.0)
+    run = RunConfig(init=str(tmp_path / "own"), data=data)
+    found = plan(run, devices=1, kind="h100")
+    assert found["parameters"] == count_parameters(own.config).total
+    with pytest.raises(BadInput, match="nowhere: is not a folder"):
+        plan(replace(run, init="nowhere"), devices=1, kind="h100")
 
 
 def test_this_machine_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:

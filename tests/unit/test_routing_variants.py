@@ -258,6 +258,13 @@ def test_an_auction_is_balanced_and_nearly_best(
     assert total >= best - rows * step - 1e-9 * scale
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_an_auction_of_what_are_no_numbers_ends(bad: float) -> None:
+    scores = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    scores[3:5] = bad
+    assert torch.bincount(balanced_assignment(scores)).tolist() == [10] * 4
+
+
 def test_base_balances_in_training_only() -> None:
     """In training each expert gets its share; at test each frame its best expert."""
     router, x_TD = BaseRouter(16, 4), torch.randn(41, 16) + 1.0

@@ -138,6 +138,15 @@ def test_too_little_to_set_apart_by(
         upcycle(checkpoints["dense"].model, config, frames)
 
 
+def test_more_directions_than_there_are(checkpoints: dict[str, Checkpoint]) -> None:
+    own = checkpoints["dense"].model
+    generator = torch.Generator().manual_seed(1)
+    known = Frames(torch.randn(600, 320, generator=generator), torch.tensor([200, 400]))
+    room = own.config.dim - own.config.num_layers
+    with pytest.raises(BadInput, match=f"num_experts: at most {2 * room} of this width"):
+        upcycle(own, UpcycleConfig(num_experts=2 * room + 2, start="apart"), known)
+
+
 def test_the_seed_makes_the_router(checkpoints: dict[str, Checkpoint]) -> None:
     """Same seed, same router; the generator of others is left alone."""
     own = checkpoints["dense"].model

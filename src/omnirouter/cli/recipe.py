@@ -47,7 +47,7 @@ def take_recipe(parser: ArgumentParser, recipe: Path, preset: str) -> Path:
             f"(--model.routing, --model.dim, ...) or start from a recipe without them"
         )
     if name := preset or content.get("preset"):
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise BadInput(f"preset: there is no '{name}'{did_you_mean(str(name), PRESETS)}")
         parser.set_defaults(
             {f"model.{key}": value for key, value in _leaves(asdict(PRESETS[name]))}

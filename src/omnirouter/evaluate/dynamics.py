@@ -5,6 +5,7 @@ Each watcher is fed row by row, so that a run in progress and a finished one are
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -66,10 +67,15 @@ class SpikeWatch:
         return None
 
 
+def has_loss(row: Mapping[str, Any]) -> bool:
+    """Whether a row of metrics is of training, of steps that were not all left out."""
+    return row.get("kind") == "train" and row["ctc"] is not None
+
+
 def find_spikes(rows: Iterable[Mapping[str, Any]]) -> list[Spike]:
     """Spikes of the CTC loss in a run's rows."""
     watch = SpikeWatch()
-    found = (watch.feed(row["step"], row["ctc"]) for row in rows if row.get("kind") == "train")
+    found = (watch.feed(row["step"], row["ctc"]) for row in rows if has_loss(row))
     return [spike for spike in found if spike is not None]
 
 
@@ -110,11 +116,11 @@ class Diagnosis:
     def see(self, row: Mapping[str, Any]) -> list[str]:
         """Take up a row of training; returns what there is to say, usually nothing."""
         lines = []
-        if spike := self.spikes.feed(row["step"], row["ctc"]):
+        if has_loss(row) and (spike := self.spikes.feed(row["step"], row["ctc"])):
             lines.append(
                 f"loss spike: CTC {spike.loss:.1f} after {spike.normal:.1f}, gradient norm "
-                f"{row['grad_norm']:.3g}{_most_uneven(row)}; if they come again, lower "
-                "optim.peak_lr or lengthen optim.warmup_steps"
+                f"{row['grad_norm'] or math.nan:.3g}{_most_uneven(row)}; if they come again, "
+                "lower optim.peak_lr or lengthen optim.warmup_steps"
             )
         if found := self.dead.feed(row.get("expert_usage") or []):
             more = f" and {len(found) - 1} more like it" if len(found) > 1 else ""

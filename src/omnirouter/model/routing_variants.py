@@ -187,6 +187,8 @@ def balanced_assignment(scores_TN: Tensor) -> Tensor:
         int64 [T].
     """
     rows, columns = scores_TN.shape
+    # of a step that will be left out
+    scores_TN = scores_TN.nan_to_num(posinf=torch.inf, neginf=-torch.inf)
     expert_T = scores_TN.new_zeros(rows, dtype=torch.int64)
     if rows == 0 or columns == 1:
         return expert_T

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from omnirouter.config import BadInput, RunConfig, count_parameters
@@ -15,7 +15,7 @@ from omnirouter.study.devices import GB, DeviceKind, KindName, device_kind
 from omnirouter.study.memory import States, activation_bytes, states, working_bytes
 from omnirouter.study.rates import MATMULS, PARTS, Rates, peak_rates, read_measured, work
 from omnirouter.train.parallel import STATE_BYTES
-from omnirouter.train.setup import turns_of_a_step
+from omnirouter.train.setup import planned_model, turns_of_a_step
 
 Strategy = Literal["ddp", "fsdp2"]
 LINK_SHARE = 0.7  # of a link's rate, an assumption
@@ -62,13 +62,14 @@ def plan(
         Plain values; see docs/cli.md.
 
     Raises:
-        BadInput: a number is wrong, a file is no result, there are more devices than micro-batches,
-            or the run does not fit into the devices' memory.
+        BadInput: a number is wrong, `init` no checkpoint, a file no result, there are more devices
+            than micro-batches, or the run does not fit into the devices' memory.
     """
     if devices < 1:
         raise BadInput(f"devices: at least 1, not {devices}")
     if not utterance_s > 0:
         raise BadInput(f"utterance-seconds: more than 0, not {utterance_s:g}")
+    run = replace(run, model=planned_model(run))
     rates, loader_rate = read_measured(measured, run.model)
     setting = Setting(
         devices=devices,

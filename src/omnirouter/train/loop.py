@@ -29,7 +29,7 @@ from omnirouter.train.interrupt import Interrupt
 from omnirouter.train.memory import naming_the_knob
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import Engine
-from omnirouter.train.resume import restore, restore_weights, state_of
+from omnirouter.train.resume import restore, restore_weights, resumed_model, state_of
 from omnirouter.train.run import Progress, RunFolder
 from omnirouter.train.setup import (
     build_model,
@@ -109,12 +109,13 @@ class Trainer:
         self.turns = turns_of_a_step(config, team.size)
         with team.first_before_others():
             self.folder = RunFolder(config, resume=resume, writes=team.first)
-            known = resume or not team.first
-            self.tokenizer = build_tokenizer(config, self.folder.path, resume=known)
-        torch.manual_seed(config.seed)
-        network = build_model(config, self.tokenizer)
+            there = resume or not team.first
+            self.tokenizer = build_tokenizer(config, self.folder.path, resume=there)
         newest = self.folder.newest_state() if resume else None
         state = self.folder.load_state(newest) if newest is not None else None
+        torch.manual_seed(config.seed)
+        known = resumed_model(config, state, self.folder)
+        network = CTCEncoder(known) if known else build_model(config, self.tokenizer)
         config = replace(config, model=network.config)
         self.train_data = train_loader(config, self.tokenizer)
         network.config = with_statistics(network.config, self.train_data, state, team)
@@ -128,6 +129,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.network, config.optim)
         self.stepper = Stepper(config, self.engine, self.optimizers)
         self.validator = Validator(config, self.tokenizer, self.folder, self.watch, team)
+        self.validator.require_usable()
         self.progress = Progress()
         self.rejected = RejectLog()
         # CTC, load balance, steps since the last log row
@@ -136,7 +138,7 @@ class Trainer:
         self.interrupt, self.interrupted = Interrupt(self.watch.note), False
         if state is not None:
             restore(self, state)
-        if not resume:
+        if state is None:
             fit_routers(self.network, config, self.train_data, team.device)
         self.folder.describe(config)
         self.folder.rewind_metrics(self.progress.step)
@@ -155,12 +157,12 @@ class Trainer:
             self.watch,
         ):
             while progress.step < self.config.steps:
+                if reason := self.early_end():  # as a run that goes on may have done before
+                    return self.finish(reason)
                 self.step(self.take(batches))
                 progress.elapsed_s = time.monotonic() - began
                 self.after_step()
-                if reason := self.early_end():
-                    return self.finish(reason)
-            return self.finish("steps")
+            return self.finish(self.early_end() or "steps")
 
     def batches(self) -> Iterator[Batch]:
         """This process's batches, from where the run has come to, for ever."""
@@ -233,7 +235,11 @@ class Trainer:
         if step % config.log_every == 0 or last:
             self.log_step()
         if step % config.validate_every == 0 or last:
-            self.validator.validate(self.engine.for_use(), self.progress)
+            try:
+                self.validator.validate(self.engine.for_use(), self.progress)
+            except BadInput:  # in all processes
+                self.folder.save_state(state_of(self), step)
+                raise
         if step % config.checkpoint_every == 0 or last or self.early_end():
             self.folder.save_state(state_of(self), step)
 
@@ -252,13 +258,14 @@ class Trainer:
         if last.dropped:
             output = self.stepper.forward(last.batch or Batch.empty(), set(), self.progress.step)
         ctc, balance, steps = self.sums.tolist()
+        norm = float(last.norm)
         row: dict[str, Any] = {
             "step": self.progress.step,
             "kind": "train",
-            "ctc": ctc / max(steps, 1),
-            "load_balance": balance / max(steps, 1),
+            "ctc": ctc / steps if steps else None,  # all were left out
+            "load_balance": balance / steps if steps else None,
             "lr": last.rate,
-            "grad_norm": float(last.norm),
+            "grad_norm": norm if math.isfinite(norm) else None,
             "skipped": self.progress.skipped,
             "rejected": len(self.rejected),
             "audio_seconds": self.progress.audio_s,
@@ -278,7 +285,10 @@ class Trainer:
     def finish(self, stopped: str) -> TrainResult:
         """Average if asked, write what was rejected, sum up."""
         if stopped != "interrupted":
+            best = self.progress.best_wer
             self.validator.average(self.engine.for_use(), self.progress)
+            if self.progress.best_wer < best:  # a run that goes on has to be better than that
+                self.folder.save_state(state_of(self), self.progress.step)
         if self.rejected and self.team.first:
             self.rejected.write(self.folder.path / "rejected.jsonl")
             self.watch.note(

@@ -6,12 +6,13 @@ number and strategy can take it up.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from omnirouter.config import BadInput
+from omnirouter.checkpoint import model_config
+from omnirouter.config import BadInput, ModelConfig, RunConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.train.optim import load_states
 from omnirouter.train.parallel import whole_state
@@ -29,6 +30,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     cuda_rng = torch.cuda.get_rng_state() if team.device.type == "cuda" else None
     return {
         "model": trainer.engine.state(keep=team.first),
+        "config": trainer.config.model.to_dict(),
         "optimizers": [whole_state(own, keep=team.first) for own in trainer.optimizers],
         "progress": asdict(trainer.progress),
         "sums": trainer.sums.tolist(),
@@ -36,6 +38,28 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "rejected": list(trainer.rejected.rejected.values()),
         "rng": team.gather((torch.get_rng_state(), cuda_rng)),
     }
+
+
+def resumed_model(
+    asked: RunConfig, state: dict[str, Any] | None, folder: RunFolder
+) -> ModelConfig | None:
+    """What the model of a state is; None without one. A checkpoint it began from may be gone.
+
+    Dropout and layer drop are what is asked for now.
+
+    Raises:
+        BadInput: another model is asked for.
+    """
+    if state is None or "config" not in state:  # as first versions wrote it
+        return None
+    known = model_config(state["config"])
+    wanted = asked.model
+    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
+    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
+    own = replace(wanted, vocab_size=known.vocab_size, features=features)
+    if own != model and not asked.init:
+        raise _misfit(folder)
+    return model
 
 
 def restore_weights(network: CTCEncoder, state: dict[str, Any], folder: RunFolder) -> None:

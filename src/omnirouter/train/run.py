@@ -10,14 +10,19 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from omnirouter.checkpoint import write_atomically
+from omnirouter.checkpoint import WEIGHTS, write_atomically
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 KEPT_STATES = 2
 STATE_NAME = re.compile(r"step-(\d+)\.pt")
@@ -70,6 +75,21 @@ class RunFolder:
         self.best = self.path / "best"
         self.states = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
+        self._require_free(resume)
+        try:
+            self.states.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"out: cannot make the run folder {self.path} ({error.strerror})"
+            ) from error
+        self._lock = _lock(self.path / ".lock") if writes else None
+        self._require_free(resume)  # of what another process may just have begun
+        if writes:
+            for leftover in self.states.glob(".step-*.tmp-*"):  # of killed processes
+                leftover.unlink()
+        self._board: SummaryWriter | None = None
+
+    def _require_free(self, resume: bool) -> None:
         started = (self.path / "config.yaml").exists()
         if started and not resume:
             raise BadInput(
@@ -78,13 +98,8 @@ class RunFolder:
             )
         if resume and not started:
             raise BadInput(f"{self.path}: no run to resume here; leave --resume out to start one")
-        try:
-            self.states.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(
-                f"out: cannot make the run folder {self.path} ({error.strerror})"
-            ) from error
-        self._board: SummaryWriter | None = None
+        if not started and (self.path / WEIGHTS).exists():
+            raise BadInput(f"out: {self.path} is a checkpoint; give another folder for the run")
 
     def describe(self, config: RunConfig) -> None:
         """Write what the run is, which marks the folder as one; a resumed run's may have changed.
@@ -146,7 +161,8 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._board is None:
-            self._board = SummaryWriter(str(self.path / "tensorboard"))
+            # what a run wrote behind its last state is not to be shown
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=row["step"])
         for key, value in row.items():
             if key in ("step", "kind"):
                 continue
@@ -167,9 +183,32 @@ class RunFolder:
         return [row for row in rows_of(self.metrics) if row.get("kind") == kind]
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard, and let others into the folder."""
         if self._board is not None:
             self._board.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _lock(path: Path) -> IO[bytes] | None:
+    """Keep other processes out of a run's folder, until the file is closed or this one ends.
+
+    Raises:
+        BadInput: another process trains there.
+    """
+    if fcntl is None:
+        return None
+    file = path.open("wb")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that loader workers do not share
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise BadInput(
+            f"{path.parent}: another process trains here; wait for it, or give another --out"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return file
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from omnirouter.model.routing_variants import HashRouter
 from omnirouter.text import Tokenizer, clean_text, train_tokenizer
 from omnirouter.train.team import Team
 
+HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabulary
 DEV_SECONDS = 120.0  # audio in one validation batch
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
@@ -75,33 +76,59 @@ def _sentences(config: RunConfig) -> Iterator[str]:
 def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
     """A fresh model, or with `init` the weights of a checkpoint.
 
-    With `init` the architecture is the checkpoint's; dropout and layer drop are the recipe's, and
-    where the recipe asks for them its attention context and global features, so that a model can
-    learn to stream. With another tokenizer than the checkpoint's the CTC head is fresh.
+    With another tokenizer than the checkpoint's the CTC head is fresh.
     """
     if not config.init:
         return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
     start = load_checkpoint(config.init)
-    asked, features = config.model, start.config.features
+    model = CTCEncoder(continued(config.model, start.config, tokenizer.vocab_size))
+    weights = start.model.state_dict()
+    if tokenizer != start.tokenizer:
+        weights = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
+    model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
+    return model
+
+
+def planned_model(config: RunConfig) -> ModelConfig:
+    """What the model of a run will be, as far as its files tell; nothing is trained or written.
+
+    Raises:
+        BadInput: `init` is no checkpoint, or a tokenizer cannot be read.
+    """
+    start = load_checkpoint(config.init).config if config.init else None
+    vocab_size = start.vocab_size if start is not None else config.model.vocab_size
+    if config.tokenizer.path and _model_file(config.tokenizer.path).is_file():
+        vocab_size = Tokenizer.load(_model_file(config.tokenizer.path)).vocab_size
+    if start is None:
+        return replace(config.model, vocab_size=vocab_size)
+    return continued(config.model, start, vocab_size)
+
+
+def continued(asked: ModelConfig, start: ModelConfig, vocab_size: int) -> ModelConfig:
+    """What a model that begins as a checkpoint is.
+
+    The architecture is the checkpoint's; dropout and layer drop are the recipe's, and where the
+    recipe asks for them its attention context and global features, so that a model can learn to
+    stream.
+
+    Args:
+        asked: by the recipe.
+        start: of the checkpoint.
+        vocab_size: of the tokenizer that the model is trained with.
+    """
+    features = start.features
     if asked.features.normalisation == "global" and features.normalisation != "global":
         mean, std = asked.features.mean, asked.features.std
         features = replace(features, normalisation="global", mean=mean, std=std)
-    context = asked.attention_context if asked.streams else start.config.attention_context
-    model = CTCEncoder(
-        replace(
-            start.config,
-            vocab_size=tokenizer.vocab_size,
-            dropout=asked.dropout,
-            layer_drop=asked.layer_drop,
-            features=features,
-            attention_context=context,
-        )
+    context = asked.attention_context if asked.streams else start.attention_context
+    return replace(
+        start,
+        vocab_size=vocab_size,
+        dropout=asked.dropout,
+        layer_drop=asked.layer_drop,
+        features=features,
+        attention_context=context,
     )
-    weights = start.model.state_dict()
-    if tokenizer != start.tokenizer:
-        weights = {k: v for k, v in weights.items() if not k.startswith("head.")}
-    model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
-    return model
 
 
 def with_statistics(

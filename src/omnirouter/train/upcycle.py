@@ -193,6 +193,8 @@ def directions(heard: Sequence[Tensor], count: int) -> Tensor:
     variance = min(h_TD.var(dim=0).sum().item() for h_TD in heard)
     if len(heard[0]) <= heard[0].shape[1] or variance < SAME:
         raise BadInput("data: too little speech to set experts apart by; give some minutes")
+    if count > (room := heard[0].shape[1] - len(heard)):
+        raise BadInput(f"num_experts: at most {2 * room} of this width can be set apart")
     means_LD = torch.stack([h_TD.mean(dim=0) for h_TD in heard])
     shares = [torch.cov(h_TD.t()) / h_TD.var(dim=0).sum() for h_TD in heard]
     spread_DD = torch.stack(shares).sum(dim=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
 from omnirouter.config import BLANK, BadInput, RunConfig
-from omnirouter.data.batch import Batch
+from omnirouter.data.batch import Batch, Rejected
 from omnirouter.data.loader import Deal
 from omnirouter.evaluate.score import require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss
@@ -26,6 +27,10 @@ from omnirouter.train.setup import dev_loader
 from omnirouter.train.team import Team
 from omnirouter.train.watch import Watch
 
+NO_WORDS = (
+    "data.dev: no words in the transcripts; give it transcripts, or leave it out to train without "
+    "validation"
+)
 BLANK_PLATEAU = 0.98  # share of blank frames above which a model says next to nothing
 
 
@@ -68,6 +73,24 @@ class Validator:
         self.team = team
         self.data = dev_loader(config, tokenizer)
         self.plateau_named = False
+
+    def require_usable(self) -> None:
+        """Find out before the first step, and not at the first validation.
+
+        Raises:
+            BadInput: the development set has no usable utterance, or no words.
+        """
+        if self.data is None:
+            return
+        found, rejected = 0, list[Rejected]()
+        with closing(self.data.iterate()) as batches:  # type: ignore[type-var]
+            for batch in batches:
+                found += len(batch)
+                rejected += batch.rejected
+                if any(map(clean_text, batch.texts)):
+                    return
+        require_readable("data.dev", found, rejected)
+        raise BadInput(NO_WORDS)
 
     def validate(self, network: CTCEncoder, progress: Progress) -> None:
         """Score `network`; it becomes best/ if it is the best yet, or there is no development set.
@@ -137,10 +160,7 @@ class Validator:
         loss, utterances, blank, frames, errors, words = self.team.sum(own)
         require_readable("data.dev", int(utterances), rejected)
         if not words:
-            raise BadInput(
-                "data.dev: no words in the transcripts; give it transcripts, or leave it out to "
-                "train without validation"
-            )
+            raise BadInput(NO_WORDS)
         return DevScore(errors / words, loss / utterances, blank / frames, len(rejected))
 
     def _name_plateau(self, blank: float) -> None:

@@ -90,6 +90,9 @@ class Watch:
 
     def losses(self, row: dict[str, Any]) -> None:
         """A row of metrics was written."""
+        if row["ctc"] is None:
+            self.status = "no finite loss"
+            return
         self.status = f"CTC {row['ctc']:.1f}"
         if "cramers_v" in row:
             self.status += f" balance {row['load_balance']:.2f}"
