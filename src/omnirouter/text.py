@@ -21,6 +21,9 @@ from omnirouter.config import BLANK, BadInput
 UNKNOWN = BLANK + 1
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4\uff07", "''''''")
 _OUTER_APOSTROPHE = re.compile(r"(?<!\S)'+|'+(?!\S)")
+# inside words without a part in them: soft hyphen, zero-width joiners, variation selectors
+_UNSEEN = [0xAD, 0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
+_FIRST = _APOSTROPHES | dict.fromkeys(_UNSEEN)
 _LONGEST_SENTENCE = 1 << 20  # bytes; sentencepiece silently drops sentences longer than this
 _SILENT = 3  # sentencepiece's log level above INFO, WARNING and ERROR
 
@@ -29,13 +32,23 @@ def clean_text(text: str) -> str:
     """Turn a transcript into a training target: lower case, words separated by one space.
 
     Letters, their marks and digits stay, and apostrophes inside a word (typographic ones become
-    plain ones); everything else separates words. Numbers are not spelt out.
+    plain ones). Soft hyphens, zero-width joiners and variation selectors go; everything else
+    separates words, and so does the zero-width space, which Khmer and Thai write between them.
+    Numbers are not spelt out.
     """
     # NFKC loses some apostrophes and makes others; lower case can undo part of it
-    folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    folded = unicodedata.normalize("NFKC", text.translate(_FIRST)).lower()
     folded = unicodedata.normalize("NFKC", folded).translate(_APOSTROPHES)
-    kept = "".join(c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " for c in folded)
-    return " ".join(_OUTER_APOSTROPHE.sub(" ", kept).split())
+    return " ".join(_OUTER_APOSTROPHE.sub(" ", "".join(_spelt(folded))).split())
+
+
+def _spelt(text: str) -> Iterator[str]:
+    """Letters with their marks, digits and apostrophes; a space for each other character."""
+    letter = False  # marks of anything else, such as the frame of a keycap emoji, do not stay
+    for c in text:
+        kind = unicodedata.category(c)
+        letter = kind[0] == "L" or (letter and kind in ("Mn", "Mc"))
+        yield c if letter or kind[0] == "N" or c == "'" else " "
 
 
 def whisper_normalise(text: str) -> str:

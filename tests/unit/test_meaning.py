@@ -124,7 +124,7 @@ def test_an_expert_for_silence_is_found() -> None:
     quiet = RNG.random(4000) < 0.3
     experts = np.stack([quiet.astype(int), 1 - quiet.astype(int), RNG.integers(0, 2, 4000)])
     seen, offsets = made_up(experts, ["a", "b"] * 10, quiet)
-    found = interpret(experts.astype(np.int8), offsets, seen, 2, 0.04)
+    found = interpret(experts.astype(np.int16), offsets, seen, 2, 0.04)
     share = quiet.mean()
     whole = float(entropy([share, 1 - share], base=2))
     assert found.silence_bits[:2] == pytest.approx([whole, whole])
@@ -143,7 +143,7 @@ def test_an_expert_for_silence_is_found() -> None:
 def test_an_expert_for_a_speaker_is_found() -> None:
     """Dependence stands out from chance; fields that name each utterance are no use."""
     speakers = ["a", "b", "c", "d"] * 10
-    experts = np.repeat(np.array([0, 1, 2, 3] * 10), 50)[None].astype(np.int8)
+    experts = np.repeat(np.array([0, 1, 2, 3] * 10), 50)[None].astype(np.int16)
     experts = np.concatenate([experts, experts])
     seen, offsets = made_up(experts, speakers, np.zeros(2000, bool))
     found = interpret(experts, offsets, seen, 4, 0.04).fields
@@ -166,6 +166,8 @@ def test_router_inputs() -> None:
     chosen = shared_choices(weights, x)
     assert chosen.shape == (2, 3, 7)
     assert chosen[1, 2].tolist() == (x[2] @ weights[1].t()).argmax(-1).tolist()
+    (last,) = shared_choices([torch.eye(300)], [torch.eye(300)])
+    assert last[0].tolist() == list(range(300))
 
 
 # --- on models ---
@@ -272,6 +274,22 @@ def test_disturb_measures_what_changes(checkpoints: dict[str, Checkpoint], manif
             DisturbConfig(ratios=ratios)
     with pytest.raises(BadInput, match="seeds: at least 1"):
         DisturbConfig(seeds=0)
+
+
+def test_disturb_runs_at_the_precision_asked_for(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    config = DisturbConfig(ratios=(0.5,), seeds=1, readings=("own-gate",))
+    seen = set()
+    hook = checkpoints["omni"].model.register_forward_pre_hook(
+        lambda *_: seen.add(torch.is_autocast_enabled("cpu"))
+    )
+    with hook:
+        for precision, autocast in (("fp32", False), ("bf16", True)):
+            seen.clear()
+            cuts = read_manifest(manifest)
+            disturb(checkpoints["omni"], cuts, config, limit=2, precision=precision)  # type: ignore[arg-type]
+            assert seen == {autocast}
 
 
 def test_analyse_writes_all_of_it(

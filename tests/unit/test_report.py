@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,7 @@ from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.data.prepare import read_manifest
 from omnirouter.evaluate.analyse import choose_examples, look, strip_examples
+from omnirouter.evaluate.disturb import DisturbConfig
 from omnirouter.evaluate.score import SetResult, score_groups
 from omnirouter.evaluate.tables import (
     Condition,
@@ -24,6 +26,8 @@ from omnirouter.evaluate.tables import (
     per_cent,
     to_rich,
 )
+from omnirouter.study import model_report
+from omnirouter.study.model_report import Look
 from omnirouter.study.report import ModelReport, mark_differences, write_report
 
 CONDITIONS = [Condition(name="clean", label="Clean"), Condition(name="noise", label="Noise <loud>")]
@@ -279,6 +283,29 @@ def test_report_of_runs(
     assert main(["report", dense, "--cuts", "[nowhere.jsonl]", "--out", str(out)]) == 2
     assert main(["report", dense, "--limit", "0"]) == 2
     assert out.read_text() == page
+
+
+def test_a_run_is_measured_at_the_precision_asked_for(
+    checkpoints: dict[str, Checkpoint],
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    for name in ("score", "disturb", "look"):
+        real = getattr(model_report, name)
+
+        def spy(*arguments: Any, real: Any = real, **options: Any) -> Any:
+            seen.append(options["precision"])
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(model_report, name, spy)
+    few = DisturbConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
+    monkeypatch.setattr(model_report, "DisturbConfig", lambda: few)
+    folder = Path(save_run(checkpoints["omni"], tmp_path / "omni", []))
+    options = Look(limit=2, examples=1, random_experts=True, precision="bf16")
+    model_report.of_run(folder, "omni", {"test": read_manifest(manifest)}, options)
+    assert seen == ["bf16"] * 3
 
 
 def test_same_results_give_the_same_page(models: list[ModelReport], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from omnirouter.evaluate.routing import (
     routing_stats,
     usage,
 )
-from omnirouter.model import Routing
+from omnirouter.model import CTCEncoder, Routing
 
 RNG = np.random.default_rng(0)
 
@@ -129,6 +130,19 @@ def test_collected_decisions_are_the_models(
         first, second = (layer - 1 for layer in pair.layers)
         assert numbers.cramers_v_matrix[first][second] == value
     assert len(collect(checkpoints["omni"], read_manifest(manifest), limit=2).ids) == 2
+
+
+def test_many_experts_keep_their_numbers(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    own = checkpoints["omni"]
+    config = replace(own.config, num_experts=130)
+    model = CTCEncoder(config).eval()
+    many = Checkpoint(model, own.tokenizer, config, {}, Path("many"))
+    with torch.no_grad():
+        model.routers[0].weight_ND[:129] = 0  # type: ignore[index]
+    found = collect(many, read_manifest(manifest), limit=2).experts_LT
+    assert found.min() >= 0 and found.max() == 129
 
 
 def test_examples_are_the_same_for_every_model(

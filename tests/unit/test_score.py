@@ -12,8 +12,9 @@ from lhotse import CutSet
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.running import evaluation_loader
+from omnirouter.evaluate.running import evaluation_loader, field_of
 from omnirouter.evaluate.score import score, score_batches, score_groups
+from omnirouter.evaluate.sounds import fields_of
 from omnirouter.metrics import error_rate
 
 
@@ -65,6 +66,22 @@ def test_groups_add_up_to_the_whole(checkpoints: dict[str, Checkpoint], manifest
     assert sum(group.words for group in groups.values()) == whole.words
     assert sum(group.hours for group in groups.values()) == pytest.approx(whole.hours)
     assert [len(groups[name].rejected) for name in groups] == [0, 1]
+
+
+def test_fields_lhotse_has_too_are_found(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    """A supervision has its own `gender` and `language`, which JSONL does not fill."""
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()[:2]]
+    for row, gender in zip(rows, ("female", "male"), strict=True):
+        row |= {"gender": gender, "language": "en"}
+    voices = manifest.with_name("voices.jsonl")
+    voices.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cuts = read_manifest(voices)
+    assert list(score_groups(checkpoints["dense"], cuts, group_by="gender")) == ["female", "male"]
+    assert {field_of(cut, "language") for cut in cuts} == {"en"}
+    assert [fields_of(cut)["gender"] for cut in cuts] == ["female", "male"]
+    assert field_of(next(iter(cuts)), "speaker") == ""
 
 
 def test_group_of_which_nothing_can_be_read_has_no_rate(

@@ -222,19 +222,36 @@ def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     }
 
 
+def test_files_that_are_there_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    file = write_lines(folder / "omni.jsonl", {"test-clean": [1]})
+    assert named_files([file]) == {"omni": Path(file)}
+    assert named_files([f"ours={folder}"]) == {"ours": folder}
+
+
+def test_texts_may_hold_line_separators(tmp_path: Path) -> None:
+    file = tmp_path / "omni.jsonl"
+    row = {"set": "dev", "id": "1", "reference": "red \u2028house", "hypothesis": "red\x85 house"}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_results(file)["dev"].utterances == {"1": (0, 2)}
+
+
 def test_a_folder_of_cuts_is_evaluated_with_one_command(
     checkpoints: dict[str, Checkpoint],
     manifest: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """From a folder of manifests to a table; an empty folder is named."""
+    """From a folder of manifests to a table; listings are passed over, an empty folder is named."""
     own = checkpoints["omni"]
     model = tmp_path / "model"
     state = own.model.state_dict()
     save_checkpoint(model, model_state=state, config=own.config, tokenizer=own.tokenizer)
     folder = tmp_path / "cuts"
     folder.mkdir()
+    for listing in ("rejected_test", "rejected", "wer_test", "failed", ".hidden"):
+        (folder / f"{listing}.jsonl").write_text('{"id": "a", "reason": "silent"}\n')
     assert main(["evaluate", str(model), str(folder)]) == 2
     assert "the folder holds no manifest" in capsys.readouterr().err
     rows = [json.loads(line) for line in manifest.read_text().splitlines()[:2]]

@@ -40,6 +40,54 @@ def test_clean_text_keeps_words_and_inner_apostrophes_only(raw: str, clean: str)
     assert clean_text(raw) == clean
 
 
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("great \u2764\ufe0f day", "great day"),
+        ("\u2764\ufe0f", ""),
+        ("press 1\ufe0f\u20e3 now", "press 1 now"),
+        ("\u0301 alone, 1\u0301", "alone 1"),
+        ("\u845b\U000e0100\u57ce", "\u845b\u57ce"),
+        ("e\ufe0f\u0301", "\u00e9"),
+    ],
+)
+def test_marks_stay_with_letters_only(raw: str, clean: str) -> None:
+    assert clean_text(raw) == clean
+    assert clean_text(clean) == clean
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("co\u00adoperate", "cooperate"),
+        ("\u0995\u09cd\u200d\u09b7", "\u0995\u09cd\u09b7"),
+        ("\u09b0\u200c\u09cd\u09af\u09be", "\u09b0\u09cd\u09af\u09be"),
+        (
+            "\u1781\u17d2\u1789\u17bb\u17c6\u200b\u1791\u17c5",
+            "\u1781\u17d2\u1789\u17bb\u17c6 \u1791\u17c5",
+        ),
+    ],
+)
+def test_unseen_characters_do_not_split_words(raw: str, clean: str) -> None:
+    """But the zero-width space does, which is there to separate them."""
+    assert clean_text(raw) == clean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x\u0331\u0301 na\u00efve",
+        "हिन्दी की क्षमता",
+        "الْعَرَبِيَّةُ ١٢",
+        "tiếng việt",
+        "ภาษาไทย",
+        "日本語が",
+    ],
+)
+def test_ordinary_text_of_any_script_stays(text: str) -> None:
+    assert clean_text(text) == text
+
+
 def test_whisper_normalise_is_the_english_one() -> None:
     assert whisper_normalise("Mr. Smith won't pay twenty dollars, um") == (
         "mister smith will not pay $20"

@@ -124,11 +124,7 @@ def _read_aloud(src: Path, out: Path, hours: float | None, seed: int | None, jso
 
     given = {name: v for name, v in (("hours", hours), ("seed", seed)) if v is not None}
     config = ReadingConfig(**given)  # type: ignore[arg-type]
-    manifest, made = read_aloud([src], out, config)
-    with manifest.open("rb") as lines:
-        count = sum(1 for _ in lines)
-    row = {"split": "train", "cuts": str(manifest), "utterances": count, "hours": made}
-    _show_reports([{**row, "rejected": {}, "repeated_ids": 0}], json)
+    _show_reports([read_aloud([src], out, config).to_dict()], json)
     return DONE
 
 
@@ -215,7 +211,8 @@ def inspect(
         found = inspect_cuts(manifests, audio=not text_only, threads=threads, progress=update)
     if html is not None:
         unfinished = html.with_name(html.name + ".tmp")
-        unfinished.write_text(page(", ".join(cuts), found), encoding="utf-8")
+        text = page(", ".join(cuts), found)
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(html)
     if json:
         show.as_json(found.to_dict())

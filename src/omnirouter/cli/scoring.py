@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from omnirouter.evaluate.collect import RoutingNumbers
     from omnirouter.evaluate.score import SetResult
 
-MANIFESTS = (".jsonl", ".jsonl.gz")
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
 
 
@@ -64,8 +63,10 @@ def evaluate(
         "decoder": None if search.language_model is None else BeamSearch(model.tokenizer, search),
     }
     results: dict[str, SetResult] = {}
-    failed = _score_all(sets, model, results, group_by=group_by, **options)
-    _report(results, json=json, output=output, hypotheses=hypotheses)
+    try:
+        failed = _score_all(sets, model, results, group_by=group_by, **options)
+    finally:  # whatever stops a later set, the finished ones are reported
+        _report(results, json=json, output=output, hypotheses=hypotheses)
     return status(failed, len(sets))
 
 
@@ -180,26 +181,30 @@ def _show_layers(numbers: RoutingNumbers) -> None:
 
 def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
     """Manifests by file name without extension, or by path where names would clash."""
-    paths = list(dict.fromkeys(path for pattern in patterns for path in _expanded(pattern)))
-    stems = {path: path.name.removesuffix(".gz").removesuffix(".jsonl") for path in paths}
-    count = Counter(stems.values())
+    stems = {
+        path: path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
+        for pattern in patterns
+        for path in _expanded(pattern)
+    }
+    names, places = Counter(stem.name for stem in stems.values()), Counter(stems.values())
     return {
-        stem if count[stem] == 1 else str(path.with_name(stem)): path
+        stem.name if names[stem.name] == 1 else str(stem if places[stem] == 1 else path): path
         for path, stem in stems.items()
     }
 
 
 def _expanded(pattern: str) -> list[Path]:
     """Manifests of a folder, of a glob, or the one that is named."""
+    from omnirouter.data.cuts import is_manifest
     from omnirouter.data.prepare import find_manifests
     from omnirouter.data.shar import is_shar
 
     folder = Path(pattern)
     if not folder.is_dir() or is_shar(folder):
         return find_manifests(pattern)
-    found = sorted(p for p in folder.iterdir() if p.name.endswith(MANIFESTS) or is_shar(p))
+    found = sorted(path for path in folder.iterdir() if is_manifest(path))
     if not found:
-        raise BadInput(f"{pattern}: the folder holds no manifest ({' or '.join(MANIFESTS)})")
+        raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
     return found
 
 
@@ -272,13 +277,14 @@ def _report(
 
 def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
     """JSON lines of what was recognised and rejected."""
+    from omnirouter.data.manifest import json_line
+
     for name, result in results.items():
         for identity, reference, hypothesis in result.hypotheses:
             row = {"set": name, "id": identity, "reference": reference, "hypothesis": hypothesis}
-            yield json_format.dumps(row, ensure_ascii=False) + "\n"
+            yield json_line(row)
         for item in result.rejected:
-            row = {"set": name, "id": item.id, "rejected": item.reason}
-            yield json_format.dumps(row, ensure_ascii=False) + "\n"
+            yield json_line({"set": name, "id": item.id, "rejected": item.reason})
 
 
 def _write(path: Path, text: str) -> None:

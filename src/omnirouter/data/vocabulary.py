@@ -161,7 +161,9 @@ def build_vocabulary(
     sample = reservoir(counts.watch(_cleaned(texts(), progress)), config.sentences, config.seed)
     if not counts.sentences:
         raise BadInput("tokenizer: there is no text to train on; check the manifests' text")
-    alphabet = set(clean_text(config.alphabet).replace(" ", "")) | ({"'"} & set(config.alphabet))
+    # without spaces, behind which marks would be lost
+    letters = clean_text("".join(config.alphabet.split()))
+    alphabet = set(letters.replace(" ", "")) | ({"'"} & set(config.alphabet))
     alphabet = alphabet or counts.commonest(config.coverage)
     sentences = (" ".join(w for w in s.split() if alphabet.issuperset(w)) for s in sample)
     tokenizer = train_tokenizer(sentences, config.vocab_size, alphabet=alphabet)

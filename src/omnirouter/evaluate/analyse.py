@@ -140,7 +140,9 @@ def analyse(
     analysis = look(checkpoint, cuts, limit=limit, precision=precision, progress=progress)
     disturbance = None
     if random_experts is not None:
-        disturbance = disturb(checkpoint, cuts, random_experts, limit=limit, progress=progress)
+        disturbance = disturb(
+            checkpoint, cuts, random_experts, limit=limit, precision=precision, progress=progress
+        )
     shown = choose_examples(cuts if limit is None else cuts.subset(first=limit), examples)
     strips = strip_examples(checkpoint, shown, analysis.labels_LN)
     drawn = _draw(analysis, disturbance, strips, checkpoint.config)

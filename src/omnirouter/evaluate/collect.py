@@ -44,7 +44,7 @@ class RoutingCollection:
     """The routing decisions of a model over many utterances.
 
     Attributes:
-        experts_LT: expert of each frame in each layer, int8; utterances one after the other.
+        experts_LT: expert of each frame in each layer, int16; utterances one after the other.
         offsets: first frame of each utterance and the end of the last, int64 [B + 1].
         ids: of the utterances.
         texts: their references.
@@ -54,7 +54,7 @@ class RoutingCollection:
         frame_s: seconds of one frame.
     """
 
-    experts_LT: npt.NDArray[np.int8]
+    experts_LT: npt.NDArray[np.int16]
     offsets: Ints
     ids: list[str]
     texts: list[str]
@@ -159,7 +159,7 @@ class _Gathered:
     def __init__(self, checkpoint: Checkpoint) -> None:
         require_experts(checkpoint)
         self.config = checkpoint.config
-        self.experts: list[npt.NDArray[np.int8]] = []
+        self.experts: list[npt.NDArray[np.int16]] = []
         self.lengths: list[int] = []
         self.ids: list[str] = []
         self.texts: list[str] = []
@@ -170,7 +170,7 @@ class _Gathered:
         """Take up a batch."""
         frames, routings = int(output.lengths.sum()), output.routings
         experts_LT = torch.stack([top_expert(routing) for routing in routings])
-        self.experts.append(experts_LT.to(torch.int8).cpu().numpy())
+        self.experts.append(experts_LT.to(torch.int16).cpu().numpy())
         self.lengths += output.lengths.tolist()
         self.entropy_L += frames * np.array([float(router_entropy(r.probs_TN)) for r in routings])
         self.gate_L += frames * np.array([float(r.gate_A.float().mean()) for r in routings])

@@ -24,7 +24,13 @@ from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.decode import greedy
 from omnirouter.evaluate.collect import require_experts
-from omnirouter.evaluate.running import Progress, evaluating, evaluation_loader
+from omnirouter.evaluate.running import (
+    Precision,
+    Progress,
+    encode,
+    evaluating,
+    evaluation_loader,
+)
 from omnirouter.evaluate.score import require_readable
 from omnirouter.evaluate.wrapping import wrapped_routers
 from omnirouter.metrics import CONFIDENCE, edit_counts
@@ -141,6 +147,7 @@ def disturb(
     config: DisturbConfig,
     *,
     limit: int | None = 500,
+    precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Disturbance:
     """Word error rates with random experts, for every reading, ratio and seed.
@@ -150,6 +157,7 @@ def disturb(
         cuts: with texts.
         config: what to try.
         limit: utterances, from the beginning; None for all.
+        precision: `bf16` runs the encoder under autocast.
         progress: called after each batch with its number of utterances and seconds of audio.
 
     Raises:
@@ -177,20 +185,22 @@ def disturb(
                 continue
             frames = extract(batch.waveforms, checkpoint.config.features, device=device)
             references += batch.texts
-            plain += _recognised(checkpoint, *frames)
+            plain += _recognised(checkpoint, *frames, precision)
             for key in keys:
                 reading, ratio, _ = key
                 wrap = partial(RandomExperts, ratio=ratio, reading=reading, draws=draws[key])
                 with wrapped_routers(model, wrap):
-                    texts[key] += _recognised(checkpoint, *frames)
+                    texts[key] += _recognised(checkpoint, *frames, precision)
             if progress is not None:
                 progress(len(batch.ids) + len(batch.rejected), batch.seconds)
     require_readable("random experts", len(references), rejected)
     return _summarise(config, references, plain, texts)
 
 
-def _recognised(checkpoint: Checkpoint, frames_TS: Tensor, lengths_B: Tensor) -> list[str]:
-    output = checkpoint.model(frames_TS, lengths_B)
+def _recognised(
+    checkpoint: Checkpoint, frames_TS: Tensor, lengths_B: Tensor, precision: Precision
+) -> list[str]:
+    output = encode(checkpoint, frames_TS, lengths_B, precision)
     return [h.text for h in greedy(output.log_probs, output.lengths, checkpoint.tokenizer)]
 
 

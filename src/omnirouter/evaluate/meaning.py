@@ -93,7 +93,7 @@ class Frames:
         quiet: whether it is silence, [T] each.
         fields: values of the utterances' fields.
         cosines: sums over frames of the cosine of adjacent layers' inputs, [L - 1] each.
-        shared: expert that each router would choose in each layer, int8 [R, L, T] each.
+        shared: expert that each router would choose in each layer, int16 [R, L, T] each.
         unaligned: utterances whose text does not fit.
     """
 
@@ -101,7 +101,7 @@ class Frames:
     quiet: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     fields: list[dict[str, str]] = field(default_factory=list)
     cosines: list[Floats] = field(default_factory=list)
-    shared: list[npt.NDArray[np.int8]] = field(default_factory=list)
+    shared: list[npt.NDArray[np.int16]] = field(default_factory=list)
     unaligned: int = 0
 
 
@@ -129,7 +129,7 @@ def mean_run(expert_T: Ints, offsets: Ints) -> float:
 
 
 def interpret(
-    experts_LT: npt.NDArray[np.int8], offsets: Ints, seen: Frames, num_experts: int, frame_s: float
+    experts_LT: npt.NDArray[np.int16], offsets: Ints, seen: Frames, num_experts: int, frame_s: float
 ) -> Meaning:
     """All figures of `Meaning`, from decisions and what is known of the frames."""
     letter_T, quiet_T = np.concatenate(seen.letters), np.concatenate(seen.quiet)
@@ -174,7 +174,7 @@ def _chance_run(expert_T: Ints, num_experts: int) -> float:
     return 1 / (1 - stays) if stays < 1 else float(len(expert_T))
 
 
-def _shared_v(shared: Sequence[npt.NDArray[np.int8]], num_experts: int) -> list[float]:
+def _shared_v(shared: Sequence[npt.NDArray[np.int16]], num_experts: int) -> list[float]:
     if not shared:
         return []
     chosen_RLT = np.concatenate(shared, axis=2)
@@ -184,7 +184,7 @@ def _shared_v(shared: Sequence[npt.NDArray[np.int8]], num_experts: int) -> list[
 
 
 def _fields(
-    experts_LT: npt.NDArray[np.int8],
+    experts_LT: npt.NDArray[np.int16],
     offsets: Ints,
     fields: Sequence[dict[str, str]],
     num_experts: int,

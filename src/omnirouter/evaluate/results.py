@@ -103,7 +103,7 @@ def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
 
 def _of_lines(text: str) -> dict[str, SetRate]:
     sets: dict[str, dict[str, tuple[str, str]]] = {}
-    for line in text.splitlines():
+    for line in filter(str.strip, text.split("\n")):  # texts may hold other line separators
         row = json.loads(line)
         own = sets.setdefault(row["set"], {})
         if "rejected" not in row:
@@ -223,14 +223,17 @@ def _two_sided(values_R: Floats) -> float:
 def named_files(arguments: Sequence[str]) -> dict[str, Path]:
     """Files by system's name: `NAME=FILE`, or a file whose name without extension is the name.
 
+    A path that is there is a file, whatever signs it has.
+
     Raises:
         BadInput: two have the same name.
     """
     files: dict[str, Path] = {}
     for argument in arguments:
         name, sign, path = argument.partition("=")
-        target = Path(path if sign else argument)
-        name = name if sign else target.stem
+        named = sign and not Path(argument).exists()
+        target = Path(path if named else argument)
+        name = name if named else target.stem
         if name in files:
             raise BadInput(f"{name}: two results have this name; write NAME={target}")
         files[name] = target

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lhotse import CutSet
+from torch import Tensor
 
 from omnirouter.audio import Waveform, extract
 from omnirouter.checkpoint import Checkpoint
@@ -49,9 +50,28 @@ def forward(
         precision: `bf16` runs the encoder under autocast.
     """
     device = next(checkpoint.model.parameters()).device
-    # no_grad, not inference_mode: what is cached on the way must stay usable in training
     with torch.no_grad():
         frames_TS, lengths_B = extract(waveforms, checkpoint.config.features, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            output: EncoderOutput = checkpoint.model(frames_TS, lengths_B)
+    return encode(checkpoint, frames_TS, lengths_B, precision)
+
+
+def encode(
+    checkpoint: Checkpoint, frames_TS: Tensor, lengths_B: Tensor, precision: Precision
+) -> EncoderOutput:
+    """The part of `forward` behind the features."""
+    # no_grad, not inference_mode: what is cached on the way must stay usable in training
+    autocast = torch.autocast(frames_TS.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with torch.no_grad(), autocast:
+        output: EncoderOutput = checkpoint.model(frames_TS, lengths_B)
     return output
+
+
+def field_of(cut: Any, name: str) -> str:
+    """A field of the cut's supervision, standard or custom, as text; empty if it has none."""
+    if not cut.supervisions:
+        return ""
+    first = cut.supervisions[0]
+    value = getattr(first, name, None)
+    if value is None:  # `gender` and `language` of a JSONL manifest are custom too
+        value = (first.custom or {}).get(name)
+    return "" if value is None else str(value)

@@ -25,6 +25,7 @@ from omnirouter.evaluate.running import (
     Progress,
     evaluating,
     evaluation_loader,
+    field_of,
     forward,
 )
 from omnirouter.metrics import error_rate
@@ -238,7 +239,7 @@ def score_groups(
     Raises:
         BadInput: no utterance has the field, or none could be used.
     """
-    group_of = {cut.id: _field(cut, group_by) for cut in cuts}
+    group_of = {cut.id: field_of(cut, group_by) for cut in cuts}
     if not any(group_of.values()):
         raise BadInput(f"group_by: no utterance of the manifest has the field '{group_by}'")
     checkpoint = _ready(checkpoint, device, precision)
@@ -309,12 +310,6 @@ def _summarise(name: str, rows: list[Recognised], rejected: list[Rejected]) -> S
         rejected=rejected,
         hypotheses=[(row.id, row.reference, row.hypothesis) for row in rows],
     )
-
-
-def _field(cut: Any, name: str) -> str:
-    """A field of the cut's supervision, standard or custom, as text; empty if it has none."""
-    value = getattr(cut.supervisions[0], name, None) if cut.supervisions else None
-    return "" if value is None else str(value)
 
 
 def _ready(checkpoint: Checkpoint, device: str | None, precision: Precision) -> Checkpoint:

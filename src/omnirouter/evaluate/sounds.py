@@ -16,6 +16,7 @@ from omnirouter.audio import Waveform
 from omnirouter.config import FeatureConfig
 from omnirouter.decode import align
 from omnirouter.evaluate.routing import Ints
+from omnirouter.evaluate.running import field_of
 from omnirouter.text import Tokenizer, clean_text
 
 KINDS = ("silence", "vowel", "stop", "fricative", "nasal", "approximant", "other")
@@ -62,7 +63,7 @@ def letters_of(log_probs_TV: Tensor, text: str, tokenizer: Tokenizer, frame_s: f
 
 def quiet_frames(waveform: Waveform, frames: int, features: FeatureConfig) -> npt.NDArray[np.bool_]:
     """Which frames are `QUIET_DB` below the utterance's loud ones (95th percentile), bool [T]."""
-    size = round(features.frame_s * features.sample_rate)
+    size = features.frame_samples
     padded = np.zeros(frames * size, dtype=np.float64)
     padded[: min(len(waveform), len(padded))] = waveform[: len(padded)]
     power_T = np.square(padded).reshape(frames, size).mean(axis=1)
@@ -72,9 +73,7 @@ def quiet_frames(waveform: Waveform, frames: int, features: FeatureConfig) -> np
 
 def fields_of(cut: Any) -> dict[str, str]:
     """The cut's fields that experts might depend on."""
-    first = cut.supervisions[0] if cut.supervisions else None
-    found = {name: getattr(first, name, None) for name in FIELDS}
-    return {name: str(value) for name, value in found.items() if value not in (None, "")}
+    return {name: value for name in FIELDS if (value := field_of(cut, name))}
 
 
 def kinds_of(letter_T: Ints, quiet_T: npt.NDArray[np.bool_]) -> Ints:

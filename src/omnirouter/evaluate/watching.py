@@ -33,13 +33,15 @@ def adjacent_cosines(inputs_LTD: Sequence[Tensor]) -> Floats:
     )
 
 
-def shared_choices(weights: Sequence[Tensor], inputs_LTD: Sequence[Tensor]) -> npt.NDArray[np.int8]:
-    """Expert that each router [N, D] would choose in each layer, int8 [R, L, T]."""
+def shared_choices(
+    weights: Sequence[Tensor], inputs_LTD: Sequence[Tensor]
+) -> npt.NDArray[np.int16]:
+    """Expert that each router [N, D] would choose in each layer, int16 [R, L, T]."""
     chosen = [
         torch.stack([(x_TD.float() @ w_ND.float().t()).argmax(-1) for x_TD in inputs_LTD])
         for w_ND in weights
     ]
-    return torch.stack(chosen).to(torch.int8).cpu().numpy()
+    return torch.stack(chosen).to(torch.int16).cpu().numpy()
 
 
 class _Watcher:

@@ -93,7 +93,8 @@ def of_run(
     rows = rows_of(metrics)
     checkpoint = load_checkpoint(folder / "best", options.device)
     results = {
-        key: score(checkpoint, cuts, name=key, progress=progress) for key, cuts in sets.items()
+        key: score(checkpoint, cuts, name=key, precision=options.precision, progress=progress)
+        for key, cuts in sets.items()
     }
     gathered: dict[str, Any] = {}
     for cuts in list(sets.values())[:1]:
@@ -110,7 +111,12 @@ def of_run(
             labels = found.labels_LN
             if options.random_experts:
                 gathered["disturbance"] = disturb(
-                    checkpoint, cuts, DisturbConfig(), limit=options.limit, progress=progress
+                    checkpoint,
+                    cuts,
+                    DisturbConfig(),
+                    limit=options.limit,
+                    precision=options.precision,
+                    progress=progress,
                 )
         gathered["strips"] = strip_examples(checkpoint, shown, labels)
     last = [row for row in rows if row.get("kind") == "train"][-1:]
