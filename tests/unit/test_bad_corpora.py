@@ -30,7 +30,8 @@ from omnirouter.data.heard import Heard, open_store
 from omnirouter.data.labels import Segment
 from omnirouter.data.loader import Loader, LoaderConfig
 from omnirouter.data.prepare import read_manifest
-from omnirouter.data.pseudolabel import find_sources, pseudo_label
+from omnirouter.data.pseudolabel import pseudo_label
+from omnirouter.data.recordings import find_sources
 from omnirouter.data.relabel import relabel
 from omnirouter.data.teacher import Heard as HeardInFile
 from omnirouter.data.teacher import TeacherConfig
@@ -193,7 +194,7 @@ def test_any_file_name_is_labelled(named: Path, tmp_path: Path) -> None:
     out = tmp_path / "labelled"
     config = TeacherConfig()
     loose = pseudolabel.FilterConfig(max_rate=99)
-    sources = find_sources(named)
+    sources = find_sources(named, out)
     summary = pseudo_label(sources, out, config, dev_files=1, filters=loose, engine=hear_all)
     assert summary.failed == {}
     assert summary.kept[0] == 2 * len(NAMES)
@@ -291,7 +292,7 @@ def test_a_disk_that_fills_up_in_mid_work_costs_what_was_in_work(
         write_whole(path, text)
 
     def run() -> Any:
-        sources = find_sources(src)
+        sources = find_sources(src, out)
         return pseudo_label(sources, out, config, dev_files=0, filters=loose, engine=hear_all)
 
     with monkeypatch.context() as patched:

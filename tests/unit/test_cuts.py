@@ -139,6 +139,9 @@ def test_a_folder_gives_a_split_per_manifest(tmp_path: Path) -> None:
     reports = prepare_manifests(tmp_path, tmp_path / "out", done.append)
     assert [report.split for report in reports] == ["dev", "train"]
     assert done == [1, 2]
+    for listing in ("rejected_dev", "rejected", "failed", "wer_dev", ".hidden"):
+        write(tmp_path / f"{listing}.jsonl", [{"id": "a", "reason": "no words"}])
+    assert len(prepare_manifests(tmp_path, tmp_path / "out")) == 2
     write(tmp_path / "cuts_dev.jsonl", [{"audio_filepath": "a.wav", "text": "x"}])
     with pytest.raises(BadInput, match=r"cuts_dev\.jsonl and dev\.jsonl would both be dev"):
         prepare_manifests(tmp_path, tmp_path / "out")
@@ -238,10 +241,9 @@ def test_the_command_reads_aloud(
 ) -> None:
     calls = []
 
-    def stand_in(texts: list[Path], out: Path, config: Any) -> tuple[Path, float]:
+    def stand_in(texts: list[Path], out: Path, config: Any) -> SplitReport:
         calls.append((texts, config.hours, config.seed))
-        out.mkdir()
-        return write(out / "train.jsonl", [{}, {}]), 0.25
+        return SplitReport("train", out / "train.jsonl", utterances=2, seconds=900)
 
     monkeypatch.setattr("omnirouter.data.reading.read_aloud", stand_in)
     arguments = ["prepare", "synthetic", "text.txt", str(tmp_path / "out")]

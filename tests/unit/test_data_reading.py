@@ -15,6 +15,8 @@ import soundfile
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data import reading
+from omnirouter.data.cuts import SplitReport
+from omnirouter.data.espeak import NoSound, normalise
 from omnirouter.data.prepare import read_manifest
 from omnirouter.data.reading import (
     FESTIVAL_VOICES,
@@ -64,20 +66,21 @@ def rows(manifest: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in manifest.read_text().splitlines()]
 
 
-def make(text: Path, out: Path, config: ReadingConfig = SMALL) -> tuple[Path, float]:
+def make(text: Path, out: Path, config: ReadingConfig = SMALL) -> SplitReport:
     return read_aloud([text], out, config, workers=1, progress=False)
 
 
 def test_the_manifest_describes_the_files(text: Path, tmp_path: Path) -> None:
-    manifest, hours = make(text, tmp_path / "out")
-    made = rows(manifest)
+    report = make(text, tmp_path / "out")
+    manifest, made = report.path, rows(report.path)
     for row in made:
         samples, rate = soundfile.read(manifest.parent / row["audio_filepath"])
         assert (rate, samples.ndim) == (16_000, 1)
         assert len(samples) / rate == pytest.approx(row["duration"], abs=1e-3)
         assert 0.01 < np.abs(samples).max() < 1
         assert row["speaker"].split("+")[1] in reading.SPEAKERS
-    assert hours == pytest.approx(sum(row["duration"] for row in made) / 3600, abs=1e-6)
+    assert report.seconds == pytest.approx(sum(row["duration"] for row in made), abs=1e-3)
+    assert (report.utterances, report.rejected) == (len(made), {})
     assert [cut.supervisions[0].text for cut in read_manifest(manifest)] == [
         row["text"] for row in made
     ]
@@ -133,7 +136,7 @@ def test_an_interrupted_call_goes_on_where_it_stopped(
         return render(passage, *arguments)
 
     monkeypatch.setattr(reading, "render", counted)
-    manifest, _ = make(text, tmp_path / "out")
+    manifest = make(text, tmp_path / "out").path
     assert spoken == list(range(len(rows(manifest)))), "each passage is spoken once"
     assert files(tmp_path / "out") == files(tmp_path / "whole")
     make(text, tmp_path / "out")
@@ -181,6 +184,7 @@ def test_text_that_says_nothing_is_named(tmp_path: Path) -> None:
         ("empty", b"", "no line holds words"),
         ("marks", "... \n—\n".encode(), "no line holds words"),
         ("latin", "caf\xe9".encode("latin-1"), "cannot be read as UTF-8 text"),
+        ("russian", "привет мир\n".encode(), "no line holds words in Latin letters"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=f"{name}: {problem}"):
@@ -188,6 +192,32 @@ def test_text_that_says_nothing_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="none: cannot be read"):
         make(tmp_path / "none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_lines_that_no_voice_says_are_left_out_and_counted(text: Path, tmp_path: Path) -> None:
+    text.write_text("hello there my friend\nпривет мир\ncafé\n日本 hello\n❤️\n", encoding="utf-8")
+    report = make(text, tmp_path / "out", ReadingConfig(hours=0.002))
+    assert report.rejected == {"line in other letters than Latin": 2}
+    words = {word for row in rows(report.path) for word in row["text"].split()}
+    assert words == {"hello", "there", "my", "friend", "café"}
+
+
+def test_utterances_without_sound_are_left_out_and_counted(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(passage: Passage, *arguments: Any) -> Any:
+        if passage.index == 0:
+            return normalise(np.zeros(100, np.float32))
+        return render(passage, *arguments)
+
+    monkeypatch.setattr(reading, "render", silent)
+    report = make(text, tmp_path / "out")
+    assert report.rejected == {"no sound": 1}
+    made = rows(report.path)
+    assert report.utterances == len(made) == len(list((tmp_path / "out").rglob("*.*"))) - 2
+    assert made[0]["id"] == "reading-000001"
+    with pytest.raises(NoSound):
+        normalise(np.zeros(0, np.float32))
 
 
 @pytest.mark.parametrize("hours", [0, -1, float("inf"), float("nan")])
@@ -205,9 +235,15 @@ def test_without_espeak_the_message_names_the_extra(
 
 
 def test_recorded_voices_have_their_share() -> None:
-    voices = [reading._draw_voice(np.random.default_rng(seed), FLITE_VOICES) for seed in range(300)]
-    share = sum(voice in FLITE_VOICES for voice in voices) / len(voices)
-    assert share == pytest.approx(reading.RECORDED_SHARE, abs=0.1)
+    def share(text: str) -> float:
+        drawn = (
+            reading._draw_voice(np.random.default_rng(seed), text, FLITE_VOICES)
+            for seed in range(300)
+        )
+        return sum(voice in FLITE_VOICES for voice in drawn) / 300
+
+    assert share("it's 9 o'clock") == pytest.approx(reading.RECORDED_SHARE, abs=0.1)
+    assert share("the café") == 0, "espeak-ng says it"
 
 
 @pytest.mark.parametrize(("voice", "program"), [("slt", "flite"), ("ked_diphone", "text2wave")])

@@ -287,6 +287,46 @@ def test_libriheavy_streams_and_leaves_out_broken_audio(src: Path, tmp_path: Pat
     assert (report.utterances, dict(report.rejected)) == (1, {"missing audio": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "table", "line", "problem"),
+    [
+        ("common-voice", "cv-corpus-5.1-2020-06-22/en/test.tsv", "abc", "line 5: has no path"),
+        ("common-voice", "cv-corpus-5.1-2020-06-22/en/test.tsv", "a\tb", "line 5: has no sentence"),
+        ("fleurs", "en_us/test.tsv", "2\t101.wav", "line 3: has 2 columns, not 4 or more"),
+        ("libriheavy", "libriheavy_cuts_small.jsonl.gz", '{"id": "a"}', "line 3: no lhotse cut"),
+        ("libriheavy", "libriheavy_cuts_small.jsonl.gz", "{", "line 3: not JSON"),
+    ],
+)
+def test_a_damaged_table_is_named_with_the_line(
+    name: str, table: str, line: str, problem: str, src: Path, tmp_path: Path
+) -> None:
+    TREES.TREES[name](src)
+    opened = gzip.open if table.endswith(".gz") else open
+    with opened(src / table, "at") as file:
+        file.write(f"\n{line}\n")
+    with pytest.raises(BadInput, match=f"{Path(table).name}, {problem}") as caught:
+        prepare_corpus(name, src, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("name", ["common-voice", "fleurs"])
+def test_blank_lines_of_a_table_are_passed(name: str, src: Path, tmp_path: Path) -> None:
+    TREES.TREES[name](src)
+    [path] = src.rglob("test.tsv")
+    path.write_text(path.read_text() + "\n\n")
+    [report], _ = prepare_corpus(name, src, tmp_path / "out")
+    assert report.utterances == 1
+
+
+def test_a_table_without_its_column_is_named(src: Path, tmp_path: Path) -> None:
+    TREES.TREES["common-voice"](src)
+    [path] = src.rglob("test.tsv")
+    path.write_text(path.read_text().replace("\tpath\t", "\tfile\t"))
+    with pytest.raises(BadInput, match=r"test\.tsv, line 2: has no path"):
+        prepare_corpus("common-voice", src, tmp_path / "out")
+
+
 # --- Kaldi ---
 
 
@@ -345,6 +385,29 @@ def test_kaldi_recordings_that_cannot_be_read_are_listed(src: Path, tmp_path: Pa
         (folder / name).write_text((folder / name).read_text() + line)
     [report], _ = prepare_corpus("wsj", src, tmp_path / "out")
     assert (report.utterances, dict(report.rejected)) == (1, {"missing audio": 2})
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_kaldi_utterances_without_words_or_recording_are_listed(
+    segments: bool, src: Path, tmp_path: Path
+) -> None:
+    names = ("fine", "empty", "bare", "gone")
+    for name in names[:3]:
+        TREES.audio(src / f"{name}.wav")
+    TREES.text(src / "wav.scp", "".join(f"{name}\t{name}.wav\n" for name in names[:3]))
+    TREES.text(src / "text", "fine\thello\nempty \n\ngone there\n")
+    TREES.text(src / "utt2spk", "".join(f"{name} ann\n" for name in names))
+    if segments:
+        TREES.text(src / "segments", "".join(f"{name} {name} 0 -1\n" for name in names))
+    [report], _ = prepare_corpus("kaldi", src, tmp_path / "out")
+    [cut] = CutSet.from_file(report.path)
+    assert (cut.id, cut.duration, cut.supervisions[0].text) == ("fine", 2.0, "hello")
+    listed = (json.loads(x) for x in (tmp_path / "out" / f"rejected_{report.split}.jsonl").open())
+    assert {row["id"]: row["reason"] for row in listed} == {
+        "empty": "empty transcript",
+        "bare": "empty transcript",
+        "gone": "missing audio: no file for gone",
+    }
 
 
 @pytest.mark.parametrize(

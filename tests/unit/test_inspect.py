@@ -109,6 +109,13 @@ def test_figures(troubled: Path) -> None:
     assert values["texts_said_twice"] == 8
 
 
+def test_ids_that_end_in_a_number_are_no_repeated_ids(tmp_path: Path) -> None:
+    row = {"audio_filepath": "gone.wav", "text": "x", "duration": 1.0}
+    names = ["talk#1", "talk#2", "other", "other#1", "twice", "twice"]
+    found = look(write(tmp_path, [{**row, "id": name} for name in names]), audio=False)
+    assert found.problems["repeated id"].examples == ["twice#2"]
+
+
 def test_threads_change_nothing(troubled: Path) -> None:
     assert look(troubled, threads=3).to_dict() == look(troubled).to_dict()
 
@@ -170,6 +177,13 @@ def test_the_command(troubled: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["inspect", str(troubled), "--json", "--text-only"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["problems"]["fast"] == {"count": 1, "examples": ["fast"]}
+
+
+def test_a_page_on_an_id_that_is_no_utf_8(tmp_path: Path) -> None:
+    row = {"audio_filepath": "gone.wav", "text": "x", "id": "caf\udce9", "duration": 1.0}
+    target = tmp_path / "page.html"
+    assert main(["inspect", str(write(tmp_path, [row])), "--html", str(target)]) == 0
+    assert r"caf\udce9" in target.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

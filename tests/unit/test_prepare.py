@@ -85,6 +85,18 @@ def test_repeated_ids_get_a_number(tmp_path: Path) -> None:
     assert [c.id for c in read_manifests([str(a), str(b)])] == ["x", "y", "x#2", "x#3"]
 
 
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["x", "x", "x#2", "x"], ["x", "x#2", "x#2#2", "x#3"]),
+        (["x#2", "x", "x"], ["x#2", "x", "x#3"]),
+    ],
+)
+def test_a_suffix_is_one_that_nobody_has(tmp_path: Path, names: list[str], ids: list[str]) -> None:
+    path = write(tmp_path / "m.jsonl", [{**rows("a")[0], "id": name} for name in names])
+    assert [c.id for c in read_manifest(path)] == ids
+
+
 def test_ids_are_kept_apart_beyond_what_fits_in_memory_at_once() -> None:
     """The temporary database goes to disk at some two megabytes; without a disk it is one line."""
     cut = utterance(Path("x.wav"), "x", id="", duration=1.0)
@@ -97,7 +109,7 @@ def test_ids_are_kept_apart_beyond_what_fits_in_memory_at_once() -> None:
     database = sqlite3.connect("")
     database.close()
     with pytest.raises(OmnirouterError, match="set SQLITE_TMPDIR to a folder with space"):
-        prepare._times_seen(database, "x")
+        prepare._unseen(database, "x")
 
 
 def test_cuts_that_are_passed_are_not_made_and_change_nothing(
@@ -189,6 +201,11 @@ def test_a_broken_lhotse_cut_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "m.jsonl", [{"type": "MonoCut", "id": "a"}])
     with pytest.raises(BadInput, match=r"m\.jsonl, line 1: no lhotse cut"):
         list(read_manifest(path))
+    [cut] = read_manifest(write(path, rows("a")))
+    write(path, [{**cut.to_dict(), "recording": "a.wav", "supervisions": ["hello"]}])
+    for read in (read_manifest, lambda path: Manifest(path).texts()):
+        with pytest.raises(BadInput, match=r"m\.jsonl, line 1: no lhotse cut \(AttributeError"):
+            list(read(path))
 
 
 def test_files_that_are_no_manifest(tmp_path: Path) -> None:
@@ -206,6 +223,11 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(BadInput, match="cannot be read"):
         read_manifest(tmp_path / "cut.jsonl.gz")
+    damaged = bytearray(packed)
+    damaged[20:40] = bytes(range(20))
+    (tmp_path / "damaged.jsonl.gz").write_bytes(damaged)
+    with pytest.raises(BadInput, match=r"damaged\.jsonl\.gz: cannot be read"):
+        read_manifest(tmp_path / "damaged.jsonl.gz")
     (tmp_path / "plain.jsonl.gz").write_text("{}")
     with pytest.raises(BadInput, match="cannot be read"):
         read_manifest(tmp_path / "plain.jsonl.gz")

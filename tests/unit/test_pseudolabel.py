@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,16 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data import pseudolabel
 from omnirouter.data.espeak import Speech, speak
 from omnirouter.data.labels import FilterConfig, Segment, longest_loop, rejection
-from omnirouter.data.pseudolabel import Source, Summary, find_sources, pseudo_label
+from omnirouter.data.prepare import read_manifest
+from omnirouter.data.pseudolabel import Summary, pseudo_label
+from omnirouter.data.recordings import Source, find_sources
 from omnirouter.data.teacher import (
     RATE,
     Heard,
@@ -290,7 +294,7 @@ def engine(
 
 def run(src: Path, out: Path, teacher: Any = None, **options: Any) -> Summary:
     options = {"dev_files": 2, "engine": engine(teacher or Stub()), **options}
-    return pseudo_label(find_sources(src), out, TeacherConfig(), **options)
+    return pseudo_label(find_sources(src, out), out, TeacherConfig(), **options)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -394,24 +398,101 @@ def test_what_cannot_be_done_is_said_first(src: Path, tmp_path: Path) -> None:
     run(src, tmp_path / "out")
     other = TeacherConfig(max_gap=2.0)
     with pytest.raises(BadInput, match="another teacher or segmentation"):
-        pseudo_label(find_sources(src), tmp_path / "out", other, dev_files=1)
+        pseudo_label(find_sources(src, tmp_path), tmp_path / "out", other, dev_files=1)
     with pytest.raises(OmnirouterError, match=r"no segment is left \(15 speech-rate\)"):
         run(src, tmp_path / "out", filters=FilterConfig(min_rate=50, max_rate=60))
 
 
-def test_sources_may_be_a_list_or_a_manifest(src: Path) -> None:
+def test_sources_may_be_a_list_or_a_manifest(src: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
     listed = src / "list.txt"
-    listed.write_text("0.flac\né/4.flac\n\n0.flac\n", encoding="utf-8")
-    assert [s.id for s in find_sources(listed)] == ["0", "é/4"]
+    listed.write_text("\ufeff0.flac\né/4.flac\n\n0.flac\n./0.flac\n", encoding="utf-8")
+    assert [s.id for s in find_sources(listed, out)] == ["0", "é/4"]
     rows = [{"audio_filepath": f"{n}.flac", "text": None} for n in (1, 1, 2)]
     (src / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(s.id, s.seconds) for s in find_sources(src / "m.jsonl")] == [("1", 60), ("2", 60)]
+    found = [(s.id, s.seconds) for s in find_sources(src / "m.jsonl", out)]
+    assert found == [("1", 60), ("2", 60)]
     soundfile.write(src / "0.wav", np.zeros(1000), 1000)
-    assert len({s.id for s in find_sources(src)}) == 6, "0.flac and 0.wav keep apart"
+    ids = [s.id for s in find_sources(src, out)]
+    assert ids == ["0", "0.wav", "1", "2", "3", "é/4"], "0.flac and 0.wav keep apart"
     empty = src / "empty"
     empty.mkdir()
     with pytest.raises(BadInput, match="holds no audio"):
-        find_sources(empty)
+        find_sources(empty, out)
+
+
+def test_cuts_that_are_no_stretch_of_a_file_are_named(src: Path, tmp_path: Path) -> None:
+    rows = [{"audio_filepath": f"{n}.flac", "text": "x", "id": str(n)} for n in (0, 1)]
+    (src / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, other = read_manifest(src / "m.jsonl")
+    for cut in (one.mix(other), fastcopy(one, recording=None)):
+        CutSet.from_cuts([cut.with_id("a")]).to_file(src / "cuts.jsonl")
+        with pytest.raises(BadInput, match=r"cuts\.jsonl: a is no stretch of an audio file"):
+            find_sources(src / "cuts.jsonl", tmp_path / "out")
+
+
+def heard_files(out: Path) -> dict[str, str]:
+    """Which file was heard under which name."""
+    found = [json.loads(path.read_text()) for path in out.glob("heard/*/*.json")]
+    return {values["id"]: Path(values["file"]).name for values in found}
+
+
+def spoken(summary: Summary) -> dict[str, set[str]]:
+    """The files whose segments are in each split."""
+    return {
+        report.split: {cut.recording.sources[0].source for cut in CutSet.from_file(report.path)}
+        for report in summary.splits
+    }
+
+
+def test_recordings_of_one_name_are_heard_each_and_keep_their_ids(
+    src: Path, tmp_path: Path
+) -> None:
+    out, teacher = tmp_path / "out", Stub()
+    (src / "1.flac").rename(src / "talk.wav")
+    run(src, out, teacher)
+    soundfile.write(src / "talk.flac", np.zeros(60 * 1000), 1000)
+    summary = run(src, out, teacher)
+    assert teacher.calls == 6
+    assert heard_files(out)["talk"] == "talk.wav"
+    assert heard_files(out)["talk.flac"] == "talk.flac"
+    splits = spoken(summary)
+    assert splits["train"] | splits["dev"] == {str(s.path) for s in find_sources(src, out)}
+    assert not splits["train"] & splits["dev"]
+
+
+def test_recordings_of_another_folder_are_heard_too(src: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "out", Stub()
+    run(src, out, teacher)
+    other = tmp_path / "other"
+    shutil.copytree(src, other)
+    summary = run(other, out, teacher)
+    assert teacher.calls == 10
+    assert all(file.startswith(str(other)) for files in spoken(summary).values() for file in files)
+    again = run(tmp_path / "other" / ".." / src.name, out, teacher)
+    assert teacher.calls == 10, "those of the first are still there"
+    assert all(file.startswith(str(src)) for files in spoken(again).values() for file in files)
+
+
+def test_a_replaced_recording_is_heard_again(src: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "out", Stub()
+    run(src, out, teacher)
+    soundfile.write(src / "2.flac", np.zeros(30 * 1000), 1000)
+    assert run(src, out, teacher).seconds == 270
+    assert teacher.calls == 6
+    assert len(heard_files(out)) == 5
+
+
+def test_a_folder_with_names_of_older_versions_is_read(src: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "out", Stub()
+    soundfile.write(src / "0.wav", np.zeros(60 * 1000), 1000)
+    old = [Source("0.wav#2", s.path, s.seconds) if s.path.suffix == ".wav" else s
+           for s in find_sources(src, out)]  # fmt: skip
+    config = TeacherConfig()
+    pseudo_label(old, out, config, dev_files=0, engine=engine(teacher))
+    assert find_sources(src, out) == old
+    run(src, out, teacher)
+    assert teacher.calls == 6
 
 
 # --- the command ---

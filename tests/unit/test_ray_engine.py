@@ -17,8 +17,9 @@ import soundfile
 from omnirouter.config import BadInput
 from omnirouter.data import pseudolabel, ray_engine
 from omnirouter.data.labels import Segment
-from omnirouter.data.pseudolabel import Source, find_sources, pseudo_label
+from omnirouter.data.pseudolabel import pseudo_label
 from omnirouter.data.ray_engine import hear_on_ray
+from omnirouter.data.recordings import Source, find_sources
 from omnirouter.data.teacher import Heard, TeacherConfig
 
 CONFIG = TeacherConfig(device="cpu", threads=1)
@@ -76,7 +77,7 @@ def test_several_workers_one_of_them_killed(
     monkeypatch.setattr(ray_engine, "_Worker", Worker)
     (src / "broken.wav").write_text("no audio")
     out = tmp_path / "out"
-    summary = pseudo_label(find_sources(src), out, CONFIG, dev_files=1, engine=hear_on_ray)
+    summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=hear_on_ray)
     assert (src / "kill.killed").exists(), "a worker was killed"
     assert summary.files == 6
     assert summary.kept[0] == 6, "no recording is lost, none comes twice"
@@ -93,14 +94,14 @@ def test_a_recording_that_kills_every_worker_is_listed(
     monkeypatch.setattr(ray_engine, "_Worker", Worker)
     soundfile.write(src / "deadly.wav", np.zeros(4000), 1000)
     out = tmp_path / "out"
-    summary = pseudo_label(find_sources(src), out, CONFIG, dev_files=1, engine=hear_on_ray)
+    summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=hear_on_ray)
     assert summary.failed == {"deadly": "its worker died each time (out of memory?)"}
     assert summary.kept[0] == 6
 
 
 @pytest.mark.slow
 def test_what_the_cluster_cannot_give_is_named(cluster: Any, src: Path, tmp_path: Path) -> None:
-    sources = find_sources(src)
+    sources = find_sources(src, tmp_path)
     with pytest.raises(BadInput, match="--workers: the cluster has room for 3 of them, not 4"):
         list(hear_on_ray(sources, tmp_path, CONFIG, workers=4))
     wide = TeacherConfig(device="cpu", threads=64)

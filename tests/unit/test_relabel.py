@@ -226,6 +226,16 @@ def test_failures_are_listed_and_tried_again(corpus: Path, tmp_path: Path) -> No
     assert lines(tmp_path / "out/failed.jsonl") == []
 
 
+def test_mixtures_are_listed_and_never_heard(corpus: Path, tmp_path: Path) -> None:
+    one, other, *_ = read_manifest(corpus)
+    CutSet.from_cuts([one, one.mix(other).with_id("both")]).to_file(tmp_path / "cuts_dev.jsonl")
+    for calls in ([1], []):
+        teacher = Stub()
+        [split], failed = run(tmp_path / "cuts_dev.jsonl", tmp_path / "out", teacher)
+        assert failed == {"both": "mixture: save the mixed audio first"}
+        assert (split.report.utterances, teacher.calls) == (1, calls)
+
+
 def test_what_cannot_be_done_is_said(corpus: Path, tmp_path: Path) -> None:
     run(corpus, tmp_path / "out")
     with pytest.raises(BadInput, match="another teacher or segmentation"):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 
 from omnirouter.audio import AudioError
 from omnirouter.cli import main
@@ -269,6 +270,22 @@ def test_rejects_are_listed_and_nothing_of_them_is_packed(corpus: Path, tmp_path
     assert [c.id for c in read_manifest(report.path)] == [c.id for c in read_manifest(corpus)]
     listed = (tmp_path / "out" / "rejected_dev.jsonl").read_text().splitlines()
     assert len(listed) == 4
+
+
+def test_a_cut_without_words_and_recording_is_listed(corpus: Path, tmp_path: Path) -> None:
+    good, other, *_ = read_manifest(corpus)
+    bare = fastcopy(other, recording=None, supervisions=[])
+    CutSet.from_cuts([good, bare]).to_file(tmp_path / "cuts_dev.jsonl")
+    report = pack(tmp_path / "cuts_dev.jsonl", tmp_path / "out")
+    assert (report.utterances, dict(report.rejected)) == (1, {"missing audio": 1})
+
+
+def test_an_older_list_of_rejects_goes(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "rejected_train.jsonl").write_text("{}\n")
+    pack(corpus, out)
+    assert [path.name for path in out.iterdir()] == ["train"]
 
 
 def test_noise_without_words_is_packed_and_repeated_ids_kept_apart(

@@ -62,8 +62,9 @@ def pseudo_label(
         json: print the summary as JSON.
     """
     from omnirouter.cli import show
-    from omnirouter.data.pseudolabel import Engine, find_sources, hear_here
+    from omnirouter.data.pseudolabel import Engine, hear_here
     from omnirouter.data.pseudolabel import pseudo_label as run
+    from omnirouter.data.recordings import find_sources
     from omnirouter.data.teacher import require_teacher
 
     if not src.exists():
@@ -75,8 +76,8 @@ def pseudo_label(
 
         require_ray()
         hear = partial(hear_on_ray, workers=engine.workers)
-    sources = find_sources(src)
-    hours = sum(s.seconds for s in sources if not s.heard(out).exists()) / 3600
+    sources = find_sources(src, out)
+    hours = sum(s.seconds for s in sources if s.heard(out) is None) / 3600
     try:
         with show.progress("listening", hours, "hours", "hours per hour") as update:
             summary = run(

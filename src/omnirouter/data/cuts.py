@@ -67,6 +67,10 @@ class SplitReport:
         }
 
 
+class NothingUsable(BadInput):
+    """No utterance of a split can be used."""
+
+
 class Unusable(Exception):
     """An utterance is to be left out; the text reads `kind` or `kind: details`."""
 
@@ -106,11 +110,7 @@ def manifests_of(src: Path) -> list[Path]:
     """A manifest, or those of a folder; raises BadInput if there is none, or two of one split."""
     if not src.is_dir() or is_shar(src):
         return [src]
-    ours = (".", "rejected_", "wer_", "failed.")
-    found = sorted(
-        p for p in src.iterdir() if p.name.endswith((".jsonl", ".jsonl.gz")) or is_shar(p)
-    )
-    paths = [path for path in found if not path.name.startswith(ours)]
+    paths = sorted(path for path in src.iterdir() if is_manifest(path))
     if not paths:
         raise BadInput(f"{src}: holds no manifest (*.jsonl, *.jsonl.gz) and no Shar folder")
     taken: dict[str, Path] = {}
@@ -119,6 +119,14 @@ def manifests_of(src: Path) -> list[Path]:
         if other != path:
             raise BadInput(f"{src}: {other.name} and {path.name} would both be {split_name(path)}")
     return paths
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether an entry of a folder is a manifest or a Shar folder, neither hidden nor a listing."""
+    ours = (".", "rejected_", "rejected.", "wer_", "failed.")
+    if path.name.startswith(ours):
+        return False
+    return path.name.endswith((".jsonl", ".jsonl.gz")) or is_shar(path)
 
 
 def split_name(path: Path) -> str:
@@ -147,7 +155,7 @@ def write_split(
         transcripts: reject what has no words; noise has none.
 
     Raises:
-        BadInput: no utterance can be used.
+        NothingUsable: no utterance can be used.
         OmnirouterError: the folder cannot be written to.
     """
     _header.cache_clear()  # files may have changed since another call
@@ -164,8 +172,8 @@ def write_split(
                 for _ in _sort_out(UniqueIds(cuts), report, kept, rejects, transcripts):
                     if progress is not None:
                         progress(report.utterances + report.rejected.total())
-            _publish(parts[listed], listed, bool(report.rejected))
-            _publish(parts[report.path], report.path, bool(report.utterances))
+            publish(parts[listed], listed, bool(report.rejected))
+            publish(parts[report.path], report.path, bool(report.utterances))
         finally:
             for part in parts.values():
                 part.unlink(missing_ok=True)
@@ -173,7 +181,7 @@ def write_split(
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     if not report.utterances:
         why = f": {reasons(report)}; see {listed}" if report.rejected else ""
-        raise BadInput(f"{split}: no utterance can be used{why}")
+        raise NothingUsable(f"{split}: no utterance can be used{why}")
     return report
 
 
@@ -182,7 +190,7 @@ def reasons(report: SplitReport) -> str:
     return ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
 
 
-def _publish(part: Path, path: Path, wanted: bool) -> None:
+def publish(part: Path, path: Path, wanted: bool) -> None:
     """Give a complete file its name; an older one never stays beside newer results."""
     if wanted:
         part.replace(path)
@@ -229,7 +237,8 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     if cut.duration < 0 or cut.start < 0:
         raise Unusable(f"impossible times: from {cut.start:g} s to {cut.end:g} s")
     if not cut.has_recording and isinstance(cut, MonoCut | MultiCut):
-        raise Unusable(f"missing audio: no file for {cut.supervisions[0].recording_id}")
+        name = cut.supervisions[0].recording_id if cut.supervisions else cut.id
+        raise Unusable(f"missing audio: no file for {name}")
     path = _single_file(cut)
     if path is None:
         return cut  # archives and mixtures: their own formats vouch for them

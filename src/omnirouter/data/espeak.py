@@ -64,6 +64,10 @@ class _Voice(ctypes.Structure):
     )
 
 
+class NoSound(OmnirouterError):
+    """A synthesiser made no sound, or nothing but silence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Speech:
     """What is said and how.
@@ -108,6 +112,7 @@ def synthesise(speech: Speech) -> tuple[Wave, int]:
 
     Raises:
         BadInput: espeak-ng is not installed.
+        NoSound: it has nothing to say.
         OmnirouterError: espeak-ng does not start, or lacks the voice.
     """
     require_espeak()
@@ -135,7 +140,7 @@ def synthesise(speech: Speech) -> tuple[Wave, int]:
         library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, UTF8, None, None)
         library.espeak_Synchronize()
     if not chunks:
-        raise OmnirouterError(f"espeak-ng made no sound for {speech.text!r}")
+        raise NoSound(f"espeak-ng made no sound for {speech.text!r}")
     return np.concatenate(chunks).astype(np.float32) / np.float32(32768), sample_rate
 
 
@@ -151,8 +156,10 @@ def speak(speech: Speech, warp: float = 1.0) -> Wave:
 
 
 def normalise(samples: Wave) -> Wave:
-    """Cut silent ends off and scale to RMS 1; shape [samples]."""
-    loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
+    """Cut silent ends off and scale to RMS 1; shape [samples]. `NoSound` if all is silent."""
+    loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max(initial=0.0))
+    if not len(loud):
+        raise NoSound("a synthesiser made nothing but silence")
     samples = samples[loud[0] : loud[-1] + 1]
     return samples / rms(samples)
 

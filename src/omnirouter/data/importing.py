@@ -25,7 +25,7 @@ from omnirouter.data import kaldi, layouts
 from omnirouter.data.corpora import CORPORA
 from omnirouter.data.corpus_text import clean_up
 from omnirouter.data.cut_audio import SPHERE
-from omnirouter.data.cuts import Progress, SplitReport, write_split
+from omnirouter.data.cuts import NothingUsable, Progress, SplitReport, write_split
 from omnirouter.data.layouts import Splits, WrongLayout
 
 READERS: dict[str, Callable[[Path, Path], Splits]] = {
@@ -111,7 +111,8 @@ def prepare_corpus(
         what lhotse's recipe said of files it left out.
 
     Raises:
-        BadInput: another layout than the corpus has, or no usable utterance at all.
+        BadInput: another layout than the corpus has, a table that is damaged, or no usable
+            utterance at all.
     """
     transcribed = name == "kaldi" or CORPORA[name].transcribed
     if not src.is_dir():
@@ -126,7 +127,7 @@ def prepare_corpus(
             cleaned = _cleaned(name, cuts) if transcribed else cuts
             try:
                 report = write_split(cleaned, out, split, shown, transcripts=transcribed)
-            except BadInput as error:  # often only some splits were fetched
+            except NothingUsable as error:  # often only some splits were fetched
                 notes.append(str(error))
                 continue
             done += report.utterances + report.rejected.total()

@@ -12,6 +12,7 @@ import io
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from omnirouter.config import BadInput
 from omnirouter.data.layouts import Splits, WrongLayout, one_cut_each
 
 NAMES = {"test_eval92": "nov92", "test_dev93": "dev93", "test_eval93": "nov93"}
-_COPIED = ("text", "utt2spk", "segments", "spk2gender", "utt2lang")
+_COPIED = ("utt2spk", "spk2gender", "utt2lang")
 _UNPACKERS = {"sph2pipe": {"-f", "wav", "-p"}, "flac": {"-c", "-d", "-s"}, "cat": set[str]()}
 
 
@@ -63,9 +64,10 @@ def _data_folder(folder: Path, work: Path) -> list[Cut]:
     (work / "wav.scp").write_text("".join(f"{k} {a.source}\n" for k, a in audio.items()))
     lengths = "".join(f"{key} {a.samples / a.rate}\n" for key, a in audio.items())
     (work / "reco2dur").write_text(lengths)
+    segments, said = _segments(folder, audio), _pairs(folder / "text")
+    (work / "segments").write_text("".join(" ".join(row) + "\n" for row in segments))
+    (work / "text").write_text("".join(f"{row[0]} {said.get(row[0], '')}\n" for row in segments))
     recordings, supervisions, _ = load_kaldi_data_dir(work, next(iter(audio.values())).rate)
-    if supervisions is None:
-        raise WrongLayout(f"{folder.name}/utt2spk or segments")
     true = RecordingSet.from_recordings(
         fastcopy(
             recording,
@@ -89,17 +91,40 @@ def _read_wav_scp(folder: Path) -> dict[str, _Audio]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        key, _, source = line.strip().partition(" ")
-        if not source.strip():
+        key, *rest = line.strip().split(maxsplit=1)
+        if not rest:
             raise BadInput(f"{folder / 'wav.scp'}, line {number}: no path behind {key}")
+        [source] = rest
         try:
-            audio[key] = _inspect(source.strip(), folder)
+            audio[key] = _inspect(source, folder)
         except (OSError, soundfile.SoundFileError) as error:
-            failure = failure or f"{source.strip()}: {error}"
-            audio[key] = _Audio(source.strip().rstrip("|").strip(), 16_000, 16_000 * 3600)
+            failure = failure or f"{source}: {error}"
+            audio[key] = _Audio(source.rstrip("|").strip(), 16_000, 16_000 * 3600)
     if failure and all(a.samples == 16_000 * 3600 for a in audio.values()):
         raise BadInput(f"{folder / 'wav.scp'}: no recording can be read; the first: {failure}")
     return audio
+
+
+def _segments(folder: Path, audio: Mapping[str, _Audio]) -> list[list[str]]:
+    """Utterance, recording, start and end of each; without `segments` a recording is an utterance.
+
+    One whose recording wav.scp lacks gets a nominal end, for lhotse would look for its length; the
+    check of every utterance against its audio rejects and lists it.
+    """
+    path = folder / "segments"
+    if path.is_file():
+        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    elif (folder / "utt2spk").is_file():
+        rows = [[key, key, "0", "-1"] for key in _pairs(folder / "utt2spk")]
+    else:
+        raise WrongLayout(f"{folder.name}/utt2spk or segments")
+    return [row if row[1] in audio else [*row[:3], "1e9"] for row in rows]
+
+
+def _pairs(path: Path) -> dict[str, str]:
+    """Keys of a Kaldi file and what stands behind each, which may be nothing."""
+    lines = (line.split(maxsplit=1) for line in path.read_text().split("\n") if line.strip())
+    return {key: " ".join(rest) for key, *rest in lines}
 
 
 def _inspect(source: str, folder: Path) -> _Audio:

@@ -8,9 +8,6 @@ layout as distributed (Common Voice before release 9, FLEURS's archive) or does 
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,7 +20,8 @@ from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
-from omnirouter.data.manifest import utterance
+from omnirouter.config import BadInput
+from omnirouter.data.manifest import filled_lines, json_rows, lhotse_cut_at, utterance
 
 Splits = dict[str, Iterable[Cut]]
 
@@ -204,16 +202,24 @@ def common_voice(src: Path, work: Path) -> Splits:
 
 
 def _common_voice_rows(root: Path, table: Path) -> Iterator[Cut]:
-    with table.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            name = row["path"] if "." in row["path"] else row["path"] + ".mp3"
-            yield utterance(
-                root / "clips" / name,
-                row["sentence"] or "",
-                id=Path(name).stem,
-                speaker=row["client_id"],
-                custom={key: row[key] for key in ("accents", "accent", "age") if row.get(key)},
-            )
+    columns: list[str] = []
+    for number, line in filled_lines(table):
+        fields = line.split("\t")
+        if not columns:
+            columns = fields
+            continue
+        row = dict(zip(columns, fields, strict=False))
+        for column in ("client_id", "path", "sentence"):
+            if column not in row:
+                raise BadInput(f"{table}, line {number}: has no {column}; fetch the table again")
+        name = row["path"] if "." in row["path"] else row["path"] + ".mp3"
+        yield utterance(
+            root / "clips" / name,
+            row["sentence"],
+            id=Path(name).stem,
+            speaker=row["client_id"],
+            custom={key: row[key] for key in ("accents", "accent", "age") if row.get(key)},
+        )
 
 
 def fleurs(src: Path, work: Path) -> Splits:
@@ -229,10 +235,12 @@ def fleurs(src: Path, work: Path) -> Splits:
 
 
 def _fleurs_rows(audio: Path, table: Path) -> Iterator[Cut]:
-    with table.open(encoding="utf-8") as file:
-        for line in file:
-            sentence, name, _, text, *_ = line.rstrip("\n").split("\t")
-            yield utterance(audio / name, text, id=f"{sentence}-{Path(name).stem}")
+    for number, line in filled_lines(table):
+        fields = line.split("\t")
+        if len(fields) < 4:
+            raise BadInput(f"{table}, line {number}: has {len(fields)} columns, not 4 or more")
+        sentence, name, _, text, *_ = fields
+        yield utterance(audio / name, text, id=f"{sentence}-{Path(name).stem}")
 
 
 def libriheavy(src: Path, work: Path) -> Splits:
@@ -251,9 +259,8 @@ def libriheavy(src: Path, work: Path) -> Splits:
 
 def _libriheavy_rows(path: Path, audio: Path) -> Iterator[Cut]:
     """Paths begin with `download/librilight/`; of two texts the first is the book's."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
+    for number, row in json_rows(path):
+        with lhotse_cut_at(path, number):
             for source in row["recording"]["sources"]:
                 source["source"] = str(audio / source["source"].split("librilight/", 1)[-1])
             for supervision in row["supervisions"]:
@@ -261,7 +268,8 @@ def _libriheavy_rows(path: Path, audio: Path) -> Iterator[Cut]:
                 if not supervision.get("text") and custom.get("texts"):
                     supervision["text"] = custom["texts"][0]
             row.pop("custom", None)
-            yield deserialize_item(row)
+            cut = deserialize_item(row)
+        yield cut
 
 
 # From lhotse's manifests to cuts of one utterance

@@ -9,7 +9,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +104,56 @@ class Entry(NamedTuple):
     cut: Callable[[], Cut]
 
 
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """JSON objects of a file that has one per line, plain or gzipped, with the numbers of lines.
+
+    Raises:
+        BadInput: it cannot be read, or holds something else.
+    """
+    for number, line in filled_lines(path):
+        try:
+            row = json.loads(line.strip())
+        except json.JSONDecodeError as error:
+            raise BadInput(
+                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
+                "a manifest has one JSON object per line"
+            ) from error
+        if not isinstance(row, dict):
+            raise BadInput(f"{path}, line {number}: not a JSON object")
+        yield number, row
+
+
+def filled_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, plain or gzipped, that are not blank, with their numbers.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    number = 0
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, line.rstrip("\n")
+    except FileNotFoundError as error:
+        raise BadInput(f"{path}: no such manifest") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}, after line {number}: not UTF-8 text") from error
+    except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, broken gzip data
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+
+
+@contextmanager
+def lhotse_cut_at(path: Path, number: int) -> Iterator[None]:
+    """Say of a line that is read as lhotse's cut that it is none, if reading it fails."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadInput(f"{path}, line {number}: no lhotse cut ({reason})") from error
+
+
 class Manifest:
     """One manifest file: checked when made, cuts when iterated, `len` in utterances."""
 
@@ -109,7 +161,7 @@ class Manifest:
         self.path = path
         self.durations: dict[Path, float] = {}  # of files whose header had to be read
         self.count = 0
-        for number, row in self._rows():
+        for number, row in json_rows(path):
             problem = _problem(row)
             if problem:
                 raise BadInput(f"{path}, line {number}: {problem}")
@@ -125,7 +177,7 @@ class Manifest:
 
     def entries(self) -> Iterator[Entry]:
         """The cuts, not made yet; no audio file is opened for those that are never made."""
-        for number, row in self._rows():
+        for number, row in json_rows(self.path):
             if "audio_filepath" in row:
                 id = _id(row)
                 yield Entry(id, partial(self._cut, id, row))
@@ -134,43 +186,17 @@ class Manifest:
 
     def ids(self) -> Iterator[str]:
         """Ids of lhotse cuts, as they stand in the file."""
-        return (str(row.get("id")) for _, row in self._rows())
+        return (str(row.get("id")) for _, row in json_rows(self.path))
 
     def texts(self) -> Iterator[str]:
         """Transcripts alone, a supervision each, in the order of the cuts; opens no audio."""
-        for _, row in self._rows():
-            yield from _texts(row)
-
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        number = 0
-        try:
-            opened = gzip.open if self.path.suffix == ".gz" else open
-            with opened(self.path, "rt", encoding="utf-8-sig") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.strip():
-                        continue
-                    row = json.loads(line.strip())
-                    if not isinstance(row, dict):
-                        raise BadInput(f"{self.path}, line {number}: not a JSON object")
-                    yield number, row
-        except FileNotFoundError as error:
-            raise BadInput(f"{self.path}: no such manifest") from error
-        except json.JSONDecodeError as error:
-            raise BadInput(
-                f"{self.path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
-                "a manifest has one JSON object per line"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise BadInput(f"{self.path}, after line {number}: not UTF-8 text") from error
-        except (OSError, EOFError) as error:  # a folder, no permission, broken gzip data
-            raise BadInput(f"{self.path}: cannot be read ({error})") from error
+        for number, row in json_rows(self.path):
+            with lhotse_cut_at(self.path, number):
+                yield from _texts(row)
 
     def _lhotse_cut(self, number: int, row: dict[str, Any]) -> Cut:
-        try:
+        with lhotse_cut_at(self.path, number):
             return deserialize_item(row)
-        except (KeyError, TypeError, ValueError, AssertionError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise BadInput(f"{self.path}, line {number}: no lhotse cut ({reason})") from error
 
     def _cut(self, id: str, row: dict[str, Any]) -> MonoCut:
         audio = self.path.parent / row["audio_filepath"]

@@ -181,24 +181,29 @@ class UniqueIds:
             seen.execute("PRAGMA synchronous = OFF")
             seen.execute("CREATE TABLE seen (id BLOB PRIMARY KEY, copies INTEGER) WITHOUT ROWID")
             for number, entry in enumerate(chain.from_iterable(map(_Entries, self.sources))):
-                copy = _times_seen(seen, entry.id)
-                self.repeated += copy > 1
+                id = _unseen(seen, entry.id)
+                self.repeated += id != entry.id
                 if number < count:
                     yield None
                     continue
                 cut = entry.cut()
-                yield cut if copy == 1 else fastcopy(cut, id=f"{entry.id}#{copy}")
+                yield cut if id == entry.id else fastcopy(cut, id=id)
 
 
-def _times_seen(seen: sqlite3.Connection, id: str) -> int:
-    """How often an id was there, this time included."""
-    key = (id.encode("utf-8", "surrogatepass"),)  # a file's name may be no UTF-8
+def _unseen(seen: sqlite3.Connection, id: str) -> str:
+    """The id, or if it was there the id with the next suffix that was not; it counts as seen."""
+    key = id.encode("utf-8", "surrogatepass")  # a file's name may be no UTF-8
+    add = "INSERT OR IGNORE INTO seen VALUES (?, 1)"
     try:
-        if seen.execute("INSERT OR IGNORE INTO seen VALUES (?, 1)", key).rowcount:
-            return 1
-        seen.execute("UPDATE seen SET copies = copies + 1 WHERE id = ?", key)
-        [copies] = seen.execute("SELECT copies FROM seen WHERE id = ?", key).fetchone()
-        return int(copies)
+        if seen.execute(add, (key,)).rowcount:
+            return id
+        [copies] = seen.execute("SELECT copies FROM seen WHERE id = ?", (key,)).fetchone()
+        added = 0
+        while not added:
+            copies += 1
+            added = seen.execute(add, (b"%b#%d" % (key, copies),)).rowcount
+        seen.execute("UPDATE seen SET copies = ? WHERE id = ?", (copies, key))
+        return f"{id}#{copies}"
     except sqlite3.Error as error:
         raise OmnirouterError(
             f"ids of utterances cannot be kept in a temporary file ({error}); set SQLITE_TMPDIR to "

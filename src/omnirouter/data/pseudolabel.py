@@ -9,39 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import soundfile
 from lhotse import MonoCut
 
-from omnirouter.audio import AudioError, file_name, read_audio
+from omnirouter.audio import AudioError, read_audio
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.cuts import SplitReport, write_split
+from omnirouter.data.cuts import NothingUsable, SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
 from omnirouter.data.manifest import json_line, utterance
-from omnirouter.data.prepare import AUDIO, audio_files, read_manifest
+from omnirouter.data.recordings import Source
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
 
 STAMP = "pseudo-label.json"
 ATTEMPTS = 2  # for a file whose failure may pass
-
-
-class Source(NamedTuple):
-    """A recording to label: its name, unique in the corpus, file and seconds."""
-
-    id: str
-    path: Path
-    seconds: float
-
-    def heard(self, out: Path) -> Path:
-        """Where what was heard in it is kept."""
-        name = hashlib.blake2b(self.id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-        return out / "heard" / name[:2] / f"{name}.json"
 
 
 @dataclass
@@ -80,46 +65,6 @@ class Summary:
             "failed": self.failed,
             "splits": [report.to_dict() for report in self.splits],
         }
-
-
-def find_sources(src: Path) -> list[Source]:
-    """Recordings of a folder (searched whole), a list of paths (.txt), or a manifest.
-
-    Raises:
-        BadInput: there are none.
-    """
-    if src.is_dir():
-        named = [(p.relative_to(src).with_suffix("").as_posix(), p) for p in audio_files(src)]
-    elif src.suffix.lower() in (".txt", ".lst"):
-        try:
-            lines = [x.strip() for x in src.read_text("utf-8").splitlines() if x.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"{src}: cannot be read as a list of paths ({error})") from error
-        named = [(str(Path(line).with_suffix("")), src.parent / line) for line in lines]
-    else:
-        named = []
-        for cut in read_manifest(src):
-            path = Path(cut.recording.sources[0].source)
-            inside = path.is_relative_to(src.parent)
-            short = path.relative_to(src.parent) if inside else path
-            named.append((str(short.with_suffix("")), path))
-    if not named:
-        raise BadInput(f"{src}: holds no audio ({' '.join(AUDIO)})")
-    taken = Counter[str]()
-    sources: dict[Path, Source] = {}
-    for name, path in named:
-        if path not in sources:
-            taken[name] += 1
-            unique = name if taken[name] == 1 else f"{name}{path.suffix}#{taken[name]}"
-            sources[path] = Source(unique, path.absolute(), _seconds(path))
-    return list(sources.values())
-
-
-def _seconds(path: Path) -> float:
-    try:
-        return float(soundfile.info(file_name(path)).duration)
-    except (soundfile.SoundFileError, OSError, TypeError):
-        return 0.0  # listed with its reason once it is read
 
 
 def claim(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
@@ -185,7 +130,7 @@ def hear(source: Source, out: Path, teacher: Teacher) -> None:
         "speech_seconds": heard.speech_seconds,
         "segments": [segment.to_dict() for segment in heard.segments],
     }
-    path = source.heard(out)
+    path = source.kept(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json_line(values))
 
@@ -254,7 +199,7 @@ def pseudo_label(
         )
     claim(out, config)
     summary, done = Summary(), 0.0
-    missing = [source for source in sources if not source.heard(out).exists()]
+    missing = [source for source in sources if source.heard(out) is None]
     if missing:
         for source, reason in engine(missing, out, config):
             if reason:
@@ -298,7 +243,7 @@ def _write(
         chosen = [source for source in sources if (source.id in dev) == wanted]
         try:
             summary.splits.append(write_split(_kept(chosen, out, filters), out, split))
-        except BadInput:  # nothing was kept of these recordings; the table says so
+        except NothingUsable:  # nothing was kept of these recordings; the table says so
             continue
 
 
@@ -335,9 +280,7 @@ def _sort_out(
 
 def _all_heard(sources: Iterable[Source], out: Path) -> Iterator[tuple[dict[str, Any], Heard]]:
     for source in sources:
-        path = source.heard(out)
-        if path.exists():
-            values = json.loads(path.read_text(encoding="utf-8"))
+        if values := source.heard(out):
             segments = [Segment(**segment) for segment in values["segments"]]
             parts = (values["language"], values["probability"], values["speech_seconds"])
             yield values, Heard(*parts, segments)

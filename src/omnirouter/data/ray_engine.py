@@ -16,7 +16,8 @@ from typing import Any
 
 from omnirouter.config import BadInput
 from omnirouter.data.processes import available_cores
-from omnirouter.data.pseudolabel import ATTEMPTS, Source, attempt
+from omnirouter.data.pseudolabel import ATTEMPTS, attempt
+from omnirouter.data.recordings import Source
 from omnirouter.data.teacher import Teacher, TeacherConfig, require_teacher
 
 

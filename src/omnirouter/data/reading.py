@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,9 +29,11 @@ from numpy.random import Generator
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.conditions import CONDITIONS, record
+from omnirouter.data.cuts import SplitReport
 from omnirouter.data.espeak import (
     SAMPLE_RATE,
     VARIANTS,
+    NoSound,
     Speech,
     Wave,
     normalise,
@@ -40,7 +44,7 @@ from omnirouter.data.processes import in_parallel, shown
 from omnirouter.data.synthetic import drawn_seed, write_wave, write_whole
 from omnirouter.text import clean_text
 
-VERSION = 2  # raise it with every change of what is made
+VERSION = 3  # raise it with every change of what is made
 STAMP = "reading.json"
 ACCENTS = (
     *("en", "en-us", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp"),
@@ -50,6 +54,7 @@ SPEAKERS = tuple(variant for variants in VARIANTS.values() for variant in varian
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
 FESTIVAL_VOICES = ("kal_diphone", "ked_diphone", "cmu_us_slt_arctic_hts")  # Debian's in English
 RECORDED_SHARE = 0.4  # of utterances in a voice of flite or festival, if there are any
+SAID_BY_RECORDED = re.compile(r"[a-z0-9' ]*")  # at other letters they are silent or give up
 WORDS = (2, 18)  # of an utterance
 WORDS_PER_SECOND = 3.15  # measured: turns hours into a number of utterances
 TREATMENTS = ("clean", "reverberation", "noise", "telephone")
@@ -93,10 +98,11 @@ def read_aloud(
     *,
     workers: int | None = None,
     progress: bool = True,
-) -> tuple[Path, float]:
+) -> SplitReport:
     """Make speech of text files with one sentence per line, or find it made.
 
-    Utterances that are there already are kept, so an interrupted call goes on where it stopped.
+    Utterances that are there already are kept, so an interrupted call goes on where it stopped. A
+    line in other letters than Latin ones, which the voices would spell or pass over, is left out.
 
     Args:
         texts: UTF-8 text.
@@ -106,16 +112,19 @@ def read_aloud(
         progress: show progress on stderr.
 
     Returns:
-        The manifest, and the hours of speech.
+        What became of it: the manifest, and as rejected the lines that were left out, and
+        utterances of which a voice made no sound.
 
     Raises:
         BadInput: a text cannot be read or holds no words, espeak-ng is missing, or `out`
             holds something else.
         OmnirouterError: a file cannot be written, or a synthesiser fails.
     """
-    sentences = [sentence for path in texts for sentence in _sentences(path)]
+    lines = [line for path in texts for line in _lines(path)]
+    sentences = [line for line in lines if _is_latin(line)]
     if not sentences:
-        raise BadInput(f"{', '.join(map(str, texts))}: no line holds words")
+        letters = " in Latin letters, which the voices need" if lines else ""
+        raise BadInput(f"{', '.join(map(str, texts))}: no line holds words{letters}")
     require_espeak()
     voices = recorded_voices()
     passages = plan(sentences, config)
@@ -126,22 +135,28 @@ def read_aloud(
         "text": hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest(),
         "voices": voices,
     }
-    manifest = out / "train.jsonl"
+    report = SplitReport("train", out / "train.jsonl")
+    if len(sentences) < len(lines):
+        report.rejected["line in other letters than Latin"] = len(lines) - len(sentences)
     try:
         _claim(out, stamp)
         for folder in {Path(passage.path).parent for passage in passages}:
             (out / folder).mkdir(parents=True, exist_ok=True)
         seconds = in_parallel(partial(_make, out, config.seed, voices), passages, workers)
-        rows, total = [], 0.0
+        rows = []
         for passage, duration in zip(
             passages, shown(seconds, len(passages), progress), strict=True
         ):
+            if not duration:
+                report.rejected["no sound"] += 1
+                continue
             rows.append(json.dumps(_row(passage, duration, config.seed, voices)) + "\n")
-            total += duration
-        write_whole(manifest, "".join(rows))
+            report.seconds += duration
+        report.utterances = len(rows)
+        write_whole(report.path, "".join(rows))
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
-    return manifest, total / 3600
+    return report
 
 
 def recorded_voices() -> tuple[str, ...]:
@@ -173,7 +188,7 @@ def plan(sentences: Sequence[str], config: ReadingConfig) -> list[Passage]:
 def render(passage: Passage, seed: int, recorded: Sequence[str]) -> Wave:
     """Speak a passage and record it; samples at 16 kHz, shape [samples]."""
     rng = np.random.default_rng(drawn_seed(seed, "speech", passage.index))
-    voice = _draw_voice(rng, recorded)
+    voice = _draw_voice(rng, passage.text, recorded)
     warp = rng.uniform(0.88, 1.14)  # of pitch and formants alike: a smaller or larger speaker
     if voice in recorded:
         samples = _recorded(passage.text, voice, stretch=warp * rng.uniform(0.8, 1.15))
@@ -191,8 +206,8 @@ def render(passage: Passage, seed: int, recorded: Sequence[str]) -> Wave:
     return record(normalise(samples), condition, rng)
 
 
-def _draw_voice(rng: Generator, recorded: Sequence[str]) -> str:
-    if recorded and rng.random() < RECORDED_SHARE:
+def _draw_voice(rng: Generator, text: str, recorded: Sequence[str]) -> str:
+    if recorded and rng.random() < RECORDED_SHARE and SAID_BY_RECORDED.fullmatch(text):
         return str(rng.choice(recorded))
     return f"{rng.choice(ACCENTS)}+{rng.choice(SPEAKERS)}"
 
@@ -217,7 +232,7 @@ def _recorded(text: str, voice: str, stretch: float) -> Wave:
     return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), np.float32)
 
 
-def _sentences(path: Path) -> list[str]:
+def _lines(path: Path) -> list[str]:
     try:
         return [
             words for line in path.read_text("utf-8").splitlines() if (words := clean_text(line))
@@ -226,13 +241,20 @@ def _sentences(path: Path) -> list[str]:
         raise BadInput(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
+def _is_latin(text: str) -> bool:
+    return all(c.isascii() or unicodedata.name(c, "").startswith("LATIN ") for c in text)
+
+
 def _make(out: Path, seed: int, recorded: Sequence[str], passage: Passage) -> float:
-    """Write the audio of a passage if it is not there; return its duration in seconds."""
+    """Write the audio of a passage if it is not there; its duration in seconds, 0 without sound."""
     path = out / passage.path
     if path.exists():
         return float(soundfile.info(str(path)).duration)
     unfinished = path.with_suffix(".part")
-    seconds = write_wave(unfinished, render(passage, seed, recorded))
+    try:
+        seconds = write_wave(unfinished, render(passage, seed, recorded))
+    except NoSound:
+        return 0.0
     unfinished.replace(path)
     return seconds
 
@@ -245,7 +267,7 @@ def _row(passage: Passage, duration: float, seed: int, recorded: Sequence[str]) 
         "audio_filepath": passage.path,
         "text": passage.text,
         "duration": round(duration, 4),
-        "speaker": _draw_voice(rng, recorded),
+        "speaker": _draw_voice(rng, passage.text, recorded),
         "corpus": "synthetic",
     }
 

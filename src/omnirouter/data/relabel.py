@@ -15,14 +15,21 @@ from typing import Any
 
 import numpy as np
 from lhotse import SupervisionSegment
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
 from omnirouter.audio import AudioError
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cut_audio import plain_file, read_cut
-from omnirouter.data.cuts import Progress, SplitReport, manifests_of, split_name, write_split
+from omnirouter.data.cuts import (
+    NothingUsable,
+    Progress,
+    SplitReport,
+    manifests_of,
+    split_name,
+    write_split,
+)
 from omnirouter.data.heard import Heard, HeardStore, open_store
 from omnirouter.data.labels import Segment
 from omnirouter.data.manifest import json_line
@@ -122,8 +129,12 @@ def _all_missing(manifests: list[AnyManifest], out: Path) -> Iterator[Cut]:
 
 def missing(manifest: AnyManifest, store: HeardStore) -> Iterator[Cut]:
     """Utterances of a manifest that nobody has listened to yet."""
-    split = split_name(manifest.path)
-    return (cut for cut in UniqueIds(manifest) if store.get(split, cut.id) is None)
+    return (cut for cut in UniqueIds(manifest) if _heard(cut, manifest, store) is None)
+
+
+def _heard(cut: Cut, manifest: AnyManifest, store: HeardStore) -> Heard | None:
+    """What was heard; nothing counts of a mixture, whose words belong to its parts."""
+    return None if isinstance(cut, MixedCut) else store.get(split_name(manifest.path), cut.id)
 
 
 def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
@@ -151,6 +162,9 @@ class _Listener:
         """Transcribe utterances, several together; what fails is tried once more by itself."""
         samples: dict[str, Samples] = {}
         for cut in cuts:
+            if isinstance(cut, MixedCut):
+                failed[cut.id] = "mixture: save the mixed audio first"
+                continue
             try:
                 samples[cut.id] = read_cut(cut, RATE)
             except AudioError as error:
@@ -226,7 +240,7 @@ def _write(manifest: AnyManifest, out: Path, store: HeardStore) -> Relabelled:
     split, scores = split_name(manifest.path), _Scores()
     try:
         report = write_split(_relabelled(manifest, store, scores), out, split)
-    except BadInput as error:
+    except NothingUsable as error:
         raise BadInput(f"{error}; for utterances that failed see {out / FAILED}") from error
     path = out / f"wer_{split}.jsonl"
     _write_lines(path, scores.rows())
@@ -236,7 +250,7 @@ def _write(manifest: AnyManifest, out: Path, store: HeardStore) -> Relabelled:
 
 def _relabelled(manifest: AnyManifest, store: HeardStore, scores: _Scores) -> Iterator[Cut]:
     for cut in UniqueIds(manifest):
-        heard = store.get(split_name(manifest.path), cut.id)
+        heard = _heard(cut, manifest, store)
         if heard is None:  # it failed, and is listed
             continue
         reference = _reference(cut)

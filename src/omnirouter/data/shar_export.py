@@ -32,6 +32,7 @@ from omnirouter.data.cuts import (
     Unusable,
     check_cut,
     manifests_of,
+    publish,
     reasons,
     split_name,
 )
@@ -109,8 +110,7 @@ def write_shar(
                     if progress is not None:
                         progress(report.utterances + report.rejected.total())
             report.repeated_ids = unique.repeated
-            if report.rejected:
-                rejects.replace(listed)
+            publish(rejects, listed, bool(report.rejected))
             if report.utterances:
                 part.replace(report.path)
         finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import unicodedata
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,7 @@ PAUSE_SHARE = 0.8  # of an utterance
 SLOW, FAST = 0.5, 6.0  # words a second; people speak about 2 to 4
 OVERLAP_S = 0.1
 EXAMPLES = 5
+COPY = re.compile(r"(.*)#(?:[2-9]|[1-9]\d+)", re.DOTALL)  # an id that was there before, marked
 REMEMBERED = 256  # recordings whose latest utterances are held against new ones
 DURATION_BIN_S, RATE_BIN = 1.0, 0.25
 
@@ -203,8 +205,8 @@ class _Seen:
         self.latest: OrderedDict[str, deque[tuple[float, float]]] = OrderedDict()
 
     def look_at(self, cut: Cut, text: str, sound: Sound | None, found: Inspection) -> None:
-        original = cut.id.rsplit("#", 1)[0] if cut.id.rpartition("#")[2].isdigit() else cut.id
-        if _again(self.ids, original):
+        copy = COPY.fullmatch(cut.id)
+        if _again(self.ids, cut.id) or (copy and _short(copy[1]) in self.ids):
             found.report("repeated id", cut.id)
         if text and _again(self.texts, clean_text(text)):
             found.texts_said_twice += 1

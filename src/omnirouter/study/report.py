@@ -65,7 +65,7 @@ def write_report(
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _pairs(table: WerTable) -> Pairs:
