@@ -10,8 +10,9 @@ Augmentation for Sequence-to-Sequence ASR", Interspeech 2021). CHECKPOINT aligns
 where each utterance may be cut stands in CUTS, so that another machine can join the pieces. Styles
 besides `fluent`: `alone`, one to three words by themselves, with up to two seconds of the
 recording's quiet before and behind, as commands come; `halting`, an utterance as it was or
-stretches of one to three words, with quiet between them, as learners read. Writes OUT/train.jsonl
-and FLAC files in OUT/audio.
+stretches of one to three words, with quiet between them, as learners read; `long`, whole utterances
+for 18 to 24 s (the last one cut), with quiet between them. Writes OUT/train.jsonl and FLAC files in
+OUT/audio.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ FADE = RATE // 100
 QUIET_DB = 8.0  # a cut has to lie so far below the utterance's mean level
 WORDS = (2, 6)
 SECONDS = (3.0, 10.0)
+LONG = (18.0, 24.0)  # seconds
 FEW = (1, 3)  # words
 MARGINS = (0.1, 2.0)  # seconds
 PAUSES = (0.05, 1.2)  # seconds
 AS_IT_WAS = 0.5  # of halting utterances
-STYLES = ("fluent", "alone", "halting")
+STYLES = ("fluent", "alone", "halting", "long")
 Samples = NDArray[np.float32]
 
 
@@ -144,6 +146,8 @@ def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, style: str
     low, high = WORDS if style == "fluent" else FEW
     if style == "alone":
         target = 1.0
+    if style == "long":
+        target = 0.0
     if style == "halting" and rng.random() < AS_IT_WAS:
         source = spoken[rng.integers(len(spoken))]
         share = rng.choice([0.5, 1.0])  # of the places that are quiet enough
@@ -162,12 +166,29 @@ def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, style: str
         if stop - start > 2 * FADE:
             pieces.append(Piece(source.id, start, stop))
             words += source.words[begin:end]
+    if style == "long":
+        pieces, words = whole_ones(spoken, rng)
     before, behind = map(int, rng.uniform(*MARGINS, 2) * RATE) if style == "alone" else (0, 0)
     pauses = [0] * len(pieces)
-    if style == "halting":
+    if style in ("halting", "long"):
         seconds = np.exp(rng.uniform(*np.log(PAUSES), len(pieces) - 1))
         pauses[:-1] = (seconds * RATE).astype(int).tolist()
     return Joined(number, spoken[0].speaker, " ".join(words), pieces, pauses, (before, behind))
+
+
+def whole_ones(spoken: list[Spoken], rng: np.random.Generator) -> tuple[list[Piece], list[str]]:
+    """Utterances from their beginnings until the next one does not fit; words of them all."""
+    room, pieces, words = rng.uniform(*LONG) * RATE, list[Piece](), list[str]()
+    while True:
+        source = spoken[rng.integers(len(spoken))]
+        fitting = [cut for cut in source.cuts[1:] if cut[1] <= room]
+        if pieces and not fitting:
+            return pieces, words
+        if fitting:
+            end, stop = fitting[-1]
+            pieces.append(Piece(source.id, 0, stop))
+            words += source.words[:end]
+            room -= stop
 
 
 def plan(spoken: list[Spoken], hours: float, seed: int, style: str) -> list[Joined]:

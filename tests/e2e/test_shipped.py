@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from lhotse import CutSet
 from safetensors import safe_open
 
+from omnirouter.audio import read_audio
 from omnirouter.checkpoint import WEIGHTS, load_checkpoint
-from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig
+from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, Listening
 from omnirouter.data.prepare import read_manifest
 from omnirouter.decode import BeamSearch
 from omnirouter.evaluate.score import score
+from omnirouter.serve.longform import LONGEST_S
 from omnirouter.serve.transcriber import load
 
 MEBIBYTE = 2**20
+RATE = 16_000
 SYNTHETIC_WER = 0.4
 SPEECH_WER = 0.45
 
@@ -44,6 +48,16 @@ def test_a_recording_becomes_text() -> None:
     recording = Path(__file__).parent / "speech" / "0.flac"
     transcript = load().transcribe(recording)
     assert {"the", "and"} & {word.text for word in transcript.words}
+
+
+def test_a_whole_window_is_heard() -> None:
+    """To its end: half a minute of speech without a pause goes through the model at once."""
+    files = sorted((Path(__file__).parent / "speech").glob("*.flac"))
+    parts = [read_audio(file, RATE) for file in files]
+    samples = np.concatenate(parts * 2)[: int(LONGEST_S * RATE)]
+    (segment,) = load(listening=Listening(vad="off")).transcribe(samples).segments
+    words, _ = np.histogram([word.start for word in segment.words], bins=6, range=(0, LONGEST_S))
+    assert words.min() >= words.max() / 2
 
 
 @pytest.mark.skipif(not SHIPPED_WORDS.exists(), reason="no language model comes with this version")
