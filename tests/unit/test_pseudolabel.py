@@ -474,6 +474,16 @@ def test_recordings_of_another_folder_are_heard_too(src: Path, tmp_path: Path) -
     assert all(file.startswith(str(src)) for files in spoken(again).values() for file in files)
 
 
+def test_recordings_that_moved_are_not_heard_again(src: Path, tmp_path: Path) -> None:
+    out, teacher = tmp_path / "out", Stub()
+    run(src, out, teacher)
+    elsewhere = src.rename(tmp_path / "elsewhere")
+    summary = run(elsewhere, out, teacher)
+    assert teacher.calls == 5
+    files = set().union(*spoken(summary).values())
+    assert files == {str(source.path) for source in find_sources(elsewhere, out)}
+
+
 def test_a_replaced_recording_is_heard_again(src: Path, tmp_path: Path) -> None:
     out, teacher = tmp_path / "out", Stub()
     run(src, out, teacher)

@@ -38,10 +38,15 @@ class Source(NamedTuple):
         return out / "heard" / name[:2] / f"{name}.json"
 
     def heard(self, out: Path) -> dict[str, Any] | None:
-        """What was heard in it; None if nobody has listened to this file of this length."""
+        """What was heard in it; None if nobody has listened to this file of this length.
+
+        A file that is gone from where it was heard may have moved here.
+        """
         if not self.kept(out).exists():
             return None
         values: dict[str, Any] = json.loads(self.kept(out).read_text(encoding="utf-8"))
+        if not os.path.exists(values["file"]):
+            values["file"] = str(self.path)
         same = _place(values["file"]) == _place(self.path)
         same = same and math.isclose(values["seconds"], self.seconds, abs_tol=OTHER_S)
         return values if same else None
@@ -63,7 +68,8 @@ def find_sources(src: Path, out: Path) -> list[Source]:
     ids: dict[str, str] = {}
     for path in sorted(out.glob("heard/*/*.json")):
         values = json.loads(path.read_text(encoding="utf-8"))
-        ids.setdefault(_place(values["file"]), values["id"])
+        if os.path.exists(values["file"]):
+            ids.setdefault(_place(values["file"]), values["id"])
     taken = set(ids.values())
     sources: dict[str, Source] = {}
     for name, path in named:
