@@ -280,7 +280,7 @@ def test_the_telephone_passes_its_band_only() -> None:
         ({"noise_probability": 1.5}, r"augment\.noise_probability: a share in \[0, 1\], not 1\.5"),
         ({"telephone_probability": -0.1}, "telephone_probability"),
         ({"reverb_probability": float("nan")}, "reverb_probability"),
-        ({"speeds": (0.9, 0.0)}, r"augment\.speeds: factors above 0"),
+        ({"speeds": (0.9, 0.0)}, r"augment\.speeds: factors from 0"),
         ({"volume_db": (0, float("inf"))}, r"augment\.volume_db: finite"),
         ({"noise": ("musan",)}, r"augment\.noise: set noise_snr_db"),
         ({"rirs": ("rooms",)}, r"augment\.rirs: set reverb_probability"),
