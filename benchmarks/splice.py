@@ -147,7 +147,7 @@ def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, style: str
     if style == "alone":
         target = 1.0
     if style == "long":
-        target = 0.0
+        target, (pieces, words) = 0.0, whole_ones(spoken, rng)
     if style == "halting" and rng.random() < AS_IT_WAS:
         source = spoken[rng.integers(len(spoken))]
         share = rng.choice([0.5, 1.0])  # of the places that are quiet enough
@@ -166,8 +166,6 @@ def draw(number: int, spoken: list[Spoken], rng: np.random.Generator, style: str
         if stop - start > 2 * FADE:
             pieces.append(Piece(source.id, start, stop))
             words += source.words[begin:end]
-    if style == "long":
-        pieces, words = whole_ones(spoken, rng)
     before, behind = map(int, rng.uniform(*MARGINS, 2) * RATE) if style == "alone" else (0, 0)
     pauses = [0] * len(pieces)
     if style in ("halting", "long"):

@@ -106,7 +106,7 @@ def save_checkpoint(
         for name in FILES:
             flush(temporary / name)
         for other in _others(target):
-            (shutil.copytree if other.is_dir() else shutil.copy2)(other, temporary / other.name)
+            _copy(other, temporary / other.name)
 
     _clear_leftovers(target)
     write_atomically(target, write)
@@ -249,6 +249,14 @@ def _others(target: Path) -> list[Path]:
     """What stands in a checkpoint's folder beside it."""
     entries = target.iterdir() if target.is_dir() else ()
     return [entry for entry in entries if entry.name not in FILES]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A file or folder as it is; links stay links, wherever they lead."""
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, target, symlinks=True)
+    else:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _clear_leftovers(target: Path) -> None:

@@ -210,7 +210,9 @@ def test_what_others_put_into_a_checkpoint_stays(tmp_path: Path, save: Callable[
     (tmp_path / "best" / "analysis").mkdir()
     (tmp_path / "best" / "analysis" / "routing.json").write_text("{}")
     (tmp_path / "best" / "words.arpa").write_text("words")
+    (tmp_path / "best" / "corpus").symlink_to(tmp_path / "gone")
     save(tmp_path / "best", step=2)
+    assert (tmp_path / "best" / "corpus").readlink() == tmp_path / "gone"
     assert load_checkpoint(tmp_path / "best").meta == {"step": 2}
     assert (tmp_path / "best" / "analysis" / "routing.json").read_text() == "{}"
     assert (tmp_path / "best" / "words.arpa").read_text() == "words"
