@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from omnirouter.config import ModelConfig
-from omnirouter.model import cpu_experts, layers
+from omnirouter.model import cpu_experts, layers, native
 from omnirouter.model.cpu_experts import ROUND_TO, fused
 from omnirouter.model.layers import Experts
-from omnirouter.model.prepack import PackedExperts
+from omnirouter.model.prepack import CompiledExperts, PackedExperts
 from omnirouter.model.routing import Routing
 
 N = 4
@@ -120,9 +122,18 @@ def test_grouped_products(loads: list[int], top_2: bool, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_the_loop(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processors that need no compiled experts get the same from oneDNN's products."""
+    monkeypatch.setattr(native, "usable", lambda d, f, dtype: False)
+    test_bfloat16("autocast", loads, top_2)
+
+
+@pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
 def test_plain_products(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where oneDNN's products with bias and ReLU are missing, plain ones give the same."""
     monkeypatch.setattr(cpu_experts, "fused", lambda dtype: False)
+    monkeypatch.setattr(native, "usable", lambda d, f, dtype: False)
     test_float32(loads, top_2)
     test_bfloat16("autocast", loads, top_2)
 
@@ -191,6 +202,141 @@ def test_prepacked(loads: list[int], top_2: bool) -> None:
     with torch.no_grad():
         packed = PackedExperts(module, torch.float32)(x_TD, routing)
         torch.testing.assert_close(packed, module(x_TD, routing), rtol=1e-4, atol=1e-4)
+
+
+compiled = pytest.mark.skipif(
+    not native.usable(CONFIG.dim, CONFIG.ffn_dim, torch.bfloat16),
+    reason="no compiled experts here: they need AVX-512 BF16 without AMX, and a C++ compiler",
+)
+
+
+@compiled
+@pytest.mark.parametrize(("d", "f"), [(32, 64), (160, 672), (576, 1056)])
+@pytest.mark.parametrize("loads", [[1, 2, 0, 13], [14, 27, 64, 0], [0, 1041, 5, 512]], ids=str)
+def test_compiled_experts(loads: list[int], d: int, f: int) -> None:
+    """The compiled form rounds where it says and nowhere else, in output and gradients.
+
+    Widths and numbers of rows lie at and beside the edges of its tiles, groups and blocks.
+    """
+    torch.manual_seed(1)
+    config = ModelConfig(routing="omni", num_experts=N, dim=d, ffn_dim=f, num_layers=1, num_heads=1)
+    module, scale = Experts(config).requires_grad_(requires_grad=False), 256 / 156
+    weights = (module.up_NFD, module.up_bias_NF, module.down_NDF, module.down_bias_ND)
+    x, d_y = torch.randn(2, sum(loads), d).bfloat16()
+    drawn = torch.randint(256, (len(x), f), dtype=torch.uint8)
+    groups = native.Groups.of(loads)
+    y, hidden = native.forward(x, weights, groups, native.Dropout(drawn, 100, scale))
+    grads = native.backward(x, d_y, hidden, weights[0], weights[2], groups, scale)
+    plain, _ = native.forward(x, weights, groups)
+    assert torch.equal(native.forward(x, CompiledExperts(module).weights, groups)[0], plain)
+
+    def rounded(tensor: Tensor) -> Tensor:
+        return tensor.bfloat16().float()
+
+    begin = 0
+    for n, size in enumerate(loads):
+        own = slice(begin, begin + size)
+        begin += size
+        (up, up_bias, down, down_bias) = (weight[n] for weight in weights)
+        up, down, d_out, x_own = rounded(up), rounded(down), d_y[own].float(), x[own].float()
+        h = rounded((x_own @ up.t() + up_bias).relu() * (drawn[own] >= 100) * scale)
+        exact = (d_out @ down) * (h > 0) * scale
+        d_h = rounded(exact)
+        for found, expected in (
+            (y[own], h @ down.t() + down_bias),
+            (grads[0][own], d_h @ up),
+            (grads[1][n], d_h.t() @ x_own),
+            (grads[2][n], exact.sum(0)),
+            (grads[3][n], d_out.t() @ h),
+            (grads[4][n], d_out.sum(0)),
+        ):
+            assert distance(found, expected) < 0.005
+
+
+@compiled
+def test_compiled_experts_do_not_depend_on_threads() -> None:
+    """With one thread or more every number is the same."""
+    x_TD, routing = route([40, 3, 0, 90], top_2=True)
+    module, found = experts(), []
+    for threads in (1, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with torch.autocast("cpu", torch.bfloat16):
+                found.append(with_gradients(module, "forward", x_TD, routing))
+        finally:
+            torch.set_num_threads(before)
+    (one, gradients), (more, others) = found
+    assert torch.equal(one, more)
+    for ours, theirs in zip(gradients[2:], others[2:], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@compiled
+def test_compiled_dropout() -> None:
+    """Output and gradients are those of a layer whose hidden units are multiplied by that mask."""
+    module = experts().train()
+    module.dropout.dropped = 100
+    x_TD, routing = route([7, 20, 0, 33], top_2=False)
+    drawn = torch.randint(256, (len(x_TD), CONFIG.ffn_dim), dtype=torch.uint8)
+    order = routing.expert_A.argsort(stable=True)
+    mask = torch.empty(len(x_TD), CONFIG.ffn_dim).index_copy(0, order, (drawn >= 100) * 256 / 156)
+
+    def masked(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        x = x.clone().requires_grad_()
+        y = torch.zeros_like(x)
+        for n in range(N):
+            own = routing.expert_A == n
+            h = (x[own] @ module.up_NFD[n].t() + module.up_bias_NF[n]).relu() * mask[own]
+            out = h @ module.down_NDF[n].t() + module.down_bias_ND[n]
+            y = y.index_put((own,), out * routing.gate_A[own, None])
+        weight = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
+        return y.detach(), list(torch.autograd.grad((y * weight).sum(), [x, *module.parameters()]))
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(cpu_experts, "random_bytes", lambda *shape: drawn.view(shape))
+        ours, (x_grad, _, *grads) = with_gradients(module, "forward", x_TD, routing)
+    exact, expected = masked(x_TD)
+    for found, truth in zip([ours, x_grad, *grads], [exact, *expected], strict=True):
+        assert distance(found, truth) < 0.02
+
+
+@compiled
+def test_a_bad_frame_stays_with_itself_in_compiled_experts() -> None:
+    """What is not finite comes out as such, and only where it went in."""
+    module = experts()
+    x_TD, routing = route([5, 20, 3, 9], top_2=False)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        clean = module(x_TD, routing)
+        x_TD[4] = torch.nan
+        spoilt = module(x_TD, routing)
+    assert spoilt[4].isnan().all()
+    others = torch.arange(len(x_TD)) != 4
+    assert torch.equal(spoilt[others], clean[others])
+
+
+@pytest.mark.parametrize("why", ["no compiler", "a compiler that fails", "no place to keep it"])
+def test_without_compiled_experts(
+    why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without a compiler the loop does the work; without a cache it is compiled every time."""
+    (tmp_path / "file").touch()
+    if why == "no place to keep it":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setenv("CXX", "false" if "fails" in why else str(tmp_path / "none"))
+    before = native.library()
+    native.library.cache_clear()
+    try:
+        if why != "no place to keep it":
+            assert native.library() is None
+        else:
+            assert (native.library() is None) == (before is None)
+        test_bfloat16("autocast", LOADS["skewed"], top_2=False)
+    finally:
+        native.library.cache_clear()
+    assert not list(tmp_path.rglob("*.so"))
 
 
 @pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])

@@ -55,7 +55,7 @@ LENGTHS = [60, 48, 33]
 def test_bytes_of_states_are_exact(name: str, optim: OptimConfig) -> None:
     """Weights, gradients and optimizer of a model that was built and has made a step."""
     config = MODELS[name]
-    held = states(config, optim, half=False)
+    held = states(config, optim, half=False, cuda=False)
     model = CTCEncoder(config)
     optimizers = build_optimizers(model, optim)
     for parameter in model.parameters():
@@ -106,7 +106,7 @@ def test_activations_are_what_torch_saves(name: str, half: bool) -> None:
     """Within a quarter."""
     config = MODELS[name]
     estimate = sum(activation_bytes(config, LENGTHS, half=half, cuda=False).values())
-    estimate += states(config, OptimConfig(), half).cast
+    estimate += states(config, OptimConfig(), half=half, cuda=False).cast
     assert estimate == pytest.approx(saved_bytes(config, half=half), rel=0.25)
 
 
@@ -176,7 +176,7 @@ def test_measured_rates_give_back_what_was_measured(tmp_path: Path) -> None:
     rates = measured_rates(values, "omni")
     run = replace(PAPER, data=DataConfig(batch_hours=480 / 3600, device_seconds=240.0))
     setting = Setting(devices=1, kind=H100, utterance_s=12.0)
-    held = states(run.model, run.optim, half=True)
+    held = states(run.model, run.optim, half=True, cuda=True)
     step = step_time(run, setting, held, "ddp", rates)
     assert step["total"] == pytest.approx(0.7)
     assert all(step[part] == pytest.approx(0.1) for part in PARTS)

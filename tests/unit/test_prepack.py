@@ -17,7 +17,7 @@ from omnirouter.evaluate import score as scoring
 from omnirouter.model import CTCEncoder, prepack
 from omnirouter.model.cpu_experts import fused
 from omnirouter.model.layers import Experts
-from omnirouter.model.prepack import PackedExperts, PackedLinear
+from omnirouter.model.prepack import CompiledExperts, PackedExperts, PackedLinear
 from omnirouter.serve.transcriber import Transcriber
 
 pytestmark = pytest.mark.skipif(
@@ -93,8 +93,9 @@ def test_a_transcriber_rearranges(
     plain = Transcriber(checkpoints["omni"], precision=precision)
     monkeypatch.setattr(prepack, "NARROWEST", 1)
     packed = Transcriber(checkpoints["omni"], precision=precision)
-    assert any(isinstance(module, PackedExperts) for module in packed._encoder.modules())
-    assert not any(isinstance(m, PackedExperts) for m in packed.checkpoint.model.modules())
+    kinds = (PackedExperts, CompiledExperts)
+    assert any(isinstance(module, kinds) for module in packed._encoder.modules())
+    assert not any(isinstance(module, kinds) for module in packed.checkpoint.model.modules())
     close = 1e-3 if precision == "fp32" else 0.1
     for ours, theirs in zip(packed.log_probs(waves), plain.log_probs(waves), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=close)

@@ -1,4 +1,4 @@
-"""An encoder for inference on a CPU whose matrices lie as oneDNN's products want them.
+"""An encoder for inference on a CPU whose matrices lie as the products there want them.
 
 A product takes the weights as they are and rearranges them on every call, which for the few frames
 of an expert costs as much as the product itself. Here that is done once.
@@ -11,12 +11,13 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from omnirouter.model import native
 from omnirouter.model.cpu_experts import Kept, fused, linear, rounded
 from omnirouter.model.encoder import CTCEncoder
 from omnirouter.model.layers import Experts
 
 ROWS = 256  # that the arrangement is chosen for; others work too
-NARROWEST = 512  # model width from where on it pays
+NARROWEST = 512  # model width from where on it pays; with compiled experts it always does
 FEW = 64  # rows of an expert that are not rounded up: so many sizes are remembered, and it counts
 
 
@@ -71,6 +72,35 @@ class PackedExperts(Experts):
         return y_AD
 
 
+class CompiledExperts(Experts):
+    """`Experts` in bfloat16 whose weights lie as the compiled form reads them."""
+
+    def __init__(self, experts: Experts) -> None:
+        nn.Module.__init__(self)
+        self.weights = (
+            native.words(experts.up_NFD),
+            experts.up_bias_NF.detach().float(),
+            native.words(experts.down_NDF),
+            experts.down_bias_ND.detach().float(),
+        )
+
+    def _one_by_one(
+        self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        sizes_N = torch.bincount(expert_A, minlength=len(self.weights[0]))
+        x_AD = x_TD.to(dtype).index_select(0, frame_A)
+        groups = native.Groups(sizes_N, sizes_N.cumsum(0) - sizes_N)
+        return native.forward(x_AD, self.weights, groups)[0]
+
+
+def packed_experts(experts: Experts, dtype: torch.dtype) -> Experts:
+    """What is fastest in this dtype on this processor; the experts themselves, if they are."""
+    _, f, d = experts.up_NFD.shape
+    if native.usable(d, f, dtype):
+        return CompiledExperts(experts)
+    return PackedExperts(experts, dtype) if d >= NARROWEST and fused(dtype) else experts
+
+
 def prepack(encoder: CTCEncoder, dtype: torch.dtype) -> CTCEncoder:
     """A copy for inference; what is not rearranged is shared with the original.
 
@@ -81,14 +111,16 @@ def prepack(encoder: CTCEncoder, dtype: torch.dtype) -> CTCEncoder:
     Returns:
         The copy; the encoder itself where rearranging is not possible or does not pay.
     """
-    if encoder.config.dim < NARROWEST or not fused(dtype):
+    c = encoder.config
+    wide = c.dim >= NARROWEST and fused(dtype)
+    if not wide and (c.routing == "dense" or not native.usable(c.dim, c.ffn_dim, dtype)):
         return encoder
     shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
     made = deepcopy(encoder, shared)
     for module in list(made.modules()):
         for name, child in module.named_children():
             if isinstance(child, Experts):
-                setattr(module, name, PackedExperts(child, dtype))
-            elif isinstance(child, nn.Linear):
+                setattr(module, name, packed_experts(child, dtype))
+            elif wide and isinstance(child, nn.Linear):
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
     return made

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from omnirouter.config import CONVOLVED, ModelConfig, OptimConfig
-from omnirouter.model import CTCEncoder
+from omnirouter.model import CTCEncoder, native
 from omnirouter.model.packing import Packing
 from omnirouter.train.optim import MUON_ITERATIONS, decays
 
@@ -45,7 +45,7 @@ class States(NamedTuple):
     muon_flops: float
 
 
-def states(config: ModelConfig, optim: OptimConfig, half: bool) -> States:
+def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -> States:
     """Of a model that is not built: only its shapes are."""
     with torch.device("meta"):
         model = CTCEncoder(config)
@@ -55,6 +55,8 @@ def states(config: ModelConfig, optim: OptimConfig, half: bool) -> States:
     chosen = {id(p) for p in muon}
     adam = [p for _, p in named if id(p) not in chosen]
     matrices = [p for n, p in named if p.ndim >= 2 and "bias" not in n and "routers" not in n]
+    if not cuda and native.usable(config.dim, config.ffn_dim, torch.bfloat16):
+        matrices = [p for p in matrices if p.ndim == 2]  # stacks are the experts', kept as they are
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     flops = 0.0
     for p in muon:

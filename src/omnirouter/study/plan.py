@@ -80,7 +80,8 @@ def plan(
     )
     turns = turns_of_a_step(run, devices)
     rates = setting.rates or peak_rates(setting.kind, run.precision)
-    held = states(run.model, run.optim, run.precision == "bf16")
+    half, cuda = run.precision == "bf16", setting.kind.name != "cpu"
+    held = states(run.model, run.optim, half=half, cuda=cuda)
     chosen = chosen_strategy(run, setting, held)
     strategies = {
         name: {

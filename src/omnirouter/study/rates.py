@@ -100,7 +100,8 @@ def measured_rates(values: Mapping[str, Any], routing: str) -> Rates:
     name = routing if routing in configs else "omni"
     model = values["models"][name]
     run = RunConfig(model=configs[name], precision=values["dtype"])
-    held = states(run.model, run.optim, values["dtype"] == "bf16")
+    half, cuda = values["dtype"] == "bf16", values["gpu"] is not None
+    held = states(run.model, run.optim, half=half, cuda=cuda)
     amounts = work(run, values["lengths"], held)
     turns = values["micro_batches"]
     rates = {
@@ -128,7 +129,7 @@ def against(values: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[st
     for name in ROUTINGS:
         model = family(values["family"])[name]
         run = RunConfig(model=model, precision=values["dtype"])
-        held = states(model, run.optim, half)
+        held = states(model, run.optim, half=half, cuda=cuda)
         rates = measured_rates(other, name)
         seconds = {
             p: amount / rates.of[p] for p, amount in work(run, values["lengths"], held).items()

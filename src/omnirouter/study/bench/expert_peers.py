@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.cpu_experts import fused
 from omnirouter.model.layers import Experts, FeedForward
-from omnirouter.model.prepack import PackedExperts
+from omnirouter.model.prepack import packed_experts
 from omnirouter.model.routing import Routing
 
 Layer = Callable[[Tensor, Routing], Tensor]
@@ -59,8 +58,10 @@ class Peers:
         """Names and layers."""
         yield "dense", lambda x, routing: self.dense(x)
         yield "ours", self.experts
-        if self.mode == "infer" and self.experts.up_NFD.device.type == "cpu" and fused(self.dtype):
-            yield "ours, prepacked", PackedExperts(self.experts, self.dtype)
+        if self.mode == "infer" and self.experts.up_NFD.device.type == "cpu":
+            packed = packed_experts(self.experts, self.dtype)
+            if packed is not self.experts:
+                yield "ours, prepacked", packed
         yield "masked loop", self.experts.reference
         yield "padded bmm", self.padded
         if importlib.util.find_spec("transformers") is None:
