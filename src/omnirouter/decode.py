@@ -203,6 +203,11 @@ class BeamSearch:
         start = self._lm.start(False)
         for word, clean in self._spelt.items():
             ids = tokenizer.encode(clean)
+            if clean in hot and UNKNOWN in ids:
+                raise BadInput(
+                    f"hot_words: the model has no letters for {clean!r}; spell it as it would be "
+                    "written out, or leave it out"
+                )
             if ids and UNKNOWN not in ids:
                 self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])
         self._trie.smear(decoder.SmearingMode.MAX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 
@@ -17,18 +18,23 @@ class BadInput(OmnirouterError, ValueError):
 
 
 def require_numbers(
-    values: object, where: str, least: Mapping[str, float], above_zero: Sequence[str] = ()
+    values: object,
+    where: str,
+    least: Mapping[str, float],
+    above_zero: Sequence[str] = (),
+    endless: Sequence[str] = (),
 ) -> None:
-    """Refuse numbers of a configuration that are too small.
+    """Refuse numbers of a configuration that are too small, or infinite.
 
     Args:
         values: the configuration.
         where: what stands before its keys in messages, such as `optim.`.
         least: the smallest value of each key.
         above_zero: keys whose values are more than zero.
+        endless: keys whose values may be infinite.
 
     Raises:
-        BadInput: one is too small, or no number.
+        BadInput: one is too small, infinite, or no number.
     """
     for name, smallest in least.items():
         if not getattr(values, name) >= smallest:
@@ -36,3 +42,6 @@ def require_numbers(
     for name in above_zero:
         if not getattr(values, name) > 0:
             raise BadInput(f"{where}{name}: more than 0, not {getattr(values, name)}")
+    for name in (*least, *above_zero):
+        if name not in endless and getattr(values, name) == math.inf:
+            raise BadInput(f"{where}{name}: a finite number, not {getattr(values, name)}")

@@ -5,6 +5,7 @@ A part of `config.py`, which everything else imports it through.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -118,6 +119,6 @@ class RouterLossConfig:
     def problem(self) -> str | None:
         """A weight that cannot be, in one line that starts with its key; None if all can."""
         for field in fields(self):
-            if not getattr(self, field.name) >= 0:
+            if not 0 <= getattr(self, field.name) < math.inf:
                 return f"router_losses.{field.name}: 0 or more, not {getattr(self, field.name)}"
         return None

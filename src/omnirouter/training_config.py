@@ -121,7 +121,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         least = {"buckets": 1, "min_s": 0, "workers": 0, "cache_gb": 0}
-        require_numbers(self, "data.", least, ("batch_hours", "device_seconds", "max_s"))
+        above, endless = ("batch_hours", "device_seconds", "max_s"), ("device_seconds", "max_s")
+        require_numbers(self, "data.", least, above, endless)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         steps = dict.fromkeys(("warmup_steps", "cosine_steps", "halve_every"), 1)
         least = steps | dict.fromkeys(("floor", "weight_decay", "muon_lr"), 0)
-        require_numbers(self, "optim.", least, ("peak_lr", "eps", "clip"))
+        require_numbers(self, "optim.", least, ("peak_lr", "eps", "clip"), endless=("clip",))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise BadInput(f"optim.betas: two numbers in [0, 1), not {list(self.betas)}")
 

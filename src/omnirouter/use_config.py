@@ -14,6 +14,7 @@ from omnirouter.errors import BadInput
 
 SHIPPED = Path(__file__).parent / "pretrained" / "english-small"  # the model of the package
 SHIPPED_WORDS = SHIPPED / "words.arpa"  # and the language model that goes with it
+MOST_HYPOTHESES = 1_000_000  # in a search; memory would end long before
 RATES = (100, 1_000_000)  # Hz; any other is no audio
 
 
@@ -98,12 +99,16 @@ class LanguageModelConfig:
     def __post_init__(self) -> None:
         if self.beam_size < 1:
             raise BadInput(f"beam_size: at least 1, not {self.beam_size}")
+        if self.beam_size > MOST_HYPOTHESES:
+            raise BadInput(f"beam_size: at most {MOST_HYPOTHESES}, not {self.beam_size}")
         if not 0 <= self.blank_penalty < math.inf:
             raise BadInput(f"blank_penalty: a number of 0 or more, not {self.blank_penalty:g}")
         if self.lm_weight <= 0:
             raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
         if self.hot_words and self.language_model is None:
             raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        if self.lm_words and self.language_model is None:
+            raise BadInput("lm_words: are those of a language model; give --language-model FILE")
         if self.language_model == Path("english") and not self.language_model.exists():
             if not SHIPPED_WORDS.exists():
                 raise BadInput("language_model: none comes with this installation; name a file")

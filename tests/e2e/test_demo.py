@@ -49,6 +49,13 @@ def test_the_demo_leaves_table_report_and_checkpoints(
     before = rows_of(tmp_path / "omni" / "metrics.jsonl")
     demo.run_demo(tmp_path, steps=4, hours=SMALL.hours)
     assert rows_of(tmp_path / "omni" / "metrics.jsonl") == before
+    for changes, named in (
+        ({"seed": 1, "steps": 4}, "seed 0, not 1"),
+        ({"steps": 6}, "steps 4, not 6"),
+        ({"steps": 4, "hours": 0.1}, r"hours 0\.05, not 0\.1"),
+    ):
+        with pytest.raises(BadInput, match=f"holds a demo with {named}; give another folder"):
+            demo.run_demo(tmp_path, **{"hours": SMALL.hours, **changes})  # type: ignore[arg-type]
 
 
 def test_all_three_models_see_the_same_data(tmp_path: Path) -> None:

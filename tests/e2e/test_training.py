@@ -161,6 +161,29 @@ def test_masks_begin_when_they_are_asked_for(tmp_path: Path) -> None:
     assert differing == [6, 7, 8]  # rows count the steps done: the first masked one is row 6
 
 
+def test_only_masks_wait_for_their_step(tmp_path: Path) -> None:
+    """Other augmentation is there from the first step."""
+    manifest = write_corpus(tmp_path / "data")
+    warped = AugmentConfig(cape=False, vtlp=(0.8, 0.8), masks_from_step=100)
+    train(config_for(manifest, tmp_path / "plain", augment=NO_AUGMENT, steps=1))
+    train(config_for(manifest, tmp_path / "warped", augment=warped, steps=1))
+    assert losses(tmp_path / "plain") != losses(tmp_path / "warped")
+
+
+def test_a_step_is_as_large_as_it_is_asked_to_be(tmp_path: Path) -> None:
+    """Micro-batches are equal parts of it, whatever fits on a device."""
+    manifest = write_corpus(tmp_path / "data", repeats=10)
+    heard = {}
+    for seconds in (8.0, 7.9, 4.0, 3.9):
+        config = config_for(manifest, tmp_path / str(seconds), steps=6)
+        data = replace(config.data, batch_hours=8 / 3600, device_seconds=seconds)
+        train(replace(config, data=data))
+        rows = rows_of(tmp_path / str(seconds) / "metrics.jsonl")
+        heard[seconds] = [row["audio_seconds"] for row in rows if row["kind"] == "train"][-1] / 6
+    assert all(own <= 8 for own in heard.values()), heard
+    assert min(heard.values()) > 0.5 * max(heard.values()), heard
+
+
 @pytest.mark.parametrize("routing", ["switch", "omni"])
 def test_routing_is_logged_for_every_layer(tmp_path: Path, routing: str) -> None:
     """Layer drop leaves layers out of steps but not out of the log."""

@@ -567,8 +567,10 @@ def test_a_language_model_is_used(
     assert main(["transcribe", audio, *options]) == 0
     words = set(capsys.readouterr().out.split())
     assert words == {"kitchen"}
-    assert main(["transcribe", audio, *options, "--hot-words", "zebra"]) == 0
-    assert main(["transcribe", audio, "--model", model, "--hot-words", "zebra"]) == 2
+    assert main(["transcribe", audio, *options, "--hot-words", "kettle"]) == 0
+    assert main(["transcribe", audio, *options, "--hot-words", "日本"]) == 2
+    assert "hot_words: the model has no letters for" in capsys.readouterr().err
+    assert main(["transcribe", audio, "--model", model, "--hot-words", "kettle"]) == 2
 
 
 # --- export ---

@@ -89,6 +89,10 @@ def test_a_schedule_needs_steps(key: str, steps: int) -> None:
         (RunConfig, {"log_every": 0}, "log_every: at least 1"),
         (RunConfig, {"seed": -1}, "seed: at least 0"),
         (RunConfig, {"load_balance_weight": float("nan")}, "load_balance_weight: at least 0"),
+        (RunConfig, {"load_balance_weight": float("inf")}, "load_balance_weight: a finite number"),
+        (DataConfig, {"batch_hours": float("inf")}, r"data\.batch_hours: a finite number"),
+        (AugmentConfig, {"time_ratio": float("inf")}, r"augment\.time_ratio: a finite number"),
+        (OptimConfig, {"peak_lr": float("inf")}, r"optim\.peak_lr: a finite number"),
         (OptimConfig, {"peak_lr": 0.0}, r"optim\.peak_lr: more than 0"),
         (OptimConfig, {"muon_lr": -0.1}, r"optim\.muon_lr: at least 0"),
         (OptimConfig, {"betas": (0.9, 1.5)}, r"optim\.betas: two numbers in \[0, 1\)"),
@@ -102,6 +106,12 @@ def test_a_schedule_needs_steps(key: str, steps: int) -> None:
 def test_numbers_that_mean_nothing(kind: type, changes: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=f"^{named}"):
         kind(**changes)
+
+
+def test_what_may_be_without_end() -> None:
+    """Limits may be switched off."""
+    assert DataConfig(device_seconds=float("inf"), max_s=float("inf")).max_s == float("inf")
+    assert OptimConfig(clip=float("inf")).clip == float("inf")
 
 
 def test_a_frame_is_a_whole_number_of_samples() -> None:

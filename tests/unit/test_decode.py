@@ -203,6 +203,13 @@ def test_hot_words_are_favoured_even_if_unknown(letters: Tokenizer, arpa: Path) 
     assert hot(only).text == "play the song"
 
 
+def test_hot_words_that_no_letters_are_there_for(letters: Tokenizer, arpa: Path) -> None:
+    """They could never come out, which is told instead of left out."""
+    for word in ("日本", "quiz"):
+        with pytest.raises(BadInput, match=f"hot_words: the model has no letters for '{word}'"):
+            BeamSearch(letters, LanguageModelConfig(language_model=arpa, hot_words=f"sing,{word}"))
+
+
 def test_long_sounds_are_searched_as_a_whole(letters: Tokenizer, arpa: Path) -> None:
     """The search goes by steps; a word that two of them share is heard like any other."""
     search = BeamSearch(letters, LanguageModelConfig(language_model=arpa))
@@ -265,7 +272,9 @@ def test_language_models_that_are_none(
         ({"beam_size": 0}, "beam_size"),
         ({"lm_weight": 0}, "lm_weight"),
         ({"blank_penalty": -1.0}, "blank_penalty"),
+        ({"beam_size": 10**11}, "beam_size: at most"),
         ({"hot_words": "a"}, "hot"),
+        ({"lm_words": Path("words.txt")}, "lm_words: are those of a language model"),
     ],
 )
 def test_settings_that_do_not_work(values: dict[str, object], named: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import queue
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -19,7 +22,7 @@ from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import listening, main
 from omnirouter.config import AttentionContext, FeatureConfig, Listening, ModelConfig
 from omnirouter.model import CTCEncoder
-from omnirouter.serve.streaming import Update
+from omnirouter.serve.streaming import Stream, Update
 from omnirouter.serve.transcriber import load
 from omnirouter.serve.transcript import Word
 from omnirouter.text import Tokenizer
@@ -131,6 +134,36 @@ def test_a_file(
     soundfile.write(path, samples, RATE)
     assert main(["transcribe", str(path), "--stream", "--model", model]) == 0
     assert capsys.readouterr().out == text_of(expected) + "\n"
+
+
+def test_an_interrupted_file_keeps_its_words(
+    model: str,
+    samples: np.ndarray,
+    expected: tuple[Word, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C while the model is at work: what it has begun is told, and nothing else."""
+    soundfile.write(tmp_path / "talk.wav", samples, RATE)
+    push, calls = Stream.push, []
+
+    def interrupted(stream: Stream, data: np.ndarray) -> list[Update]:
+        calls.append(len(data))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return push(stream, data)
+
+    monkeypatch.setattr(Stream, "push", interrupted)
+    options = ["--stream", "--model", model, "--format", "json"]
+    assert main(["transcribe", str(tmp_path / "talk.wav"), *options]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert calls == [RATE, RATE]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole = [(word.text, word.start) for word in expected]
+    told = [(row["text"], row["start"]) for row in rows]
+    assert 0 < len(told) < len(whole) and told[:-1] == whole[: len(told) - 1]
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,18 @@ def test_speech_is_found_where_it_is(talk: Samples, block: int, rate: int) -> No
         )
 
 
-@pytest.mark.parametrize("level", [0.0, 1e-3, 0.1])
+@pytest.mark.parametrize("quieter", [0.1, 0.01, 0.001])
+def test_quiet_speech_is_found_as_well(talk: Samples, quieter: float) -> None:
+    """Where it is does not depend on how loud a recording is."""
+    loud, quiet = (
+        [(w.start, len(w.samples)) for w in windows(spoken([talk * level], RATE), RATE, HOP)]
+        for level in (np.float32(1.0), np.float32(quieter))
+    )
+    assert len(quiet) == len(loud) == 2
+    np.testing.assert_allclose(quiet, loud, atol=0.2 * RATE)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-5, 1e-3, 0.1])
 @pytest.mark.parametrize("seconds", [0.01, 0.5, 40.0])
 def test_noise_and_silence_are_no_speech(level: float, seconds: float) -> None:
     noise = level * np.random.default_rng(0).standard_normal(int(seconds * RATE))

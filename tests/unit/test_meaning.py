@@ -14,7 +14,7 @@ from scipy.stats import entropy
 from torch import nn
 
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import BadInput, FeatureConfig
+from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RouterConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.evaluate import figures_experts
 from omnirouter.evaluate.analyse import analyse
@@ -29,6 +29,9 @@ from omnirouter.evaluate.meaning import Frames, interpret, mean_run, mutual_info
 from omnirouter.evaluate.sounds import KINDS, kinds_of, letters_of, quiet_frames
 from omnirouter.evaluate.watching import adjacent_cosines, collect_meaning, shared_choices
 from omnirouter.evaluate.wrapping import Recorder, wrapped_routers
+from omnirouter.model import CTCEncoder, Router
+from omnirouter.model.routing import RoutingContext
+from omnirouter.model.routing_variants import TopKRouter
 from omnirouter.text import Tokenizer
 
 RNG = np.random.default_rng(0)
@@ -162,11 +165,20 @@ def test_router_inputs() -> None:
         for p, q in pairwise(x)
     ]
     assert adjacent_cosines(x) == pytest.approx(expected, rel=1e-4)
-    weights = [torch.randn(4, 5) for _ in range(2)]
-    chosen = shared_choices(weights, x)
-    assert chosen.shape == (2, 3, 7)
-    assert chosen[1, 2].tolist() == (x[2] @ weights[1].t()).argmax(-1).tolist()
-    (last,) = shared_choices([torch.eye(300)], [torch.eye(300)])
+    routers = [Router(5, 4), TopKRouter(5, 4, bias=True)]
+    with torch.no_grad():
+        for router in routers:
+            router.weight_ND.normal_()
+        routers[1].bias_N.copy_(torch.tensor([0.0, 0.3, -0.3, 0.1]))  # type: ignore[union-attr]
+        chosen = shared_choices(routers, x)
+        assert chosen.shape == (2, 3, 7)
+        context = RoutingContext(layer=0, lengths_B=torch.tensor([7]))
+        for own, router in zip(chosen, routers, strict=True):
+            for found, frames in zip(own, x, strict=True):
+                assert found.tolist() == router(frames, context).expert_A.tolist()
+        many = Router(300, 300)
+        many.weight_ND.copy_(torch.eye(300))
+        (last,) = shared_choices([many], [torch.eye(300)])
     assert last[0].tolist() == list(range(300))
 
 
@@ -222,8 +234,6 @@ class Fixed(nn.Module):
 
 def test_random_experts() -> None:
     """A share p of frames has an even draw; gates follow the reading."""
-    from omnirouter.model.routing import RoutingContext
-
     probs = torch.tensor([[0.7, 0.2, 0.1]]).repeat(9000, 1)
     context = RoutingContext(layer=0, lengths_B=torch.tensor([9000]))
     x = torch.zeros(9000, 2)
@@ -256,6 +266,46 @@ def test_one_draw_serves_all_layers(checkpoints: dict[str, Checkpoint]) -> None:
             again = model(frames, lengths).routings[0]
         assert all(torch.equal(own.expert_A, first.expert_A) for own in others) == equal
         assert not torch.equal(again.expert_A, first.expert_A)  # the next batch has its own
+
+
+def test_layers_that_follow_the_first_are_disturbed_once() -> None:
+    """Each layer's share of other experts is p's, also where all take the first one's decision."""
+    torch.manual_seed(0)
+    model = CTCEncoder(
+        ModelConfig(
+            routing="omni-once", num_experts=4, dim=32, ffn_dim=64, num_layers=4, num_heads=2
+        )
+    ).eval()
+    frames, lengths = torch.randn(3000, 320), torch.tensor([1500, 1500])
+    with torch.no_grad():
+        expected = model(frames, lengths).routings[0].expert_A
+        for reading in ("top-gate", "own-gate", "shared-draw"):
+            draws = Draws(0)
+            with wrapped_routers(
+                model,
+                lambda router, r=reading, d=draws: RandomExperts(router, 0.4, r, d),  # type: ignore[misc,arg-type]
+            ):
+                for _ in range(2):
+                    for routing in model(frames, lengths).routings:
+                        share = float((routing.expert_A != expected).float().mean())
+                        assert share == pytest.approx(0.3, abs=0.04)
+
+
+def test_random_experts_of_several_for_a_frame_are_refused_at_once(tmp_path: Path) -> None:
+    """Before the pass over the recordings, whose figures would be lost."""
+    config = ModelConfig(
+        routing="omni",
+        num_experts=4,
+        dim=32,
+        ffn_dim=64,
+        num_layers=2,
+        num_heads=2,
+        vocab_size=11,
+        router=RouterConfig(top_k=2),
+    )
+    checkpoint = Checkpoint(CTCEncoder(config), None, config, {}, Path("mine"))  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="random experts: mine: only for routers that send each"):
+        analyse(checkpoint, None, tmp_path, random_experts=DisturbConfig())  # type: ignore[arg-type]
 
 
 def test_disturb_measures_what_changes(checkpoints: dict[str, Checkpoint], manifest: Path) -> None:

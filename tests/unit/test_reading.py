@@ -156,12 +156,16 @@ def test_a_damaged_file_is_told_to_a_tenth_of_a_second(tmp_path: Path) -> None:
         read(tmp_path / "a.flac")
 
 
-def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode(tmp_path / "a.m4a", "aac", 1.0)
+def hide_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         reading.importlib.util, "find_spec", lambda name: None if name == "av" else find(name)
     )
+
+
+def test_without_pyav_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode(tmp_path / "a.m4a", "aac", 1.0)
+    hide_pyav(monkeypatch)
     with pytest.raises(BadInput, match=r"a\.m4a: not readable as audio .*omnirouter\[video\]"):
         read(tmp_path / "a.m4a")
 
@@ -194,13 +198,48 @@ def test_a_file_cut_short_gives_what_is_there_or_says_where(tmp_path: Path, name
         assert 0 < len(samples) < 12 * RATE
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e15])
 def test_samples_that_are_no_numbers(tmp_path: Path, bad: float) -> None:
     samples = wave(12.0)
     samples[11 * RATE] = bad
     soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
     with pytest.raises(BadInput, match="not numbers"):
         read(tmp_path / "a.wav")
+
+
+def test_a_header_that_was_never_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorder that was switched off leaves sizes of 0; what it recorded is there."""
+    soundfile.write(tmp_path / "a.wav", wave(3.0), RATE)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    at = data.index(b"data")
+    data[4:8] = data[at + 4 : at + 8] = bytes(4)
+    (tmp_path / "b.wav").write_bytes(data)
+    np.testing.assert_array_equal(read(tmp_path / "b.wav"), read(tmp_path / "a.wav"))
+    hide_pyav(monkeypatch)
+    with pytest.raises(BadInput, match=r"its header promises no samples\); PyAV may read it"):
+        read(tmp_path / "b.wav")
+    soundfile.write(tmp_path / "none.wav", wave(0.0), RATE)
+    with pytest.raises(BadInput, match=r"none\.wav: no samples"):
+        read(tmp_path / "none.wav")
+
+
+def test_recordings_joined_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Ogg file may hold several, one after another; all are heard."""
+    soundfile.write(tmp_path / "a.ogg", wave(3.0), RATE)
+    data = (tmp_path / "a.ogg").read_bytes()
+    (tmp_path / "b.ogg").write_bytes(data + data)
+    once = len(read(tmp_path / "a.ogg"))
+    assert len(read(tmp_path / "b.ogg")) == pytest.approx(2 * once, rel=0.02)
+    hide_pyav(monkeypatch)
+    assert len(read(tmp_path / "a.ogg")) == once
+    with pytest.raises(BadInput, match=r"several recordings in one file\); PyAV may read it"):
+        read(tmp_path / "b.ogg")
+
+
+def test_channels_that_cancel_each_other(tmp_path: Path) -> None:
+    """One microphone connected the wrong way round: its mean with the other is silence."""
+    soundfile.write(tmp_path / "a.wav", wave(1.0, channels=2) * [1.0, -1.0], RATE)
+    np.testing.assert_allclose(read(tmp_path / "a.wav"), wave(1.0)[:, 0], atol=1e-3)
 
 
 def test_folders_and_missing_files(tmp_path: Path) -> None:

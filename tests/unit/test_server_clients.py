@@ -21,10 +21,12 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.serve.http.app import create_app
+from omnirouter.serve.http.engine import Job
 from omnirouter.serve.http.models import Served
 from omnirouter.serve.http.run import bound
 from omnirouter.serve.http.settings import Access, Limits, own_names
@@ -192,6 +194,29 @@ def test_the_command_stops_gracefully(
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_does_not_end_in_time_is_told(
+    served: list[Served], noise_file: Callable[..., bytes]
+) -> None:
+    """At the end of the grace whoever waits has an answer in the usual shape, also in a stream."""
+    app = create_app(served)
+    engine, began = app.state.service.engine, threading.Event()
+
+    def never(job: Job) -> None:
+        began.set()
+        time.sleep(0.5)
+        engine.give_up()
+
+    engine._transcribe = never
+    with TestClient(app, base_url="http://127.0.0.1:8000") as client:
+        files = {"file": ("a.wav", noise_file(1.0))}
+        plain = client.post("/v1/audio/transcriptions", data={"model": "omni"}, files=files)
+        data = {"model": "omni", "stream": "true"}
+        events = client.post("/v1/audio/transcriptions", data=data, files=files)
+    assert began.is_set() and plain.status_code == 503
+    assert plain.json()["error"]["code"] == "shutting_down"
+    assert "shutting_down" in events.text
 
 
 @pytest.mark.parametrize(

@@ -138,10 +138,55 @@ def test_wrong_messages(client: TestClient, pcm: bytes) -> None:
         assert received(socket)[-1] == {"type": "done", "text": "", "seconds": 0.0}
 
 
-def test_silent_callers_are_sent_away(models: list[Served]) -> None:
+def test_silent_callers_are_sent_away(
+    models: list[Served], streamer: Transcriber, pcm: bytes
+) -> None:
+    """With all the words of what they had said."""
     with opened(models, upload_timeout=0.1) as client:
         error = refused(client, f"{STREAM}?model=live")
+        with client.websocket_connect(f"{STREAM}?model=live") as socket:
+            socket.receive_json()
+            socket.send_bytes(pcm)
+            *updates, last = received(socket)
     assert (error["code"], error["closed"]) == ("upload_timeout", 1008)
+    assert (last["type"], last["error"]["code"]) == ("error", "upload_timeout")
+    words = [word["word"] for update in updates for word in update["final"]]
+    assert words == streamer.transcribe(np.frombuffer(pcm, dtype="<i2")).text.split()
+
+
+def test_what_is_too_long_is_heard_up_to_there(
+    client: TestClient, streamer: Transcriber, pcm: bytes
+) -> None:
+    with client.websocket_connect(f"{STREAM}?model=live") as socket:
+        socket.receive_json()
+        for _ in range(8):  # 32 s of the 30
+            socket.send_bytes(pcm)
+        *updates, last = received(socket)
+    assert last["error"]["code"] == "audio_too_long" and last["error"]["param"] is None
+    assert "file" not in last["error"]["message"]
+    words = [word["word"] for update in updates for word in update["final"]]
+    heard = np.frombuffer((8 * pcm)[: 2 * 30 * 16_000], dtype="<i2")
+    assert words == streamer.transcribe(heard).text.split()
+
+
+def test_small_messages_take_few_turns(models: list[Served], pcm: bytes) -> None:
+    """Where others have their turns in between, a stream would never catch up."""
+    with opened(models) as client:
+        batcher = client.app.state.service.engine.batcher  # type: ignore[attr-defined]
+        call, turns = batcher.call, []
+
+        def counted(work: Callable[[], Any]) -> Any:
+            turns.append(work)
+            return call(work)
+
+        batcher.call = counted
+        with client.websocket_connect(f"{STREAM}?model=live") as socket:
+            for first in range(0, len(pcm), 320):  # 10 ms
+                socket.send_bytes(pcm[first : first + 320])
+            socket.send_text(END)
+            socket.receive_json()
+            received(socket)
+    assert len(turns) <= 4.0 / 0.32 + 2  # one for a chunk of the model, what is left, the end
 
 
 class Failing(Recogniser):

@@ -78,9 +78,16 @@ def test_cues_keep_to_the_layout(
         assert before.end <= after.start
 
 
+def test_a_word_that_never_ends_does_not_stay() -> None:
+    """A cue stands for seven seconds at most, whatever the word's times say."""
+    (cue,) = cues(spoken(("aye", 1.0, 30.0)).words, Layout())
+    assert (cue.start, cue.end) == (1.0, 8.0)
+
+
 def test_times_never_round_to_sixty_seconds() -> None:
-    text = WRITERS["srt"]("a", spoken(("x", 59.9999, 3599.9999)), Layout())
-    assert re.findall(r"\d\d:\d\d:\d\d,\d{3}", text) == ["00:01:00,000", "01:00:00,000"]
+    text = WRITERS["srt"]("a", spoken(("x", 59.0, 59.9999), ("y", 3598.0, 3599.9999)), Layout())
+    times = re.findall(r"\d\d:\d\d:\d\d,\d{3}", text)
+    assert times == ["00:00:59,000", "00:01:00,000", "00:59:58,000", "01:00:00,000"]
 
 
 @pytest.mark.parametrize("name", ["max_line_width", "max_line_count"])

@@ -117,6 +117,24 @@ def test_only_common_utterances_are_paired() -> None:
         compare("x", {"a": whole}, "y", {"a": elsewhere})
 
 
+def test_a_set_without_errors_counts_in_the_mean() -> None:
+    """It has no relative change of its own; a baseline without any error has none at all."""
+    none, half, some = rate([0] * 40), rate([5] * 40), rate([2, 3] * 20)
+    difference = compare("x", {"a": half, "b": some}, "y", {"a": none, "b": some})
+    assert difference is not None and difference.sets == 2
+    assert difference.mean_of_changes == 0 and difference.change_of_mean == pytest.approx(2.0)
+    assert difference.interval_of_mean is not None and difference.p is not None
+    assert difference.interval_of_mean[0] > 1 and difference.p < 0.01
+    assert compare("x", {"a": half}, "y", {"a": none}) is None
+
+
+def test_results_on_different_transcripts_are_not_compared() -> None:
+    """Errors of one would be divided by the words of the other."""
+    short = SetRate(wer=0.5, ci_low=0.5, ci_high=0.5, utterances={"0": (1, 2)})
+    with pytest.raises(BadInput, match="a: 0 has 2 words in one result and 10 in another"):
+        compare("x", {"a": short}, "y", {"a": rate([1])})
+
+
 def test_rates_without_utterances_have_no_p(tmp_path: Path) -> None:
     """Files of --output give both changes and nothing that needs pairs."""
     for name, wer in (("a", 0.2), ("b", 0.1)):

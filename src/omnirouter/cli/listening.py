@@ -6,9 +6,11 @@ import json
 import os
 import queue
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -56,23 +58,49 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
         BadInput: the source cannot be heard.
     """
     stream = begin(rate if source in (STDIN, MICROPHONE) else None)
+    push: Callable[[Any], list[Update]] = stream.push_pcm
+    parts: Iterator[Any]
     if source == STDIN:
-        parts = _standard_input(stream)
+        parts = _standard_input()
     elif source == MICROPHONE:
-        parts = _microphone(stream)
+        parts = _microphone(stream.rate)
     else:
-        parts = _file(stream, source)
+        parts, push = _file(source, stream.rate), stream.push
     show = _Lines() if kind == "txt" else _Objects()
     try:
         with suppress(KeyboardInterrupt):  # the way to end a microphone: what was heard is told
-            for updates in parts:
-                for update in updates:
-                    show(update)
+            for part in parts:
+                with _uninterrupted():
+                    for update in push(part):
+                        show(update)
         for update in stream.finish():
             show(update)
     finally:
         show.close()
     return DONE
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end, so that the stream goes on from where its words are told."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def wait(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:  # whoever asks twice means it
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def standard_input() -> BinaryIO:
@@ -86,7 +114,7 @@ def standard_input() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _standard_input(stream: Stream) -> Iterator[list[Update]]:
+def _standard_input() -> Iterator[bytes]:
     source: Any = standard_input()  # whose type does not tell of read1
     data = source.read1(READ_BYTES)
     if not data:
@@ -97,27 +125,28 @@ def _standard_input(stream: Stream) -> Iterator[list[Update]]:
             "it first: ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -"
         )
     while data:
-        yield stream.push_pcm(data)
+        yield data
         data = source.read1(READ_BYTES)
 
 
-def _file(stream: Stream, name: str) -> Iterator[list[Update]]:
-    """As fast as the model can."""
+def _file(name: str, rate: int) -> Iterator[Any]:
+    """Samples, a second at a time, as fast as the model can."""
     from omnirouter.serve.reading import AudioStream
 
-    with AudioStream(name, stream.rate) as audio:
+    with AudioStream(name, rate) as audio:
         for block in audio.blocks():
-            yield stream.push(block)
+            for first in range(0, len(block), rate):
+                yield block[first : first + rate]
 
 
-def _microphone(stream: Stream) -> Iterator[list[Update]]:
+def _microphone(rate: int) -> Iterator[bytes]:
     """What the system's default microphone hears."""
     sounddevice = _sounddevice()
     heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     try:
         microphone = sounddevice.RawInputStream(
-            samplerate=stream.rate,
-            blocksize=round(HEARD_S * stream.rate),
+            samplerate=rate,
+            blocksize=round(HEARD_S * rate),
             channels=1,
             dtype="int16",
             callback=lambda data, frames, time, status: heard.put(bytes(data)),
@@ -125,7 +154,7 @@ def _microphone(stream: Stream) -> Iterator[list[Update]]:
         with microphone:
             print("listening; Ctrl-C ends", file=sys.stderr, flush=True)
             while True:
-                yield stream.push_pcm(_native(heard.get()))
+                yield _native(heard.get())
     except sounddevice.PortAudioError as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"microphone: cannot be opened ({reason}); see --sample-rate") from error

@@ -19,7 +19,13 @@ from lhotse import CutSet
 from omnirouter.audio import log_mel
 from omnirouter.checkpoint import Checkpoint, write_atomically
 from omnirouter.config import ModelConfig
-from omnirouter.evaluate.collect import RoutingCollection, RoutingNumbers, collect, summarise
+from omnirouter.evaluate.collect import (
+    RoutingCollection,
+    RoutingNumbers,
+    collect,
+    require_one_expert,
+    summarise,
+)
 from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
 from omnirouter.evaluate.meaning import Meaning
 from omnirouter.evaluate.routing import Floats, Ints, align_layers, aligned_labels, top_expert
@@ -132,11 +138,14 @@ def analyse(
         progress: as in `collect`; starts anew for the random experts.
 
     Raises:
-        BadInput: the model is dense, or no utterance could be used.
+        BadInput: the model is dense, no utterance could be used, or random experts are asked of a
+            model with several for each frame.
         OmnirouterError: matplotlib is not installed, or `out` cannot be written.
     """
     from omnirouter.evaluate import drawing
 
+    if random_experts is not None:
+        require_one_expert(checkpoint)
     analysis = look(checkpoint, cuts, limit=limit, precision=precision, progress=progress)
     disturbance = None
     if random_experts is not None:

@@ -153,6 +153,17 @@ def require_experts(checkpoint: Checkpoint) -> None:
         )
 
 
+def require_one_expert(checkpoint: Checkpoint) -> None:
+    """Raise BadInput if frames of the model do not have one expert each."""
+    require_experts(checkpoint)
+    config = checkpoint.config
+    if config.router.top_k > 1 or config.routing == "expert-choice":
+        raise BadInput(
+            f"random experts: {checkpoint.path}: only for routers that send each frame to one "
+            "expert; this model's top_k or routing does otherwise"
+        )
+
+
 class _Gathered:
     """What `collect` has seen so far."""
 

@@ -9,7 +9,7 @@ experts, R resamples, U utterances of the set.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -23,7 +23,7 @@ from omnirouter.audio import extract
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.decode import greedy
-from omnirouter.evaluate.collect import require_experts
+from omnirouter.evaluate.collect import require_one_expert
 from omnirouter.evaluate.running import (
     Precision,
     Progress,
@@ -103,15 +103,15 @@ class RandomExperts(nn.Module):
     def __init__(self, router: nn.Module, ratio: float, reading: Reading, draws: Draws) -> None:
         super().__init__()
         self.router, self.ratio, self.reading, self.draws = router, ratio, reading, draws
+        self.first: Routing | None = None  # of all layers, undisturbed: what some follow
 
     def forward(self, x_TD: Tensor, context: RoutingContext) -> Routing:
         """Route, then let chance decide for some frames."""
+        if context.earlier and self.first is not None:
+            context = replace(context, earlier=(self.first, *context.earlier[1:]))
         routing: Routing = self.router(x_TD, context)
-        if routing.frame_A is not None:
-            raise BadInput(
-                "random experts: only for routers that send each frame to one expert; this model's "
-                "top_k or routing does otherwise"
-            )
+        if not context.earlier:
+            self.first = routing
         shared = self.reading == "shared-draw"
         uniform_T, drawn_T = self.draws.take(
             routing.probs_TN, again=shared and context.earlier != ()
@@ -164,7 +164,7 @@ def disturb(
         BadInput: the model is dense or has several experts per frame, no utterance could be used,
             or none has words.
     """
-    require_experts(checkpoint)
+    require_one_expert(checkpoint)
     keys = [
         (reading, ratio, seed)
         for reading in config.readings

@@ -91,6 +91,8 @@ def read_results(path: Path) -> dict[str, SetRate]:
 
 def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
     def number(value: float | None) -> float:
+        if value is not None and value < 0:
+            raise ValueError("an error rate below 0")
         return math.nan if value is None else float(value)
 
     return {
@@ -128,19 +130,21 @@ def rate_of(result: SetResult) -> SetRate:
 def compare(
     name: str, system: Mapping[str, SetRate], baseline_name: str, baseline: Mapping[str, SetRate]
 ) -> Difference | None:
-    """A system against another over the sets that both have rates of; None without any.
+    """A system against another over the sets that both have rates of.
 
-    With utterances, both are first cut down to those that both scored.
+    None without any, or if the baseline makes no error in them. With utterances, both are first cut
+    down to those that both scored.
 
     Raises:
-        BadInput: a set has not one utterance that both scored.
+        BadInput: a set has not one utterance that both scored, or they scored it on different
+            transcripts.
     """
     common = [
         key
         for key in system
-        if key in baseline and system[key].wer >= 0 and baseline[key].wer > 0  # neither is NaN
+        if key in baseline and system[key].wer >= 0 and baseline[key].wer >= 0  # neither is NaN
     ]
-    if not common:
+    if not any(baseline[key].wer for key in common):
         return None
     if not all(system[key].utterances and baseline[key].utterances for key in common):
         pairs = np.array([[system[key].wer, baseline[key].wer] for key in common])
@@ -154,6 +158,8 @@ def compare(
         )
     counts = [_paired(key, system[key], baseline[key]) for key in common]
     whole = np.stack([_rates(own_3U.sum(axis=1)) for own_3U in counts])
+    if not whole[:, 1].any():  # in the utterances that both scored
+        return None
     changes, of_mean = _changes(whole[None])
     generator = np.random.default_rng(0)
     drawn = np.stack([_rates(_resampled(own_3U, generator)) for own_3U in counts], axis=1)
@@ -176,6 +182,12 @@ def _paired(key: str, system: SetRate, baseline: SetRate) -> npt.NDArray[np.int6
     rows = [
         (system.utterances[i][0], baseline.utterances[i][0], system.utterances[i][1]) for i in ids
     ]
+    other = next((i for i in ids if system.utterances[i][1] != baseline.utterances[i][1]), None)
+    if other is not None:
+        raise BadInput(
+            f"{key}: {other} has {system.utterances[other][1]} words in one result and "
+            f"{baseline.utterances[other][1]} in another; score both on the same manifest"
+        )
     if not sum(words for *_, words in rows):
         raise BadInput(
             f"{key}: the systems have no utterance with words in common; compare results of one "
@@ -198,7 +210,10 @@ def _rates(sums: npt.NDArray[Any]) -> Floats:
 
 
 def _changes(rates_RS2: Floats) -> tuple[Floats, Floats]:
-    """Mean over sets of the relative changes, and relative change of the means, each [R]."""
+    """Mean over sets of the relative changes, and relative change of the means, each [R].
+
+    A set in which the baseline makes no error has no relative change: only the second counts it.
+    """
     system, baseline = rates_RS2[..., 0], rates_RS2[..., 1]
     changes = system / np.maximum(baseline, 1e-12) - 1
     of_mean: Floats = system.mean(axis=1) / np.maximum(baseline.mean(axis=1), 1e-12) - 1

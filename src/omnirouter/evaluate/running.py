@@ -12,6 +12,7 @@ from torch import Tensor
 
 from omnirouter.audio import Waveform, extract
 from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import BadInput
 from omnirouter.data.loader import Batch, Loader, LoaderConfig
 from omnirouter.model import CTCEncoder, EncoderOutput
 
@@ -35,6 +36,8 @@ def evaluation_loader(
     checkpoint: Checkpoint, cuts: CutSet, batch_seconds: float = 120.0
 ) -> Iterator[Batch]:
     """Every utterance once, whatever its length or transcript, in batches of `batch_seconds`."""
+    if not batch_seconds > 0:
+        raise BadInput(f"batch-seconds: more than 0, not {batch_seconds:g}")
     data = LoaderConfig(max_seconds=batch_seconds)
     return Loader(cuts, features=checkpoint.config.features, tokenizer=None, data=data).iterate()
 

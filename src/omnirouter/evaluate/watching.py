@@ -34,13 +34,16 @@ def adjacent_cosines(inputs_LTD: Sequence[Tensor]) -> Floats:
 
 
 def shared_choices(
-    weights: Sequence[Tensor], inputs_LTD: Sequence[Tensor]
+    routers: Sequence[Router], inputs_LTD: Sequence[Tensor]
 ) -> npt.NDArray[np.int16]:
-    """Expert that each router [N, D] would choose in each layer, int16 [R, L, T]."""
-    chosen = [
-        torch.stack([(x_TD.float() @ w_ND.float().t()).argmax(-1) for x_TD in inputs_LTD])
-        for w_ND in weights
-    ]
+    """Expert that each router would choose in each layer, int16 [R, L, T]; its bias included."""
+
+    def choose(router: Router, x_TD: Tensor) -> Tensor:
+        probs_TN = (x_TD.float() @ router.weight_ND.float().t()).softmax(-1)
+        bias_N = getattr(router, "bias_N", None)
+        return (probs_TN if bias_N is None else probs_TN + bias_N).argmax(-1)
+
+    chosen = [torch.stack([choose(own, x_TD) for x_TD in inputs_LTD]) for own in routers]
     return torch.stack(chosen).to(torch.int16).cpu().numpy()
 
 
@@ -52,8 +55,8 @@ class _Watcher:
         self.fields = {cut.id: fields_of(cut) for cut in cuts}
         self.inputs: list[Tensor] = []
         self.seen = Frames()
-        self.weights = [
-            router.weight_ND
+        self.routers = [
+            router
             for router in checkpoint.model.routers
             if isinstance(router, Router) and router.weight_ND.shape[1] == checkpoint.config.dim
         ]
@@ -67,8 +70,8 @@ class _Watcher:
         seen, features = self.seen, self.checkpoint.config.features
         inputs_LTD, self.inputs = self.inputs, []
         seen.cosines.append(adjacent_cosines(inputs_LTD))
-        if self.weights:
-            seen.shared.append(shared_choices(self.weights, inputs_LTD))
+        if self.routers:
+            seen.shared.append(shared_choices(self.routers, inputs_LTD))
         parts = output.log_probs.split(output.lengths.tolist())
         rows = zip(batch.ids, batch.texts, batch.waveforms, parts, strict=True)
         for identity, text, waveform, log_probs_TV in rows:

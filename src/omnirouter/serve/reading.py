@@ -27,6 +27,11 @@ from omnirouter.config import RATES, BadInput
 BLOCK_S = 10.0  # read at a time
 BLOCK_VALUES = 2**22  # but no more than this, whatever rate and channels a header claims
 DAMAGED_S = 0.1  # read at a time where something is damaged
+LOUDEST = (
+    1e9  # of a sample; beyond, features are no numbers. Files of integers as floats stay below
+)
+HEADER_BYTES = 4096  # a file as small as that may truly hold no samples
+OPPOSITE = 0.01  # of the channels' energy: a sum with less has cancelled them out
 GAPS_S = (0.05, 3600.0)  # of a track that count as silence; longer ones are damaged times
 # FFmpeg's demuxers that read one file: none that fetches what a playlist names
 AV_FORMATS = (
@@ -114,9 +119,12 @@ class AudioStream:
             resampler = soxr.ResampleStream(rate, self.rate, 1, dtype="float32")
         read = 0
         for block in self._sound.blocks():
-            mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
-            if not np.isfinite(mono).all():
-                raise BadInput(f"{self.name}: holds samples that are not numbers (NaN or infinite)")
+            mono = mixed(block)
+            if not (np.abs(mono) < LOUDEST).all():  # nor is NaN
+                raise BadInput(
+                    f"{self.name}: holds samples that are not numbers (NaN or infinite), or beyond "
+                    f"{LOUDEST:g}"
+                )
             read += len(mono)
             yield mono if resampler is None else resampler.resample_chunk(mono)
         if not read:
@@ -126,12 +134,23 @@ class AudioStream:
 
     def _decoder(self) -> _Sound | _Container:
         self._file.seek(0)
+        chained = _chained(self._file)
+        self._file.seek(0)
+        hint = ""
         try:
-            return _Sound(self._file, self.name)
+            sound = _Sound(self._file, self.name)
+            if sound.promises or self._file.seek(0, os.SEEK_END) < HEADER_BYTES:
+                if not chained:
+                    return sound
+                reason = "several recordings in one file"
+            else:
+                reason = "its header promises no samples"
+            sound.close()
+            hint = '; PyAV may read it: pip install "omnirouter[video]"'
         except (soundfile.SoundFileError, OSError) as error:
             reason = _one_line(error)
-        hint = ""
         if importlib.util.find_spec("av") is not None:
+            hint = ""
             self._file.seek(0)
             with suppress(_NoAudio):
                 return _Container(self._file, self.name)
@@ -151,6 +170,11 @@ class _Sound:
         self._name = name
         self._sound = soundfile.SoundFile(file)
         self.rate = _sane_rate(int(self._sound.samplerate), name)
+
+    @property
+    def promises(self) -> bool:
+        """Whether the header tells of samples; that of a recording broken off may not."""
+        return int(self._sound.frames) > 0
 
     @property
     def duration(self) -> float | None:
@@ -247,7 +271,7 @@ class _Container:
                             done += len(zeros)
                             yield zeros
                     for frame in resampler.resample(decoded):
-                        mono = frame.to_ndarray().mean(axis=0)[:, None].astype(np.float32)
+                        mono = mixed(frame.to_ndarray().T)[:, None].astype(np.float32)
                         done += len(mono)
                         yield mono
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -265,6 +289,34 @@ class _Container:
 
     def close(self) -> None:
         self._container.close()
+
+
+def mixed(block: NDArray[Any]) -> NDArray[Any]:
+    """One channel of [samples, channels]: their mean, or the loudest if they cancel each other."""
+    if block.shape[1] == 1:
+        return block[:, 0]
+    mono = block.mean(axis=1)
+    energy = np.square(block, dtype=np.float64).sum(axis=0)
+    if np.square(mono, dtype=np.float64).sum() < OPPOSITE * energy.mean():
+        return block[:, int(energy.argmax())]
+    return np.asarray(mono)
+
+
+def _chained(file: BinaryIO) -> bool:
+    """Whether an Ogg file holds several streams one after another, of which libsndfile reads one.
+
+    Pages tell their size, so only their heads are read.
+    """
+    other = False  # whether pages of sound have come
+    while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
+        if head[5] & 2:  # the first page of a stream
+            if other:
+                return True
+        else:
+            other = True
+        sizes = file.read(head[26])
+        file.seek(sum(sizes), os.SEEK_CUR)
+    return False
 
 
 def _no_other_file(url: str, flags: int, options: dict[str, str]) -> BinaryIO:

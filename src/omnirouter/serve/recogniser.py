@@ -24,7 +24,7 @@ from omnirouter.config import BadInput, FeatureConfig, Listening, require_rate
 from omnirouter.decode import Decoder, Hypothesis, best_paths
 from omnirouter.serve import voice
 from omnirouter.serve.longform import Window, seam, spoken, whole, windows
-from omnirouter.serve.reading import BLOCK_S, AudioStream, OpenFile
+from omnirouter.serve.reading import BLOCK_S, LOUDEST, AudioStream, OpenFile
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import Tokenizer
 
@@ -382,8 +382,10 @@ def checked(audio: Any) -> Samples:
     samples = np.asarray(values, dtype=np.float32)
     if kind != "f":
         samples = samples / np.float32(half) - np.float32(kind == "u")
-    if not np.isfinite(samples).all():
-        raise BadInput("audio: holds samples that are not numbers (NaN or infinite)")
+    if not (np.abs(samples) < LOUDEST).all():  # nor is NaN
+        raise BadInput(
+            f"audio: holds samples that are not numbers (NaN or infinite), or beyond {LOUDEST:g}"
+        )
     return samples
 
 

@@ -63,7 +63,8 @@ def cues(words: Sequence[Word], layout: Layout) -> list[Cue]:
         groups.append(([word], [word.text]))
     found = []
     for number, (own, lines) in enumerate(groups):
-        start, end = own[0].start, max(own[-1].end, own[0].start + LEAST_S)
+        start = own[0].start
+        end = min(max(own[-1].end, start + LEAST_S), start + LONGEST_S)
         if number + 1 < len(groups):
             end = max(min(end, groups[number + 1][0][0].start), start)
         found.append(Cue(start=start, end=end, lines=tuple(lines)))

@@ -20,6 +20,9 @@ from omnirouter.config import BadInput
 RATE = 16_000  # Hz; all that the sequence model knows
 HOP = 512  # samples per probability
 CONTEXT = 64  # samples of the hop before that the model sees too
+QUIET = 0.1  # recordings whose peaks lie below are made as loud as this for the detector
+MAX_GAIN = 100.0  # but noise of a silent one no louder
+PEAK_HALVES_S = 10.0  # after so long a peak counts half
 MODEL = Path("data", "silero_vad_16k_sequence.onnx")
 
 Samples = NDArray[np.float32]
@@ -32,6 +35,9 @@ def available() -> bool:
 
 class SpeechDetector:
     """Speech probabilities of one recording, hop by hop.
+
+    The detector misses faint speech that the recogniser hears, so quiet recordings are amplified
+    for it, by the peak of what comes together and of what came before.
 
     Args:
         rate: of the samples to come, in Hz.
@@ -46,11 +52,21 @@ class SpeechDetector:
         self._rest = np.zeros(0, dtype=np.float32)
         self._context = np.zeros(CONTEXT, dtype=np.float32)
         self._state = [np.zeros((1, 1, 128), dtype=np.float32) for _ in range(2)]
+        self._peak = 0.0
 
     def __call__(self, samples: Samples, *, last: bool = False) -> NDArray[np.float32]:
         """Probabilities of the hops that are complete with [samples]; of all with `last`."""
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples, last=last)
+        size = round(PEAK_HALVES_S * RATE)
+        parts = [samples[i : i + size] for i in range(0, len(samples), size)] or [samples]
+        found = [self._hops(part, last=last and part is parts[-1]) for part in parts]
+        return np.concatenate(found)
+
+    def _hops(self, samples: Samples, *, last: bool) -> NDArray[np.float32]:
+        faded = self._peak * 0.5 ** (len(samples) / RATE / PEAK_HALVES_S)
+        self._peak = max(float(np.abs(samples).max(initial=0.0)), faded)
+        gain = max(1.0, min(MAX_GAIN, QUIET / max(self._peak, 1e-9)))
         samples = np.concatenate([self._rest, samples])
         if last:
             samples = np.pad(samples, (0, -len(samples) % HOP))
@@ -62,7 +78,7 @@ class SpeechDetector:
         samples = np.concatenate([self._context, samples[: hops * HOP]])
         rows = np.lib.stride_tricks.sliding_window_view(samples, CONTEXT + HOP)[::HOP]
         self._context = samples[-CONTEXT:]
-        inputs = {"input": np.ascontiguousarray(rows), "h": self._state[0], "c": self._state[1]}
+        inputs = {"input": rows * np.float32(gain), "h": self._state[0], "c": self._state[1]}
         found, *self._state = self._session.run(["speech_probs", "hn", "cn"], inputs)
         return np.asarray(found, dtype=np.float32).reshape(-1)
 

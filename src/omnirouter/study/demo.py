@@ -11,12 +11,14 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from rich.console import Console
 
 from omnirouter.audio import extract
@@ -92,7 +94,8 @@ def run_demo(
         hours: of training speech to make.
 
     Raises:
-        BadInput: `steps` is below 1, or espeak-ng is not installed.
+        BadInput: `steps` is below 1, `out` holds a demo of other settings, or espeak-ng is not
+            installed.
         OmnirouterError: the disk is full.
     """
     console = Console(highlight=False)
@@ -100,8 +103,10 @@ def run_demo(
     steps = STEPS if steps is None else steps
     if steps < 1:
         raise BadInput(f"steps: at least 1, not {steps}")
+    corpus = replace(CORPUS, hours=hours, seed=seed)
+    _require_same(out, {"seed": seed, "steps": steps}, corpus)
     _project(steps, console)
-    manifests = make_corpus(out / "corpus", replace(CORPUS, hours=hours, seed=seed))
+    manifests = make_corpus(out / "corpus", corpus)
     runs = {routing: demo_config(out, routing, manifests, steps, seed) for routing in NAMES}
     for config in runs.values():
         count = count_parameters(config.model)
@@ -129,6 +134,24 @@ def run_demo(
     best = {routing: result.best for routing, result in results.items()}
     _farewell(console, best["omni"], manifests["test_clean"], report)
     return DemoResult(table=table, report=report, checkpoints=best)
+
+
+def _require_same(out: Path, asked: Mapping[str, int], corpus: SyntheticConfig) -> None:
+    """Refuse a folder whose models are of other settings: they would be taken for these."""
+    for routing in NAMES:
+        path = out / routing / "config.yaml"
+        if not path.is_file():
+            continue
+        known: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stamp = out / "corpus" / "corpus.json"
+        made = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+        found = {**{name: known.get(name) for name in asked}, "hours": made.get("hours")}
+        for name, value in {**asked, "hours": corpus.hours}.items():
+            if found[name] not in (value, None):
+                raise BadInput(
+                    f"{out}: holds a demo with {name} {found[name]}, not {value}; give another "
+                    "folder (--out)"
+                )
 
 
 def demo_config(

@@ -12,7 +12,7 @@ from lhotse import CutSet
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import BadInput, ModelConfig
 from omnirouter.evaluate.analyse import StripExample, choose_examples, look, strip_examples
-from omnirouter.evaluate.collect import RoutingNumbers
+from omnirouter.evaluate.collect import RoutingNumbers, require_one_expert
 from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
 from omnirouter.evaluate.meaning import Meaning
 from omnirouter.evaluate.running import Precision, Progress
@@ -92,6 +92,8 @@ def of_run(
         raise BadInput(f"{folder}: holds no metrics.jsonl; give the folder of a training run")
     rows = rows_of(metrics)
     checkpoint = load_checkpoint(folder / "best", options.device)
+    if options.random_experts and checkpoint.config.routing != "dense":
+        require_one_expert(checkpoint)
     results = {
         key: score(checkpoint, cuts, name=key, precision=options.precision, progress=progress)
         for key, cuts in sets.items()

@@ -15,7 +15,7 @@ from omnirouter.study.devices import GB, DeviceKind, KindName, device_kind
 from omnirouter.study.memory import States, activation_bytes, states, working_bytes
 from omnirouter.study.rates import MATMULS, PARTS, Rates, peak_rates, read_measured, work
 from omnirouter.train.parallel import STATE_BYTES
-from omnirouter.train.setup import planned_model, turns_of_a_step
+from omnirouter.train.setup import micro_batch_s, planned_model, turns_of_a_step
 
 Strategy = Literal["ddp", "fsdp2"]
 LINK_SHARE = 0.7  # of a link's rate, an assumption
@@ -111,11 +111,6 @@ def plan(
         "chosen": chosen,
         "strategies": strategies,
     }
-
-
-def micro_batch_s(run: RunConfig) -> float:
-    """Seconds of audio in a micro-batch."""
-    return min(run.data.device_seconds, run.data.batch_hours * 3600)
 
 
 def lengths_of(run: RunConfig, setting: Setting, seconds: float) -> list[int]:

@@ -217,7 +217,7 @@ def train_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader:
         features=config.model.features,
         tokenizer=tokenizer,
         data=LoaderConfig(
-            max_seconds=min(data.device_seconds, data.batch_hours * 3600),
+            max_seconds=micro_batch_s(config),
             shuffle=True,
             seed=config.seed,
             buckets=data.buckets,
@@ -247,6 +247,11 @@ def micro_batches(config: RunConfig) -> int:
     """Micro-batches of a step, over all processes; their number does not matter."""
     data = config.data
     return max(1, math.ceil(data.batch_hours * 3600 / data.device_seconds - 1e-9))
+
+
+def micro_batch_s(config: RunConfig) -> float:
+    """Audio in a micro-batch: equal parts of a step, none longer than `data.device_seconds`."""
+    return config.data.batch_hours * 3600 / micro_batches(config)
 
 
 def turns_of_a_step(config: RunConfig, processes: int) -> int:

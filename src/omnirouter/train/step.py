@@ -6,6 +6,7 @@ average gradients, so a part is multiplied by the number of processes before it 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,6 +103,8 @@ class Stepper:
     def forward(self, batch: Batch, dropped: set[int], number: int) -> EncoderOutput:
         """Features, augmentation and model for one micro-batch; for an empty one, silence."""
         augment, features = self.config.augment, self.config.model.features
+        if number < augment.masks_from_step:
+            augment = replace(augment, time_masks=0, frequency_masks=0)
         waveforms: list[Any] = batch.waveforms
         seeds = batch.seeds
         if not waveforms:
@@ -112,7 +115,7 @@ class Stepper:
             waveforms,
             features,
             device=self.team.device,
-            augment=augment if number >= augment.masks_from_step else None,
+            augment=augment,
             seeds=seeds,
         )
         positions_T = cape_positions(lengths_B, seeds, features) if augment.cape else None

@@ -106,7 +106,7 @@ class Validator:
         self.folder.log({"step": progress.step, "kind": "validation"} | score._asdict())
         self.watch.validation(progress.step, score.wer, score.loss)
         self._name_plateau(score.blank_share)
-        if score.wer < progress.best_wer:
+        if score.wer < progress.best_wer and not math.isnan(score.loss):  # weights may be NaN
             progress.best_wer, progress.worse = score.wer, 0
             self._save(self.folder.best, network, progress, score.wer)
         else:

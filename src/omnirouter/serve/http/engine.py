@@ -130,14 +130,22 @@ class Engine:
     def __init__(self, observer: Observer) -> None:
         self.batcher = Batcher(observer, time.monotonic)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="omnirouter-reader")
+        self._unfinished: dict[int, Job] = {}
 
     def start(self, job: Job) -> None:
         """Begin a job, or put it in line."""
+        self._unfinished[id(job)] = job
         self._readers.submit(self._work, job)
 
     async def in_reader(self, work: Callable[[], Result]) -> Result:
         """Do something that reads an upload."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    def give_up(self) -> None:
+        """Have all that waits for a job told that the server ends."""
+        for job in list(self._unfinished.values()):
+            job.tell(Failed(Stopped()))
+            job.abandoned.set()
 
     def stop(self) -> None:
         """End all threads; whatever still runs fails."""
@@ -151,6 +159,7 @@ class Engine:
         except Exception as error:
             job.tell(Failed(error))
         finally:
+            self._unfinished.pop(id(job), None)
             job.file.close()
 
     def _transcribe(self, job: Job) -> Transcript:
@@ -204,10 +213,11 @@ def as_problem(error: Exception) -> Exception:
     return error
 
 
-def too_long(longest_s: float) -> Problem:
-    """The audio is longer than the server takes."""
-    message = f"{NAME}: the audio is longer than the {longest_s / 60:g} minutes this server takes"
-    return Problem(400, message, code="audio_too_long", param=NAME)
+def too_long(longest_s: float, what: str | None = NAME) -> Problem:
+    """The audio is longer than the server takes; `what` is the parameter it came in."""
+    message = f"the audio is longer than the {longest_s / 60:g} minutes this server takes"
+    message = message if what is None else f"{what}: {message}"
+    return Problem(400, message, code="audio_too_long", param=what)
 
 
 def out_of_time(timeout: float) -> Problem:

@@ -11,6 +11,8 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import APIRouter, WebSocket
@@ -33,6 +35,7 @@ router = APIRouter()
 ROUTE = "/v1/audio/stream"
 PCM_BYTES = 2  # of a sample
 TURN_BYTES = 2**16  # given to the model at a time: others get their turn in between
+MOST_BYTES = 2**20  # that wait for a turn
 NO_LANGUAGE_MODEL = "the language model was ignored: a stream is decoded by the best path"
 REFUSED, FAILED = 1008, 1011  # closing codes of WebSocket (RFC 6455)
 
@@ -53,6 +56,48 @@ async def live(socket: WebSocket) -> None:
         await _refuse(socket, unexpected(), FAILED)
 
 
+@dataclass
+class _Heard:
+    """Samples that wait for their turn.
+
+    Attributes:
+        left: bytes that may still come.
+        data: those that wait.
+        busy: whether some are with the model.
+        over: whether no more come.
+        changed: set when some have come, or none will.
+        room: set as long as more may come.
+    """
+
+    left: int
+    data: bytearray = field(default_factory=bytearray)
+    busy: bool = False
+    over: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, data: bytes) -> None:
+        """Some have come."""
+        self.data += data
+        self.left -= len(data)
+        self.changed.set()
+        self._look()
+
+    def take(self) -> bytes:
+        """Those of the next turn."""
+        data = bytes(self.data[:TURN_BYTES])
+        del self.data[:TURN_BYTES]
+        self.busy = True
+        self._look()
+        return data
+
+    def _look(self) -> None:
+        if len(self.data) < MOST_BYTES:
+            self.room.set()
+        else:  # a caller that is faster has to wait
+            self.room.clear()
+
+
 class _Live:
     """One stream."""
 
@@ -63,7 +108,6 @@ class _Live:
 
     async def run(self) -> None:
         """From the first sample to the last word."""
-        limits = self._service.limits
         served = find(self._service.models, self._socket.query_params.get("model", ""))
         rate = _rate_of(self._socket.query_params.get("sample_rate", ""))
         try:
@@ -74,26 +118,71 @@ class _Live:
         if served.recogniser.decoder is not None:
             ready["notices"] = [NO_LANGUAGE_MODEL]
         await self._socket.send_json(ready)
-        left = int(60 * limits.max_minutes * stream.rate) * PCM_BYTES
-        while (data := await self._next(limits.upload_timeout)) is not None:
-            left -= len(data)
-            if left < 0:
-                raise too_long(60 * limits.max_minutes)
-            for first in range(0, len(data), TURN_BYTES):
-                await self._tell(stream, data[first : first + TURN_BYTES])
+        problem = await self._hear(stream)
         updates = await self._in_turn(stream.finish)
         await self._send(updates)
+        if problem is not None:
+            raise problem
         seconds = round(updates[-1].seconds, 3)
         self._service.measures.transcribed(served.name, seconds)
         text = " ".join(word.text for word in self._words)
         await self._socket.send_json({"type": "done", "text": text, "seconds": seconds})
         await self._socket.close()
 
-    async def _next(self, timeout: float) -> bytes | None:
+    async def _hear(self, stream: Stream) -> Problem | None:
+        """Give the model what comes, and the caller its words, to the end.
+
+        What comes while others have their turn takes the next one together.
+
+        Returns:
+            Why it was not the caller who ended it.
+        """
+        chunk = min(TURN_BYTES, max(1, round(stream.chunk_s * stream.rate)) * PCM_BYTES)
+        heard = _Heard(left=int(60 * self._service.limits.max_minutes * stream.rate) * PCM_BYTES)
+        listener = asyncio.create_task(self._listen(heard))
+        try:
+            while not heard.over or heard.data:
+                if len(heard.data) < chunk and not heard.over:
+                    heard.changed.clear()
+                    await heard.changed.wait()
+                    continue
+                data = heard.take()
+                updates = await self._in_turn(partial(stream.push_pcm, data))
+                heard.busy = False
+                await self._send(updates)
+            return await listener
+        finally:
+            if listener.done() and not listener.cancelled():
+                listener.exception()  # which is of no interest if something else went wrong
+            listener.cancel()
+
+    async def _listen(self, heard: _Heard) -> Problem | None:
+        """Gather samples until they end; why, if it was not the caller who ended them."""
+        limits = self._service.limits
+        try:
+            while (data := await self._next(limits.upload_timeout, heard)) is not None:
+                if len(data) > heard.left:
+                    heard.add(data[: heard.left])
+                    return too_long(60 * limits.max_minutes, what=None)
+                heard.add(data)
+                await heard.room.wait()
+        except Problem as problem:
+            return problem
+        except WebSocketDisconnect:
+            heard.data.clear()  # for nobody
+            raise
+        finally:
+            heard.over = True
+            heard.changed.set()
+        return None
+
+    async def _next(self, timeout: float, heard: _Heard) -> bytes | None:
         """The next samples; None at the end."""
         try:
             message = await asyncio.wait_for(self._socket.receive(), timeout)
         except TimeoutError as error:
+            if heard.busy or heard.data:  # whoever waits for words may be silent
+                return b""
             raise Problem(408, f"nothing came for {timeout:g} seconds") from error
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
@@ -102,9 +191,6 @@ class _Live:
             text = 'a text message can only be {"type": "end"}; samples come as binary messages'
             raise Problem(400, text, code="invalid_message")
         return data
-
-    async def _tell(self, stream: Stream, data: bytes) -> None:
-        await self._send(await self._in_turn(lambda: stream.push_pcm(data)))
 
     async def _in_turn(self, work: Callable[[], Result]) -> Result:
         """Do something in the thread that owns the models."""
@@ -146,5 +232,5 @@ def _is_end(text: str) -> bool:
 
 async def _refuse(socket: WebSocket, problem: Problem, code: int) -> None:
     with suppress(RuntimeError, WebSocketDisconnect):  # the caller has gone
-        await socket.send_json(problem.body())
+        await socket.send_json({"type": "error", **problem.body()})
         await socket.close(code, problem.code)

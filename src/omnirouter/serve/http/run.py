@@ -6,6 +6,8 @@ import logging
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
@@ -13,9 +15,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.serve.http.engine import Engine
 
 BACKLOG = 2048  # connections that wait to be taken
 MESSAGE_BYTES = 2**20  # of a WebSocket's message
+FAREWELL_S = 2  # after the grace, to say so
 CONNECTIONS = 1024  # at the same time, besides requests at work; any more get 503
 
 
@@ -59,8 +63,30 @@ def bound(host: str, port: int) -> socket.socket:
     return opened
 
 
+class _Server(uvicorn.Server):
+    """Gives up what still runs a little before uvicorn would break it off without an answer."""
+
+    def __init__(self, config: uvicorn.Config, grace: float, give_up: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._timer = threading.Timer(grace, give_up)
+        self._timer.daemon = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal begins the grace; a second one ends it."""
+        if not self.should_exit:
+            self._timer.start()
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """To the end of the grace at most."""
+        await super().shutdown(sockets)
+        self._timer.cancel()
+
+
 def run(app: FastAPI, opened: socket.socket, place: Place, most_requests: int) -> None:
     """Serve until SIGINT or SIGTERM; running requests get `grace` seconds to finish.
+
+    What is not done by then is answered with 503.
 
     Raises:
         OmnirouterError: the server could not begin.
@@ -76,12 +102,13 @@ def run(app: FastAPI, opened: socket.socket, place: Place, most_requests: int) -
         backlog=BACKLOG,
         limit_concurrency=CONNECTIONS + most_requests,
         ws_max_size=MESSAGE_BYTES,
-        timeout_graceful_shutdown=max(1, round(place.grace)),
+        timeout_graceful_shutdown=max(1, round(place.grace)) + FAREWELL_S,
     )
+    engine: Engine = app.state.service.engine
     # uvicorn raises a signal once more when it is done; being told to stop is no failure
     before = signal.signal(signal.SIGTERM, _leave)
     try:
-        uvicorn.Server(config).run(sockets=[opened])
+        _Server(config, place.grace, engine.give_up).run(sockets=[opened])
     except KeyboardInterrupt:
         return
     except SystemExit as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from omnirouter.config import BadInput
 
 MEGABYTE = 2**20
+MOST = 1e9  # of any limit: whoever wants none
 FIELDS_BYTES = MEGABYTE // 16  # of a form beside its file
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -32,8 +33,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(Limits):
-            if not getattr(self, field.name) > 0:
-                raise BadInput(f"{field.name}: more than 0, not {getattr(self, field.name):g}")
+            if not 0 < getattr(self, field.name) < MOST:
+                raise BadInput(
+                    f"{field.name}: more than 0, and less than {MOST:g}, not "
+                    f"{getattr(self, field.name):g}"
+                )
 
     @property
     def upload_bytes(self) -> int:
