@@ -156,11 +156,15 @@ def test_an_interrupted_file_keeps_its_words(
         return push(stream, data)
 
     monkeypatch.setattr(Stream, "push", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["--stream", "--model", model, "--format", "json"]
-    assert main(["transcribe", str(tmp_path / "talk.wav"), *options]) == 0
+    try:
+        assert main(["transcribe", str(tmp_path / "talk.wav"), *options]) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert calls == [RATE, RATE]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     whole = [(word.text, word.start) for word in expected]
     told = [(row["text"], row["start"]) for row in rows]
     assert 0 < len(told) < len(whole) and told[:-1] == whole[: len(told) - 1]

@@ -83,7 +83,8 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """Ctrl-C waits for the end, so that the stream goes on from where its words are told."""
-    if threading.current_thread() is not threading.main_thread():
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of nohup
         yield
         return
     asked = False
