@@ -119,7 +119,7 @@ def num_frames(samples: int, features: FeatureConfig) -> int:
 def _samples(features: FeatureConfig) -> tuple[int, int]:
     return (
         round(features.window_s * features.sample_rate),
-        round(features.shift_s * features.sample_rate),
+        features.shift_samples,
     )
 
 

@@ -61,9 +61,14 @@ class FeatureConfig:
         return self.stack * self.num_mels
 
     @property
+    def shift_samples(self) -> int:
+        """Stride in samples."""
+        return round(self.shift_s * self.sample_rate)
+
+    @property
     def frame_samples(self) -> int:
         """Samples between two (stacked) frames; the stride is a whole number of them."""
-        return self.stack * round(self.shift_s * self.sample_rate)
+        return self.stack * self.shift_samples
 
     @property
     def frame_s(self) -> float:

@@ -315,6 +315,23 @@ def test_a_bad_frame_stays_with_itself_in_compiled_experts() -> None:
     assert torch.equal(spoilt[others], clean[others])
 
 
+@compiled
+def test_a_damaged_compiled_form_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a disk that was full."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        native.library.cache_clear()
+        assert native.library() is not None
+        (made,) = tmp_path.rglob("*.so")
+        whole = made.stat().st_size
+        assert whole > 1000
+        made.unlink()  # not emptied: the process has it in its memory
+        made.write_bytes(b"half")
+    native.library.cache_clear()
+
+
 @pytest.mark.parametrize("why", ["no compiler", "a compiler that fails", "no place to keep it"])
 def test_without_compiled_experts(
     why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

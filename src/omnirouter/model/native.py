@@ -15,6 +15,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +57,7 @@ def _compiled() -> ctypes.CDLL:
     made_from = repr((compiler, FLAGS)) + SOURCE.read_text(encoding="utf-8")
     name = f"cpu_experts-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
     kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "omnirouter", name)
-    if kept.exists():
+    with suppress(OSError):  # there is none yet, or it is damaged
         return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory() as folder:
         part, made = Path(folder, "part.o"), Path(folder, name)

@@ -289,7 +289,7 @@ class OneUtterance(nn.Module):
 def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
     """What `audio.extract` gives for one utterance, frames_TS."""
     window = round(features.window_s * features.sample_rate)
-    shift = round(features.shift_s * features.sample_rate)
+    shift = features.shift_samples
     count = (samples.shape[0] - window) // shift + 1
     mels_KM = window_mels(samples, torch.arange(count) * shift, features)
     if features.normalisation == "loudness":

@@ -173,7 +173,7 @@ class FrameStream:
 
     def __init__(self, features: FeatureConfig) -> None:
         self._features = features
-        self._shift = round(features.shift_s * features.sample_rate)
+        self._shift = features.shift_samples
         self._samples = np.zeros(0, dtype=np.float32)  # from the next window on
         self._mels_KM = torch.zeros(0, features.num_mels)  # of a stack that is not full
 
