@@ -205,8 +205,8 @@ class BeamSearch:
             ids = tokenizer.encode(clean)
             if clean in hot and UNKNOWN in ids:
                 raise BadInput(
-                    f"hot_words: the model has no letters for {clean!r}; spell it as it would be "
-                    "written out, or leave it out"
+                    f"hot_words: the model has no letters for {clean!r}; write it with "
+                    "letters that it has, or leave it out"
                 )
             if ids and UNKNOWN not in ids:
                 self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])

@@ -60,7 +60,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         counts = ("frequency_masks", "frequency_width", "time_masks", "time_width")
-        require_numbers(self, "augment.", dict.fromkeys((*counts, "time_ratio"), 0))
+        others = ("time_ratio", "masks_from_step")
+        require_numbers(self, "augment.", dict.fromkeys((*counts, *others), 0))
         for problem in (self._ranges(), self._sounds()):
             if problem:
                 raise BadInput(problem)

@@ -39,6 +39,7 @@ from omnirouter.text import train_tokenizer
 from omnirouter.train import train
 from omnirouter.train.loop import Trainer
 from omnirouter.train.run import rows_of
+from omnirouter.train.setup import micro_batch_s
 from omnirouter.train.validation import DevScore, Validator
 from omnirouter.train.watch import Watch
 
@@ -174,6 +175,7 @@ def test_a_step_is_as_large_as_it_is_asked_to_be(tmp_path: Path) -> None:
     """Micro-batches are equal parts of it, whatever fits on a device."""
     manifest = write_corpus(tmp_path / "data", repeats=10)
     heard = {}
+    assert micro_batch_s(RunConfig(data=DataConfig(batch_hours=2.05, device_seconds=20))) >= 20
     for seconds in (8.0, 7.9, 4.0, 3.9):
         config = config_for(manifest, tmp_path / str(seconds), steps=6)
         data = replace(config.data, batch_hours=8 / 3600, device_seconds=seconds)

@@ -170,6 +170,34 @@ def test_an_interrupted_file_keeps_its_words(
     assert 0 < len(told) < len(whole) and told[:-1] == whole[: len(told) - 1]
 
 
+def test_who_interrupts_twice_means_it(
+    model: str,
+    samples: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is told of a stream that was broken off in the midst of its work."""
+    soundfile.write(tmp_path / "talk.wav", samples, RATE)
+    push, calls = Stream.push, []
+
+    def interrupted(stream: Stream, data: np.ndarray) -> list[Update]:
+        calls.append(len(data))
+        for _ in range(2 if len(calls) == 2 else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return push(stream, data)
+
+    monkeypatch.setattr(Stream, "push", interrupted)
+    monkeypatch.setattr(Stream, "finish", lambda stream: pytest.fail("it goes on"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["transcribe", str(tmp_path / "talk.wav"), "--stream", "--model", model]) == 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "data", "message"),
     [

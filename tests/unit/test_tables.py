@@ -128,6 +128,17 @@ def test_a_set_without_errors_counts_in_the_mean() -> None:
     assert compare("x", {"a": half}, "y", {"a": none}) is None
 
 
+def test_draws_without_errors_of_the_baseline_say_nothing() -> None:
+    """They have no relative change, and must not pass for one of 0 or of millions."""
+    baseline, system = rate([1] + [0] * 19), rate([5, 5] + [0] * 18)
+    difference = compare("x", {"a": system}, "y", {"a": baseline})
+    assert difference is not None and difference.interval is not None
+    assert difference.interval_of_mean is not None
+    assert difference.mean_of_changes == pytest.approx(9.0)
+    assert 1 < difference.interval[0] < 9 < difference.interval[1] < 100
+    assert difference.interval_of_mean == difference.interval
+
+
 def test_results_on_different_transcripts_are_not_compared() -> None:
     """Errors of one would be divided by the words of the other."""
     short = SetRate(wer=0.5, ci_low=0.5, ci_high=0.5, utterances={"0": (1, 2)})

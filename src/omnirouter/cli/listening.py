@@ -60,19 +60,21 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
     stream = begin(rate if source in (STDIN, MICROPHONE) else None)
     push: Callable[[Any], list[Update]] = stream.push_pcm
     parts: Iterator[Any]
+    ended = threading.Event()  # by Ctrl-C, which is the way to end a microphone
     if source == STDIN:
         parts = _standard_input()
     elif source == MICROPHONE:
-        parts = _microphone(stream.rate)
+        parts = _microphone(stream.rate, ended)
     else:
         parts, push = _file(source, stream.rate), stream.push
     show = _Lines() if kind == "txt" else _Objects()
     try:
-        with suppress(KeyboardInterrupt):  # the way to end a microphone: what was heard is told
-            for part in parts:
-                with _uninterrupted():
-                    for update in push(part):
-                        show(update)
+        for part in _up_to_an_interrupt(parts):
+            with _uninterrupted(ended):
+                for update in push(part):
+                    show(update)
+            if ended.is_set() and source != MICROPHONE:
+                break
         for update in stream.finish():
             show(update)
     finally:
@@ -80,28 +82,30 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
     return DONE
 
 
+def _up_to_an_interrupt(parts: Iterator[Any]) -> Iterator[Any]:
+    """What comes until somebody presses Ctrl-C while it is waited for."""
+    with suppress(KeyboardInterrupt):
+        yield from parts
+
+
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
+def _uninterrupted(ended: threading.Event) -> Iterator[None]:
     """Ctrl-C waits for the end, so that the stream goes on from where its words are told."""
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of nohup
         yield
         return
-    asked = False
 
     def wait(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:  # whoever asks twice means it
+        if ended.is_set():  # whoever asks twice means it
             raise KeyboardInterrupt
-        asked = True
+        ended.set()
 
     before = signal.signal(signal.SIGINT, wait)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
 
 
 def standard_input() -> BinaryIO:
@@ -140,8 +144,8 @@ def _file(name: str, rate: int) -> Iterator[Any]:
                 yield block[first : first + rate]
 
 
-def _microphone(rate: int) -> Iterator[bytes]:
-    """What the system's default microphone hears."""
+def _microphone(rate: int, ended: threading.Event) -> Iterator[bytes]:
+    """What the system's default microphone hears until then."""
     sounddevice = _sounddevice()
     heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     try:
@@ -154,8 +158,11 @@ def _microphone(rate: int) -> Iterator[bytes]:
         )
         with microphone:
             print("listening; Ctrl-C ends", file=sys.stderr, flush=True)
-            while True:
-                yield _native(heard.get())
+            with suppress(KeyboardInterrupt):
+                while not ended.is_set():
+                    yield _native(heard.get())
+        while not heard.empty():  # the model may be slower than speech
+            yield _native(heard.get())
     except sounddevice.PortAudioError as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"microphone: cannot be opened ({reason}); see --sample-rate") from error

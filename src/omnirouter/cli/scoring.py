@@ -51,7 +51,7 @@ def evaluate(
     from omnirouter.data.prepare import read_manifest
     from omnirouter.decode import BeamSearch
 
-    if output is not None and hypotheses is not None and output.absolute() == hypotheses.absolute():
+    if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
         raise BadInput(f"hypotheses: {hypotheses} is where --output goes too; give another file")
     for path in (output, hypotheses):
         if path is not None:

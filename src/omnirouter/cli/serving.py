@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "OMNIROUTER_API_KEY"
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "websockets")
+MOST_GRACE_S = 86_400.0
 SHORTEST_KEY = 16
 
 
@@ -43,8 +44,10 @@ class Network:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise BadInput(f"port: from 0 to 65535, not {self.port}")
-        if not self.grace > 0:
-            raise BadInput(f"grace: more than 0 seconds, not {self.grace:g}")
+        if not 0 < self.grace < MOST_GRACE_S:
+            raise BadInput(
+                f"grace: more than 0 and less than {MOST_GRACE_S:g} seconds, not {self.grace:g}"
+            )
 
     def access(self) -> Access:
         """Whom to serve, with the key read.

@@ -125,7 +125,7 @@ def experts_on_cpu(
         y_AD, without gates.
     """
     _, f, d = weights.up_NFD.shape
-    if weights.up_NFD.dtype == torch.float32 and native.usable(d, f, dtype):
+    if native.usable(d, f, dtype) and all(w.dtype == torch.float32 for w in weights):
         x_AD = x_TD.to(dtype).index_select(0, row_A)
         y_AD: Tensor = _Compiled.apply(x_AD, *weights, native.Groups.of(sizes), kept)  # type: ignore[no-untyped-call]
         return y_AD

@@ -12,10 +12,8 @@ import hashlib
 import logging
 import os
 import shlex
-import shutil
 import subprocess
 import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -46,9 +44,10 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         return _compiled()
-    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
-        log.info("no compiled experts: %s", reason.strip().split("\n")[0])
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = said.decode(errors="replace") if isinstance(said, bytes) else said
+        log.warning("experts are not compiled: %s", reason.strip().split("\n")[0])
         return None
 
 
@@ -56,27 +55,40 @@ def _compiled() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     made_from = repr((compiler, FLAGS)) + SOURCE.read_text(encoding="utf-8")
     name = f"cpu_experts-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "omnirouter", name)
-    with suppress(OSError):  # there is none yet, or it is damaged
-        return ctypes.CDLL(str(kept))
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "omnirouter")
+        home.mkdir(parents=True, exist_ok=True)
+        if not _whole(home / name):
+            with tempfile.TemporaryDirectory(dir=home) as folder:  # others may do the same
+                _compile(compiler, Path(folder, name)).replace(home / name)
+        return ctypes.CDLL(str(home / name))
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # nothing can be kept or run there, or there is no home
+        log.info("compiled experts are not kept: %s", error)
     with tempfile.TemporaryDirectory() as folder:
-        part, made = Path(folder, "part.o"), Path(folder, name)
-        for command in (
-            [*compiler, *FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(part)],
-            # without -fopenmp: its threads are to be torch's, whose OpenMP is in the process
-            [*compiler, "-shared", str(part), "-o", str(made)],
-        ):
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=60 * MINUTES
-            )
-        loaded = ctypes.CDLL(str(made))
-        try:  # other processes may be doing the same
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
-                Path(shutil.copyfile(made, Path(beside, name))).replace(kept)
-        except OSError as error:
-            log.info("the compiled experts are not kept: %s", error)
-    return loaded
+        return ctypes.CDLL(str(_compile(compiler, Path(folder, name))))
+
+
+def _compile(compiler: list[str], made: Path) -> Path:
+    """Compile to that file, whose last bytes tell whether it is whole."""
+    part = made.with_suffix(".o")
+    for command in (
+        [*compiler, *FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(part)],
+        # without -fopenmp: its threads are to be torch's, whose OpenMP is in the process
+        [*compiler, "-shared", str(part), "-o", str(made)],
+    ):
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=60 * MINUTES)
+    made.write_bytes((content := made.read_bytes()) + hashlib.sha256(content).digest())
+    return made
+
+
+def _whole(path: Path) -> bool:
+    """Whether it is there as it was made: a file cut short would end the process that loads it."""
+    content = path.read_bytes() if path.exists() else b""
+    size = hashlib.sha256().digest_size
+    return content[-size:] == hashlib.sha256(content[:-size]).digest()
 
 
 class Groups(NamedTuple):
@@ -99,7 +111,7 @@ class Groups(NamedTuple):
 
 def usable(d: int, f: int, dtype: torch.dtype) -> bool:
     """Whether there are compiled experts for products of these widths in this dtype."""
-    if dtype != torch.bfloat16 or library() is None:
+    if dtype != torch.bfloat16 or torch.compiler.is_compiling() or library() is None:
         return False
     return d % _constant("TOGETHER") == 0 and f % _constant("TOGETHER") == 0
 

@@ -88,9 +88,9 @@ class CompiledExperts(Experts):
         self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
     ) -> Tensor:
         sizes_N = torch.bincount(expert_A, minlength=len(self.weights[0]))
-        x_AD = x_TD.to(dtype).index_select(0, frame_A)
+        x_AD = x_TD.to(torch.bfloat16).index_select(0, frame_A)
         groups = native.Groups(sizes_N, sizes_N.cumsum(0) - sizes_N)
-        return native.forward(x_AD, self.weights, groups)[0]
+        return native.forward(x_AD, self.weights, groups)[0].to(dtype)
 
 
 def packed_experts(experts: Experts, dtype: torch.dtype) -> Experts:

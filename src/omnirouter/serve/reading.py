@@ -7,12 +7,14 @@ torch.
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -27,9 +29,8 @@ from omnirouter.config import RATES, BadInput
 BLOCK_S = 10.0  # read at a time
 BLOCK_VALUES = 2**22  # but no more than this, whatever rate and channels a header claims
 DAMAGED_S = 0.1  # read at a time where something is damaged
-LOUDEST = (
-    1e9  # of a sample; beyond, features are no numbers. Files of integers as floats stay below
-)
+LOUDEST = 3e9  # of a sample: floats that hold integers of 32 bits stay below
+UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2**63 - 1 where a stream does not tell its length
 HEADER_BYTES = 4096  # a file as small as that may truly hold no samples
 OPPOSITE = 0.01  # of the channels' energy: a sum with less has cancelled them out
 GAPS_S = (0.05, 3600.0)  # of a track that count as silence; longer ones are damaged times
@@ -132,20 +133,18 @@ class AudioStream:
         if resampler is not None:
             yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
-    def _decoder(self) -> _Sound | _Container:
-        self._file.seek(0)
-        chained = _chained(self._file)
-        self._file.seek(0)
+    def _decoder(self) -> _Sound | _Chain | _Container:
+        parts = _chain(self._file)
         hint = ""
         try:
+            if len(parts) > 1:
+                return _Chain(self._file, parts, self.rate, self.name)
+            self._file.seek(0)
             sound = _Sound(self._file, self.name)
             if sound.promises or self._file.seek(0, os.SEEK_END) < HEADER_BYTES:
-                if not chained:
-                    return sound
-                reason = "several recordings in one file"
-            else:
-                reason = "its header promises no samples"
+                return sound
             sound.close()
+            reason = "its header does not tell its length"
             hint = '; PyAV may read it: pip install "omnirouter[video]"'
         except (soundfile.SoundFileError, OSError) as error:
             reason = _one_line(error)
@@ -166,21 +165,25 @@ class _NoAudio(Exception):
 class _Sound:
     """What libsndfile reads."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO | _Part, name: str) -> None:
         self._name = name
         self._sound = soundfile.SoundFile(file)
         self.rate = _sane_rate(int(self._sound.samplerate), name)
 
     @property
     def promises(self) -> bool:
-        """Whether the header tells of samples; that of a recording broken off may not."""
-        return int(self._sound.frames) > 0
+        """Whether the header tells how many samples there are.
+
+        That of a recording broken off may not, nor FLAC's of one that went through a pipe, which
+        soundfile then fails to read.
+        """
+        frames = int(self._sound.frames)
+        return frames > 0 and (self._sound.format != "FLAC" or frames < UNKNOWN_FRAMES)
 
     @property
     def duration(self) -> float | None:
         frames = int(self._sound.frames)
-        # libsndfile says 2**63 - 1 where a stream does not tell its length
-        return frames / self.rate if 0 < frames < 1 << 62 else None
+        return frames / self.rate if 0 < frames < UNKNOWN_FRAMES else None
 
     def blocks(self) -> Iterator[Samples]:
         size = max(1, min(round(BLOCK_S * self.rate), BLOCK_VALUES // self._sound.channels))
@@ -295,28 +298,84 @@ def mixed(block: NDArray[Any]) -> NDArray[Any]:
     """One channel of [samples, channels]: their mean, or the loudest if they cancel each other."""
     if block.shape[1] == 1:
         return block[:, 0]
-    mono = block.mean(axis=1)
+    with np.errstate(over="ignore"):  # of samples that are refused later
+        mono = block.mean(axis=1)
     energy = np.square(block, dtype=np.float64).sum(axis=0)
     if np.square(mono, dtype=np.float64).sum() < OPPOSITE * energy.mean():
         return block[:, int(energy.argmax())]
     return np.asarray(mono)
 
 
-def _chained(file: BinaryIO) -> bool:
-    """Whether an Ogg file holds several streams one after another, of which libsndfile reads one.
+def _chain(file: BinaryIO) -> list[int]:
+    """Where the recordings of an Ogg file begin that stand in it one after another.
 
     Pages tell their size, so only their heads are read.
     """
-    other = False  # whether pages of sound have come
+    begins: list[int] = []
+    inside, place = False, 0  # inside: pages that begin no stream have come
+    file.seek(0)
     while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
-        if head[5] & 2:  # the first page of a stream
-            if other:
-                return True
-        else:
-            other = True
-        sizes = file.read(head[26])
-        file.seek(sum(sizes), os.SEEK_CUR)
-    return False
+        first = bool(head[5] & 2)  # page of a stream
+        if first and (inside or not begins):
+            begins.append(place)
+        inside = not first
+        place = file.seek(sum(file.read(head[26])), os.SEEK_CUR)
+    return begins
+
+
+class _Part(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
+        self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._begin + self._at)
+        data = self._file.read(min(len(buffer), self._size - self._at))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = min(max(base + offset, 0), self._size)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+class _Chain:
+    """Several Ogg recordings in one file, each with a rate, channels and codec of its own."""
+
+    def __init__(self, file: BinaryIO, begins: list[int], rate: int, name: str) -> None:
+        end = file.seek(0, os.SEEK_END)
+        places = pairwise([*begins, end])
+        self._parts = [_Sound(_Part(file, *place), name) for place in places]
+        self.rate = rate
+
+    @property
+    def duration(self) -> float | None:
+        lengths = [part.duration for part in self._parts]
+        return None if None in lengths else sum(filter(None, lengths))
+
+    def blocks(self) -> Iterator[Samples]:
+        """Mono samples [samples, 1]."""
+        for part in self._parts:
+            resampler = soxr.ResampleStream(part.rate, self.rate, 1, dtype="float32")
+            for block in part.blocks():
+                yield resampler.resample_chunk(np.ascontiguousarray(mixed(block)))[:, None]
+            yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)[:, None]
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
 
 
 def _no_other_file(url: str, flags: int, options: dict[str, str]) -> BinaryIO:

@@ -85,11 +85,6 @@ class Stream:
         self._odd = b""  # half a sample
         self._over = False
 
-    @property
-    def chunk_s(self) -> float:
-        """Seconds of audio that the model takes at once."""
-        return self._past.chunk * self._model.features.frame_s
-
     def push(self, samples: Any) -> list[Update]:
         """Take the next mono samples [samples], any number of them.
 

@@ -22,6 +22,7 @@ HOP = 512  # samples per probability
 CONTEXT = 64  # samples of the hop before that the model sees too
 QUIET = 0.1  # recordings whose peaks lie below are made as loud as this for the detector
 MAX_GAIN = 100.0  # but noise of a silent one no louder
+LOUD_HOPS = 0.98  # a peak is what that share of hops stays below
 PEAK_HALVES_S = 10.0  # after so long a peak counts half
 MODEL = Path("data", "silero_vad_16k_sequence.onnx")
 
@@ -65,7 +66,7 @@ class SpeechDetector:
 
     def _hops(self, samples: Samples, *, last: bool) -> NDArray[np.float32]:
         faded = self._peak * 0.5 ** (len(samples) / RATE / PEAK_HALVES_S)
-        self._peak = max(float(np.abs(samples).max(initial=0.0)), faded)
+        self._peak = max(_level(samples), faded)
         gain = max(1.0, min(MAX_GAIN, QUIET / max(self._peak, 1e-9)))
         samples = np.concatenate([self._rest, samples])
         if last:
@@ -81,6 +82,12 @@ class SpeechDetector:
         inputs = {"input": rows * np.float32(gain), "h": self._state[0], "c": self._state[1]}
         found, *self._state = self._session.run(["speech_probs", "hn", "cn"], inputs)
         return np.asarray(found, dtype=np.float32).reshape(-1)
+
+
+def _level(samples: Samples) -> float:
+    """A peak that single clicks do not make: all but a fiftieth of the hops stay below it."""
+    hops = np.abs(np.pad(samples, (0, -len(samples) % HOP))).reshape(-1, HOP).max(axis=1)
+    return float(np.quantile(hops, LOUD_HOPS)) if len(hops) else 0.0
 
 
 @cache

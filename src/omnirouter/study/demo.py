@@ -142,7 +142,7 @@ def _require_same(out: Path, asked: Mapping[str, int], corpus: SyntheticConfig) 
         path = out / routing / "config.yaml"
         if not path.is_file():
             continue
-        known: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         stamp = out / "corpus" / "corpus.json"
         made = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
         found = {**{name: known.get(name) for name in asked}, "hours": made.get("hours")}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from omnirouter.config import OmnirouterError, RunConfig
+from omnirouter.train.setup import micro_batch_s
 
 CPU_ALLOCATOR = "DefaultCPUAllocator"  # in torch's message when the C library has no more
 
@@ -29,7 +30,7 @@ def naming_the_knob(config: RunConfig, step: int, *, several: bool) -> Iterator[
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
             raise
-        seconds = min(config.data.device_seconds, config.data.batch_hours * 3600)
+        seconds = micro_batch_s(config)
         fsdp2 = ", or strategy to fsdp2" if several and config.strategy != "fsdp2" else ""
         resume = "; then go on with --resume" if step else ""
         raise OmnirouterError(

@@ -111,7 +111,7 @@ class Validator:
             self._save(self.folder.best, network, progress, score.wer)
         else:
             progress.worse += 1
-        if self.config.average:
+        if self.config.average and not math.isnan(score.loss):
             self._keep(network, progress, score.wer)
 
     def average(self, network: CTCEncoder, progress: Progress) -> None:
@@ -129,7 +129,7 @@ class Validator:
         self.watch.note(f"average of {len(names)} checkpoints: dev WER {score.wer:.1%}")
         row = {"step": progress.step, "kind": "average", "wer": score.wer, "loss": score.loss}
         self.folder.log(row)
-        if score.wer < progress.best_wer:
+        if score.wer < progress.best_wer and not math.isnan(score.loss):
             progress.best_wer = score.wer
             self._save(self.folder.best, averaged, progress, score.wer)
 

@@ -71,6 +71,10 @@ class Gate:
                 await answer({"type": "websocket.close", "code": 1008, "reason": problem.code})
             else:
                 await problem.response()(scope, receive, answer)
+        except asyncio.CancelledError:  # at the end of the grace
+            if socket or answer.status != GONE:
+                raise
+            await Problem(503, "the server is shutting down").response()(scope, receive, answer)
         finally:
             self._inside -= work
             self._measures.request(_route(scope), answer.status, time.monotonic() - start)

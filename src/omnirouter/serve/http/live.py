@@ -137,12 +137,11 @@ class _Live:
         Returns:
             Why it was not the caller who ended it.
         """
-        chunk = min(TURN_BYTES, max(1, round(stream.chunk_s * stream.rate)) * PCM_BYTES)
         heard = _Heard(left=int(60 * self._service.limits.max_minutes * stream.rate) * PCM_BYTES)
         listener = asyncio.create_task(self._listen(heard))
         try:
             while not heard.over or heard.data:
-                if len(heard.data) < chunk and not heard.over:
+                if not heard.data and not heard.over:
                     heard.changed.clear()
                     await heard.changed.wait()
                     continue
