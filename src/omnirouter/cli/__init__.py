@@ -150,14 +150,17 @@ def _describe(error: OSError) -> str:
 
 
 def tune_allocator() -> bool:
-    """Let glibc keep large blocks instead of giving them back to the system.
+    """Let glibc keep large blocks instead of giving them back, and torch ask for huge pages.
 
     By default every large activation is a fresh mapping whose pages fault in anew at each step,
     which costs training on a CPU some ten percent. The process holds on to its peak memory instead.
+    Huge pages (where the system gives them to those who ask) spare the compiled experts a few
+    percent more. To be called before torch takes memory.
 
     Returns:
         Whether there was a glibc to tell.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large block
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # names of the settings in malloc.h

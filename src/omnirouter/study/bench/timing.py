@@ -21,7 +21,7 @@ import torch.nn.functional as F
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NOTE_EVERY_S = 30.0
 LARGEST_SQUARE = 8192  # rows of a square matrix product that is measured
-SETTINGS = ("ONEDNN_", "MALLOC_", "LD_PRELOAD", "OMP_", "MKL_", "CUBLAS_", "CUDA_VISIBLE")
+SETTINGS = ("ONEDNN_", "MALLOC_", "THP_", "LD_PRELOAD", "OMP_", "MKL_", "CUBLAS_", "CUDA_VISIBLE")
 
 
 Key = TypeVar("Key")  # by which contestants are known
