@@ -66,12 +66,19 @@ def read_audio(
             raise AudioError(f"{file}: the file is empty")
         with soundfile.SoundFile(file_name(file)) as sound:
             rate = sound.samplerate
-            if offset:
-                sound.seek(min(round(offset * rate), sound.frames))
+            begin = min(round(offset * rate), sound.frames)
+            if begin:
+                sound.seek(begin)
             count = -1 if duration is None else round(duration * rate)
             samples = sound.read(count, dtype="float32", always_2d=True)
+            promised = sound.frames - begin if count < 0 else min(count, sound.frames - begin)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: raw samples
         raise AudioError(f"{file}: not readable as audio ({_one_line(error)})") from error
+    # headers of MP3 may be estimates, and those of what came through a pipe tell nothing
+    if promised < 1 << 62 and len(samples) < min(promised - 0.1 * rate, 0.9 * promised):
+        raise AudioError(
+            f"{file}: ends after {len(samples) / rate:.1f} s, its header says {promised / rate:.1f}"
+        )
     if channels:
         if max(channels) >= samples.shape[1]:
             raise AudioError(f"{file}: has no channel {max(channels)}, only {samples.shape[1]}")

@@ -228,7 +228,19 @@ def test_exports_that_are_not_whole(exported: Path, checkpoint: Checkpoint, tmp_
     (tmp_path / "config.json").write_text('{"format": "other"}')
     with pytest.raises(BadInput, match="export format other"):
         OnnxTranscriber(tmp_path)
+    assert not is_export(tmp_path / "none.onnx.d") and is_export(tmp_path / "graph.onnx")
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(BadInput, match="exists and is no export"):
         export(checkpoint, tmp_path / "mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_what_others_put_into_an_export_stays(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Also in a folder that is called as graphs are."""
+    out = tmp_path / "model.onnx"
+    export(checkpoint, out)
+    (out / "notes.txt").write_text("mine")
+    export(checkpoint, out)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert is_export(out)
+    assert OnnxTranscriber(out, listening=Listening(vad="off")).transcribe(noise(16_000)).text

@@ -228,3 +228,15 @@ def test_how_waveforms_lie_in_memory_does_not_matter() -> None:
         there, again = log_mel([row.copy() for row in chosen], FeatureConfig())
         assert torch.equal(here, there)
         assert torch.equal(lengths, again)
+
+
+def test_a_recording_that_ends_before_its_header_says_is_no_recording(tmp_path: Path) -> None:
+    """The header of an MP3 is believed when a corpus is prepared."""
+    tone = 0.3 * np.sin(np.arange(6 * 16_000) / 10)
+    soundfile.write(tmp_path / "a.mp3", tone, 16_000, format="MP3")
+    whole = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "b.mp3").write_bytes(whole[: len(whole) // 2])
+    assert len(read_audio(tmp_path / "a.mp3", 16_000)) >= 6 * 16_000
+    if soundfile.info(tmp_path / "b.mp3").duration > 5:
+        with pytest.raises(AudioError, match=r"ends after \d\.\d s, its header says \d\.\d"):
+            read_audio(tmp_path / "b.mp3", 16_000)

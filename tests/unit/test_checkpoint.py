@@ -218,6 +218,16 @@ def test_what_others_put_into_a_checkpoint_stays(tmp_path: Path, save: Callable[
     assert (tmp_path / "best" / "words.arpa").read_text() == "words"
 
 
+def test_tensors_of_another_kind_are_refused(tmp_path: Path, save: Callable[..., None]) -> None:
+    """Whole numbers in a matrix are no weights, whoever wrote them."""
+    save(tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 2)
+    save_file(tensors | {name: tensors[name].long()}, tmp_path / "a" / "model.safetensors")
+    with pytest.raises(BadInput, match=rf"tensor {name} holds torch\.int64, config\.json needs"):
+        load_checkpoint(tmp_path / "a")
+
+
 def test_a_tokenizer_of_another_size_is_refused(
     tmp_path: Path, model: CTCEncoder, tokenizer: Tokenizer
 ) -> None:

@@ -150,6 +150,18 @@ def test_a_folder_gives_a_split_per_manifest(tmp_path: Path) -> None:
         prepare_manifests(tmp_path / "bare", tmp_path / "out")
 
 
+def test_a_manifest_is_not_written_over_itself(tmp_path: Path) -> None:
+    """What cannot be used would be gone for ever."""
+    wave(tmp_path / "a.wav")
+    write(tmp_path / "train.jsonl", [{"audio_filepath": "a.wav", "text": "yes"}])
+    prepare_manifests(tmp_path / "train.jsonl", tmp_path / "out")
+    before = (tmp_path / "out" / "cuts_train.jsonl.gz").read_bytes()
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(BadInput, match=r"cuts_train\.jsonl\.gz would be written over itself"):
+        prepare_manifests(tmp_path / "out", tmp_path / "out" / ".." / "out")
+    assert (tmp_path / "out" / "cuts_train.jsonl.gz").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("name", "split"),
     [("dev.jsonl", "dev"), ("cuts_dev.jsonl.gz", "dev"), ("a.b.jsonl.gz", "a.b"), ("x", "x")],

@@ -21,7 +21,14 @@ from omnirouter.config import BadInput, Listening, OmnirouterError
 from omnirouter.serve import hub
 from omnirouter.serve.transcriber import Transcriber
 
-META = {"step": 1200, "dev_wer": 0.1234, "audio_hours": 5.5, "run": {"out": "/secret/place"}}
+META = {
+    "step": 1200,
+    "dev_wer": 0.1234,
+    "audio_hours": 5.5,
+    "run": {"out": "/secret/place"},
+    "upcycled_from": "/secret/dense",
+    "dense": {"run": {"out": "/secret/dense"}},
+}
 COMMIT = "a" * 40
 
 

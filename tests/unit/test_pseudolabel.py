@@ -323,6 +323,39 @@ def test_recordings_become_two_splits_of_whole_files(src: Path, tmp_path: Path) 
     assert lines(tmp_path / "out" / "failed.jsonl") == []
 
 
+def test_what_was_cut_short_is_made_again(src: Path, tmp_path: Path) -> None:
+    """A file of what was heard that is damaged, and a stamp that a full disk kept from being."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pseudo-label.json.tmp").touch()
+    run(src, tmp_path / "out")
+    damaged = sorted((tmp_path / "out").glob("heard/*/*.json"))[0]
+    damaged.write_text("")
+    teacher = Stub()
+    summary = run(src, tmp_path / "out", teacher)
+    assert teacher.calls == 1 and summary.kept[0] == 5
+    with pytest.raises(OmnirouterError, match="no segment is left"):
+        run(src, tmp_path / "out", filters=FilterConfig(min_rate=5.0, max_rate=5.1))
+    assert not list((tmp_path / "out").glob("cuts_*")), "of filters that are no longer asked for"
+
+
+def test_links_lead_to_recordings_that_are_heard_once(src: Path, tmp_path: Path) -> None:
+    """One recording under two names would stand in both splits; linked folders are searched."""
+    (tmp_path / "disk").mkdir()
+    (src / "0.flac").rename(tmp_path / "disk" / "0.flac")
+    (src / "more").symlink_to(tmp_path / "disk")
+    (src / "again").symlink_to(src)
+    (src / "alias.flac").symlink_to(src / "1.flac")
+    found = find_sources(src, tmp_path / "out")
+    assert len(found) == len({os.path.realpath(source.path) for source in found}) == 5
+
+
+def test_a_rate_at_the_limit_is_kept() -> None:
+    """2.3 - 0.3 is a little less than 2 in binary."""
+    text = "one two three four five six seven eight nine ten"
+    config = FilterConfig(max_rate=5.0)
+    assert rejection(segment(text, start=0.3, end=2.3), config) is None
+
+
 def test_the_seed_draws_the_development_files(src: Path, tmp_path: Path) -> None:
     drawn = set()
     for seed in range(6):

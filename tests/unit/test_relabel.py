@@ -119,6 +119,20 @@ def test_cuts_have_the_teachers_words_and_keep_the_references(corpus: Path, tmp_
     assert again["u2"] == "play it again and again", "what training reads"
 
 
+def test_words_stay_with_the_audio_they_were_heard_in(corpus: Path, tmp_path: Path) -> None:
+    """A corrected manifest is heard again where its ids now mean other audio, and only there."""
+    run(corpus, tmp_path / "out")
+    rows = lines(corpus)
+    rows[0]["audio_filepath"], rows[0]["duration"] = rows[1]["audio_filepath"], 0.6
+    rows[2] |= {"offset": 0.1, "duration": 0.5}
+    write(corpus, rows)
+    teacher = Stub()
+    [split], _ = run(corpus, tmp_path / "out", teacher)
+    assert sum(teacher.calls) == 2
+    said = {cut.id: cut.supervisions[0].text for cut in CutSet.from_file(split.report.path)}
+    assert (said["u0"], said["u1"], said["u2"]) == ("it is $20", "it is $20", Stub.heard[2])
+
+
 def test_the_teachers_errors_are_counted_by_file(corpus: Path, tmp_path: Path) -> None:
     """After the Whisper normaliser; an utterance without a reference is not scored."""
     [split], _ = run(corpus, tmp_path / "out")

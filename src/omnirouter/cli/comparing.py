@@ -125,8 +125,8 @@ def report(
 
 
 def _title(name: str, path: Path) -> str:
-    """The name given, or the folder's whole name, which may have dots."""
-    return path.name if name == path.stem else name
+    """The name given, or the folder's, also of `.`."""
+    return name or path.resolve().name
 
 
 def _write(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from omnirouter.audio import AudioError, num_frames
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.augment import Augmenter
-from omnirouter.data.cut_audio import plain_file, read_cut
+from omnirouter.data.cut_audio import plain_file, read_cut, text_of
 from omnirouter.router_config import GROUP_FIELDS
 from omnirouter.text import Tokenizer, clean_text
 
@@ -220,7 +220,7 @@ class BatchMaker(Dataset[Batch]):
         return batch
 
     def _add(self, cut: Cut, batch: Batch) -> None:
-        text = " ".join(s.text for s in cut.supervisions if s.text)
+        text = text_of(cut)
         if cut.duration:  # spares decoding what is far too long; 0 is a duration nobody knows
             self._check_duration(cut.duration)
         tokens: list[int] = []

@@ -16,6 +16,11 @@ from omnirouter.audio import AudioError, read_audio, resample
 SPHERE = (".sph", ".wv1", ".wv2")  # of the LDC; libsndfile reads those that are not compressed
 
 
+def text_of(cut: Cut) -> str:
+    """The words of all supervisions, in the order of time."""
+    return " ".join(s.text for s in sorted(cut.supervisions, key=lambda s: s.start) if s.text)
+
+
 def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
     """Audio of a cut as mono [samples]: a plain file by `read_audio`, anything else by lhotse.
 

@@ -23,7 +23,7 @@ from lhotse.utils import fastcopy
 
 from omnirouter.audio import file_name
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.cut_audio import SPHERE
+from omnirouter.data.cut_audio import SPHERE, text_of
 from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
@@ -90,12 +90,16 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
         progress: called with the number of utterances done so far.
 
     Raises:
-        BadInput: nothing to read, a broken manifest, two manifests of one name, or a split of
-            which no utterance can be used.
+        BadInput: nothing to read, a broken manifest, two manifests of one name, a manifest that
+            would be written over, or a split of which no utterance can be used.
     """
     manifests = [
         open_manifest(path) for path in manifests_of(src)
     ]  # all checked before any is written
+    for manifest in manifests:
+        result = out / f"cuts_{split_name(manifest.path)}.jsonl.gz"
+        if result.resolve() == Path(manifest.path).resolve():
+            raise BadInput(f"{out}: {result.name} would be written over itself; choose another")
     reports, done = [], 0.0
     for manifest in manifests:
         before = done
@@ -229,7 +233,7 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     Raises:
         Unusable: no transcript, no audio, or times that the audio does not have.
     """
-    if transcripts and not clean_text(" ".join(s.text for s in cut.supervisions if s.text)):
+    if transcripts and not clean_text(text_of(cut)):
         original = [
             str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
         ]

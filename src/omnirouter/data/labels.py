@@ -67,8 +67,8 @@ class Segment:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
-        return self.end - self.start
+        """Duration, to the millisecond that times are told to: rates do not turn on rounding."""
+        return round(self.end - self.start, 3)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `Segment(**values)` makes it again."""

@@ -9,6 +9,7 @@ not: the loader rejects and lists it.
 from __future__ import annotations
 
 import glob
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -108,8 +109,18 @@ def find_manifests(pattern: str) -> list[Path]:
 
 
 def audio_files(folder: Path) -> list[Path]:
-    """Audio in a folder and those below it, by its extension, in sorted order."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+    """Audio in a folder and those below it, linked ones too, by its extension, in sorted order."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        named = (Path(place, name) for name in files)
+        found += [path for path in named if path.suffix.lower() in AUDIO and path.is_file()]
+    return sorted(found)
 
 
 def open_manifest(path: Path) -> AnyManifest:

@@ -22,7 +22,7 @@ from omnirouter.data.cuts import NothingUsable, SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
 from omnirouter.data.manifest import json_line, utterance
 from omnirouter.data.recordings import Source
-from omnirouter.data.synthetic import write_whole
+from omnirouter.data.synthetic import is_empty, write_whole
 from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
 
 STAMP = "pseudo-label.json"
@@ -95,7 +95,7 @@ def is_claimed(out: Path, config: TeacherConfig, name: str) -> bool:
                 "another folder"
             )
         return True
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_empty(out):
         raise BadInput(f"{out}: is not an empty folder; choose another")
     return False
 
@@ -228,6 +228,8 @@ def _write(
     write_whole(out / "failed.jsonl", failed)
     _sort_out(sources, out, filters, summary)
     if not summary.kept[0]:
+        for split in ("train", "dev"):  # of other filters, and beside the new lists
+            (out / f"cuts_{split}.jsonl.gz").unlink(missing_ok=True)
         reasons = ", ".join(f"{n} {name}" for name, (n, _) in summary.rejected.items())
         raise OmnirouterError(
             f"{out}: no segment is left ({reasons or 'there was no speech'}); see rejected.jsonl"

@@ -41,7 +41,7 @@ from omnirouter.data.espeak import (
     speak,
 )
 from omnirouter.data.processes import in_parallel, shown
-from omnirouter.data.synthetic import drawn_seed, write_wave, write_whole
+from omnirouter.data.synthetic import drawn_seed, is_empty, write_wave, write_whole
 from omnirouter.text import clean_text
 
 VERSION = 3  # raise it with every change of what is made
@@ -279,7 +279,7 @@ def _claim(out: Path, stamp: dict[str, Any]) -> None:
         if path.read_text(errors="replace") != json.dumps(stamp) + "\n":
             raise BadInput(f"{out}: holds speech of another text or setting; choose another folder")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and not is_empty(out):
         raise BadInput(f"{out}: is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(stamp) + "\n")

@@ -42,14 +42,23 @@ class Source(NamedTuple):
 
         A file that is gone from where it was heard may have moved here.
         """
-        if not self.kept(out).exists():
+        values = _read(self.kept(out))
+        if values is None:
             return None
-        values: dict[str, Any] = json.loads(self.kept(out).read_text(encoding="utf-8"))
         if not os.path.exists(values["file"]):
             values["file"] = str(self.path)
         same = _place(values["file"]) == _place(self.path)
         same = same and math.isclose(values["seconds"], self.seconds, abs_tol=OTHER_S)
         return values if same else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What was heard; None if it is not there, or damaged, and has to be heard again."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return values if isinstance(values, dict) and {"id", "file", "seconds"} <= set(values) else None
 
 
 def find_sources(src: Path, out: Path) -> list[Source]:
@@ -67,8 +76,8 @@ def find_sources(src: Path, out: Path) -> list[Source]:
         raise BadInput(f"{src}: holds no audio ({' '.join(AUDIO)})")
     ids: dict[str, str] = {}
     for path in sorted(out.glob("heard/*/*.json")):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if os.path.exists(values["file"]):
+        values = _read(path)
+        if values is not None and os.path.exists(values["file"]):
             ids.setdefault(_place(values["file"]), values["id"])
     taken = set(ids.values())
     sources: dict[str, Source] = {}
@@ -105,8 +114,8 @@ def _named(src: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _place(path: str | Path) -> str:
-    """What two ways to write the same path have in common."""
-    return os.path.normpath(Path(path).absolute())
+    """What two ways to write the same path have in common, links among them."""
+    return os.path.realpath(path)
 
 
 def _free(name: str, suffix: str, taken: set[str]) -> str:

@@ -104,7 +104,8 @@ def relabel(
             for manifest in manifests:
                 for batch in _batches(missing(manifest, store), listener.together):
                     found = listener.hear(batch, failed)
-                    store.add(split_name(manifest.path), found)
+                    own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
+                    store.add(split_name(manifest.path), own)
                     done += sum(cut.duration for cut in batch)
                     if progress is not None:
                         progress(done)
@@ -134,7 +135,20 @@ def missing(manifest: AnyManifest, store: HeardStore) -> Iterator[Cut]:
 
 def _heard(cut: Cut, manifest: AnyManifest, store: HeardStore) -> Heard | None:
     """What was heard; nothing counts of a mixture, whose words belong to its parts."""
-    return None if isinstance(cut, MixedCut) else store.get(split_name(manifest.path), cut.id)
+    if isinstance(cut, MixedCut):
+        return None
+    return store.get(split_name(manifest.path), identity(cut))
+
+
+def identity(cut: Cut) -> str:
+    """What an utterance is known by: its id, and the file's name and times its words were heard in.
+
+    Not the folder, so that a corpus may move.
+    """
+    source = cut.recording.sources[0] if cut.has_recording else None
+    name = Path(source.source).name if source is not None and source.type == "file" else ""
+    channel = getattr(cut, "channel", 0)
+    return "\0".join([cut.id, name, f"{cut.start:.3f}", f"{cut.duration:.3f}", str(channel)])
 
 
 def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:

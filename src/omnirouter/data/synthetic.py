@@ -36,6 +36,7 @@ from omnirouter.data.processes import in_parallel, shown
 VERSION = 3  # of the corpus: raise it with every change of what is made
 FORMAT = "omnirouter synthetic corpus"
 STAMP = "corpus.json"
+UNFINISHED = ".tmp"  # behind the name of a file that is being written
 FAST_RATES = (240, 300)  # words per minute of the condition `fast`
 MEAN_SECONDS = 3.05  # of a training utterance, measured: turns hours into a number of utterances
 SPLITS = ("train", "dev", *(f"test_{condition}" for condition in CONDITIONS))
@@ -214,9 +215,17 @@ def write_wave(path: Path, samples: Wave) -> float:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether nothing is there but what `write_whole` left when it was killed."""
+    return folder.is_dir() and all(path.name.endswith(UNFINISHED) for path in folder.iterdir())
 
 
 def _owned_stamp(out: Path, manifests: Mapping[str, Path]) -> object:

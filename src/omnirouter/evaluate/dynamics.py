@@ -69,7 +69,7 @@ class SpikeWatch:
 
 def has_loss(row: Mapping[str, Any]) -> bool:
     """Whether a row of metrics is of training, of steps that were not all left out."""
-    return row.get("kind") == "train" and row["ctc"] is not None
+    return row.get("kind") == "train" and row.get("ctc") is not None
 
 
 def find_spikes(rows: Iterable[Mapping[str, Any]]) -> list[Spike]:

@@ -250,7 +250,7 @@ def named_files(arguments: Sequence[str]) -> dict[str, Path]:
         name, sign, path = argument.partition("=")
         named = sign and not Path(argument).exists()
         target = Path(path if named else argument)
-        name = name if named else target.stem
+        name = name if named else target.name if target.is_dir() else target.stem
         if name in files:
             raise BadInput(f"{name}: two results have this name; write NAME={target}")
         files[name] = target

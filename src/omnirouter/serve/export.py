@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omnirouter.audio import SMALLEST_STD, window_mels
-from omnirouter.checkpoint import Checkpoint, flush, write_atomically
+from omnirouter.checkpoint import Checkpoint, copy_entry, flush, write_atomically
 from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
 from omnirouter.model.context import distance_slopes, visible
@@ -111,6 +111,7 @@ def export(
         found.update(_compare(checkpoint, folder))
         for path in folder.iterdir():
             flush(path)
+        _keep_others(out, folder)
 
     write_atomically(out, write)
     return found
@@ -126,6 +127,15 @@ def require_packages() -> None:
 def _replaceable(out: Path) -> bool:
     names = {path.name for path in out.iterdir()} if out.is_dir() else {""}
     return not names or {CONFIG, *GRAPHS.values()} <= names
+
+
+def _keep_others(out: Path, folder: Path) -> None:
+    """Take over what stands in an earlier export's folder beside it."""
+    own = {path.name for path in folder.iterdir()}
+    data = tuple(f"{name}." for name in GRAPHS.values())  # weights of a large graph
+    for other in out.iterdir() if out.is_dir() else ():
+        if other.name not in own and not other.name.startswith(data):
+            copy_entry(other, folder / other.name)
 
 
 def _trace(checkpoint: Checkpoint, path: Path) -> None:

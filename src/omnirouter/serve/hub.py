@@ -16,7 +16,7 @@ from omnirouter.checkpoint import FILES, Checkpoint, save_checkpoint
 from omnirouter.config import BadInput, OmnirouterError, count_parameters
 
 CARD = "README.md"
-PRIVATE = ("run", "averaged")  # what meta holds of the machine
+PRIVATE = ("run", "averaged", "upcycled_from", "dense")  # what meta holds of the machine
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 

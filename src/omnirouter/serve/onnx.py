@@ -47,7 +47,7 @@ class OnnxTranscriber(Recogniser):
         listening: Listening | None = None,
         decoder: Decoder | None = None,
     ) -> None:
-        graph = Path(path) if Path(path).suffix == SUFFIX else Path(path, GRAPHS["fp32"])
+        graph = Path(path) if is_graph(path) else Path(path, GRAPHS["fp32"])
         folder = graph.parent
         for name in (CONFIG, TOKENIZER, graph.name):
             if not (folder / name).is_file():
@@ -65,10 +65,15 @@ class OnnxTranscriber(Recogniser):
         return found
 
 
+def is_graph(path: str | Path) -> bool:
+    """Whether this names one graph, not a folder of them."""
+    return Path(path).suffix == SUFFIX and not Path(path).is_dir()
+
+
 def is_export(path: str | Path) -> bool:
     """Whether this is an exported model, or a graph of one, rather than a checkpoint."""
     names = GRAPHS.values()
-    return Path(path).suffix == SUFFIX or any((Path(path) / name).is_file() for name in names)
+    return is_graph(path) or any((Path(path) / name).is_file() for name in names)
 
 
 def _features(path: Path) -> FeatureConfig:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from omnirouter.config import BadInput, ModelConfig
 from omnirouter.serve.http.errors import Problem
+from omnirouter.serve.onnx import is_graph
 from omnirouter.serve.recogniser import Recogniser
 
 BEST = "best"  # checkpoints of a run are called so; the run's own name says more
@@ -103,6 +104,6 @@ def named(arguments: Iterable[str]) -> dict[str, str]:
 
 def _name_of(place: str) -> str:
     path = Path(place)
-    folder = path.parent if path.suffix == ".onnx" else path
+    folder = path.parent if is_graph(path) else path
     name = folder.resolve().name
     return folder.resolve().parent.name if name == BEST else name

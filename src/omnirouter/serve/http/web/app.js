@@ -14,6 +14,7 @@ let recording = null; // what the microphone is writing
 let work = null; // what is going on, to cancel it
 let shown = null; // the result on the page
 let listing = null; // the list of models on its way
+let frame = 0; // the next call of follow
 
 const timeline = new Timeline(
   {
@@ -99,7 +100,10 @@ async function show(source, names, found, mine) {
       new Text(names[i], transcript, names.length > 1 ? `${stem}.${names[i]}` : stem, play),
   );
   const next = { source, names, texts, found, looks: new Map(), page: -1 };
-  const looks = await stretch(next, 0, mine.signal);
+  // a transcript is worth having without a look at the experts
+  const looks = await stretch(next, 0, mine.signal).catch((error) => {
+    if (!mine.signal.aborted) complain(error);
+  });
   if (shown) URL.revokeObjectURL(audio.src);
   shown = next;
   audio.src = URL.createObjectURL(source);
@@ -107,7 +111,8 @@ async function show(source, names, found, mine) {
   $("texts").replaceChildren(...texts.map((text) => text.element));
   $("pages").hidden = found[0].duration <= STRETCH;
   $("result").hidden = false;
-  turn(0, looks);
+  $("time").hidden = $("legend").hidden = !looks;
+  if (looks) turn(0, looks);
 }
 
 // What the models make of one stretch; asked once.
@@ -123,6 +128,7 @@ function stretch(result, page, signal) {
 
 function turn(page, looks) {
   shown.page = page;
+  $("time").hidden = $("legend").hidden = false;
   timeline.show(looks, shown.found.map(({ words }) => words));
   timeline.playhead(audio.currentTime);
   const { duration } = shown.found[0];
@@ -157,6 +163,7 @@ function play(time) {
 }
 
 function follow() {
+  cancelAnimationFrame(frame); // events call it too, and one loop is enough
   if (!shown) return;
   const time = audio.currentTime;
   for (const text of shown.texts) text.light(time);
@@ -166,11 +173,12 @@ function follow() {
     Math.ceil(shown.found[0].duration / STRETCH) - 1,
   );
   if (!audio.paused && page >= 0 && page !== shown.page && page !== shown.wanted) turnTo(page);
-  if (!audio.paused) requestAnimationFrame(follow);
+  if (!audio.paused) frame = requestAnimationFrame(follow);
 }
 
 async function record() {
   const button = $("record");
+  button.disabled = true; // the browser may ask first
   try {
     complain(null);
     if (recording) {
@@ -190,6 +198,8 @@ async function record() {
     say("Recording …");
   } catch (error) {
     complain(error);
+  } finally {
+    button.disabled = false;
   }
 }
 

@@ -2,6 +2,15 @@
 
 export async function start() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  try {
+    return await listen(stream);
+  } catch (error) {
+    for (const track of stream.getTracks()) track.stop();
+    throw error;
+  }
+}
+
+async function listen(stream) {
   const context = new AudioContext();
   await context.audioWorklet.addModule("recorder.js");
   const source = context.createMediaStreamSource(stream);
