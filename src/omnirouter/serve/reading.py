@@ -7,7 +7,6 @@ torch.
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ import soxr
 from numpy.typing import NDArray
 
 from omnirouter.config import RATES, BadInput
+from omnirouter.serve.ogg import Part, chained
 
 BLOCK_S = 10.0  # read at a time
 BLOCK_VALUES = 2**22  # but no more than this, whatever rate and channels a header claims
@@ -134,7 +134,7 @@ class AudioStream:
             yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
     def _decoder(self) -> _Sound | _Chain | _Container:
-        parts = _chain(self._file)
+        parts = chained(self._file)
         hint = ""
         try:
             if len(parts) > 1:
@@ -165,7 +165,7 @@ class _NoAudio(Exception):
 class _Sound:
     """What libsndfile reads."""
 
-    def __init__(self, file: BinaryIO | _Part, name: str) -> None:
+    def __init__(self, file: BinaryIO | Part, name: str) -> None:
         self._name = name
         self._sound = soundfile.SoundFile(file)
         self.rate = _sane_rate(int(self._sound.samplerate), name)
@@ -306,58 +306,13 @@ def mixed(block: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(mono)
 
 
-def _chain(file: BinaryIO) -> list[int]:
-    """Where the recordings of an Ogg file begin that stand in it one after another.
-
-    Pages tell their size, so only their heads are read.
-    """
-    begins: list[int] = []
-    inside, place = False, 0  # inside: pages that begin no stream have come
-    file.seek(0)
-    while len(head := file.read(27)) == 27 and head.startswith(b"OggS"):
-        first = bool(head[5] & 2)  # page of a stream
-        if first and (inside or not begins):
-            begins.append(place)
-        inside = not first
-        place = file.seek(sum(file.read(head[26])), os.SEEK_CUR)
-    return begins
-
-
-class _Part(io.RawIOBase):
-    """A part of a file as a file."""
-
-    def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
-        self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
-
-    def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._begin + self._at)
-        data = self._file.read(min(len(buffer), self._size - self._at))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = min(max(base + offset, 0), self._size)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-
 class _Chain:
     """Several Ogg recordings in one file, each with a rate, channels and codec of its own."""
 
     def __init__(self, file: BinaryIO, begins: list[int], rate: int, name: str) -> None:
         end = file.seek(0, os.SEEK_END)
         places = pairwise([*begins, end])
-        self._parts = [_Sound(_Part(file, *place), name) for place in places]
+        self._parts = [_Sound(Part(file, *place), name) for place in places]
         self.rate = rate
 
     @property
