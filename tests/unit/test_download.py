@@ -230,6 +230,17 @@ def test_space_is_checked_before_the_first_byte(
     assert server.asked == []
 
 
+def test_what_is_there_already_needs_no_space(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A download that was broken off goes on where it has room for the rest only."""
+    (tmp_path / "a.bin.part").write_bytes(DATA[:-10])
+    usage = shutil._ntuple_diskusage(10**12, 10**12, module.RESERVE + 20)  # type: ignore[attr-defined]
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    download([plain(server)], tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
 def test_archives_are_unpacked_once_and_out_of_sight(server: Server, tmp_path: Path) -> None:
     server.files["one.tar.gz"] = tar(LibriSpeech__dev__1=b"1")
     server.files["two.tar.gz"] = tar(LibriSpeech__test__2=b"2")

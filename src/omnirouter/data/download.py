@@ -86,8 +86,7 @@ def download(remotes: Sequence[Remote], root: Path, progress: Progress | None = 
         root.mkdir(parents=True, exist_ok=True)
         missing = [remote for remote in remotes if not _goal(remote, root).exists()]
         if len(missing) <= ASKED_FOR_SIZE:
-            sizes = (_size(remote.url) * (2 if remote.unpack else 1) for remote in missing)
-            _require_space(root, sum(sizes))
+            _require_space(root, sum(_still_needed(remote, root) for remote in missing))
         for remote in missing:
             folder = root / remote.folder
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +97,14 @@ def download(remotes: Sequence[Remote], root: Path, progress: Progress | None = 
                 path.unlink()
     except OSError as error:
         raise OmnirouterError(f"{root}: {error.strerror or error}") from error
+
+
+def _still_needed(remote: Remote, root: Path) -> int:
+    """Bytes that a file takes, and what is unpacked from it, less what is there already."""
+    path = root / remote.folder / remote.name
+    parts = (path, path.with_name(path.name + ".part"))
+    there = sum(part.stat().st_size for part in parts if part.exists())
+    return max(0, _size(remote.url) * (2 if remote.unpack else 1) - there)
 
 
 def _goal(remote: Remote, root: Path) -> Path:

@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -248,7 +249,7 @@ def _is_latin(text: str) -> bool:
 def _make(out: Path, seed: int, recorded: Sequence[str], passage: Passage) -> float:
     """Write the audio of a passage if it is not there; its duration in seconds, 0 without sound."""
     path = out / passage.path
-    if path.exists():
+    with suppress(soundfile.SoundFileError):  # not there yet, or damaged
         return float(soundfile.info(str(path)).duration)
     unfinished = path.with_suffix(".part")
     try:
