@@ -224,7 +224,7 @@ def test_compiled_experts(loads: list[int], d: int, f: int) -> None:
     weights = (module.up_NFD, module.up_bias_NF, module.down_NDF, module.down_bias_ND)
     x, d_y = torch.randn(2, sum(loads), d).bfloat16()
     drawn = torch.randint(256, (len(x), f), dtype=torch.uint8)
-    groups = native.Groups.of(loads)
+    groups = native.Groups.of(torch.tensor(loads))
     y, hidden = native.forward(x, weights, groups, native.Dropout(drawn, 100, scale))
     grads = native.backward(x, d_y, hidden, weights[0], weights[2], groups, scale)
     plain, _ = native.forward(x, weights, groups)

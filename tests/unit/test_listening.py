@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -136,33 +136,43 @@ def test_a_file(
     assert capsys.readouterr().out == text_of(expected) + "\n"
 
 
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[int]]]:
+    """Has Ctrl-C pressed so often in a stream's second push; gives the sizes of all pushes."""
+    push = Stream.push
+
+    def install(times: int) -> list[int]:
+        calls: list[int] = []
+
+        def pushed(stream: Stream, data: np.ndarray) -> list[Update]:
+            calls.append(len(data))
+            for _ in range(times if len(calls) == 2 else 0):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+            return push(stream, data)
+
+        monkeypatch.setattr(Stream, "push", pushed)
+        return calls
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield install
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupted_file_keeps_its_words(
     model: str,
     samples: np.ndarray,
     expected: tuple[Word, ...],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[int], list[int]],
 ) -> None:
     """Ctrl-C while the model is at work: what it has begun is told, and nothing else."""
     soundfile.write(tmp_path / "talk.wav", samples, RATE)
-    push, calls = Stream.push, []
-
-    def interrupted(stream: Stream, data: np.ndarray) -> list[Update]:
-        calls.append(len(data))
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        return push(stream, data)
-
-    monkeypatch.setattr(Stream, "push", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    calls = interrupted(1)
     options = ["--stream", "--model", model, "--format", "json"]
-    try:
-        assert main(["transcribe", str(tmp_path / "talk.wav"), *options]) == 0
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert main(["transcribe", str(tmp_path / "talk.wav"), *options]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert calls == [RATE, RATE]
     whole = [(word.text, word.start) for word in expected]
@@ -176,25 +186,13 @@ def test_who_interrupts_twice_means_it(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    interrupted: Callable[[int], list[int]],
 ) -> None:
     """Nothing is told of a stream that was broken off in the midst of its work."""
     soundfile.write(tmp_path / "talk.wav", samples, RATE)
-    push, calls = Stream.push, []
-
-    def interrupted(stream: Stream, data: np.ndarray) -> list[Update]:
-        calls.append(len(data))
-        for _ in range(2 if len(calls) == 2 else 0):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        return push(stream, data)
-
-    monkeypatch.setattr(Stream, "push", interrupted)
+    interrupted(2)
     monkeypatch.setattr(Stream, "finish", lambda stream: pytest.fail("it goes on"))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        assert main(["transcribe", str(tmp_path / "talk.wav"), "--stream", "--model", model]) == 1
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert main(["transcribe", str(tmp_path / "talk.wav"), "--stream", "--model", model]) == 1
     assert "interrupted" in capsys.readouterr().err
 
 

@@ -127,7 +127,8 @@ def experts_on_cpu(
     _, f, d = weights.up_NFD.shape
     if native.usable(d, f, dtype) and all(w.dtype == torch.float32 for w in weights):
         x_AD = x_TD.to(dtype).index_select(0, row_A)
-        y_AD: Tensor = _Compiled.apply(x_AD, *weights, native.Groups.of(sizes), kept)  # type: ignore[no-untyped-call]
+        groups = native.Groups.of(torch.tensor(sizes))
+        y_AD: Tensor = _Compiled.apply(x_AD, *weights, groups, kept)  # type: ignore[no-untyped-call]
         return y_AD
     x_RD, turns = rounded(x_TD.to(dtype), row_A, sizes, kept)
     y_RD: Tensor = _Experts.apply(x_RD, *weights, turns)  # type: ignore[no-untyped-call]

@@ -62,10 +62,8 @@ def _compiled() -> ctypes.CDLL:
             with tempfile.TemporaryDirectory(dir=home) as folder:  # others may do the same
                 _compile(compiler, Path(folder, name)).replace(home / name)
         return ctypes.CDLL(str(home / name))
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # nothing can be kept or run there, or there is no home
+    except (OSError, RuntimeError) as error:
+        # nothing can be kept or run there, or there is no home
         log.info("compiled experts are not kept: %s", error)
     with tempfile.TemporaryDirectory() as folder:
         return ctypes.CDLL(str(_compile(compiler, Path(folder, name))))
@@ -98,10 +96,9 @@ class Groups(NamedTuple):
     begins: Tensor  # [N], int64
 
     @classmethod
-    def of(cls, sizes: list[int]) -> Groups:
-        """Of so many rows each."""
-        counts = torch.tensor(sizes, dtype=torch.int64)
-        return cls(counts, counts.cumsum(0) - counts)
+    def of(cls, sizes_N: Tensor) -> Groups:
+        """Of so many rows each, int64."""
+        return cls(sizes_N, sizes_N.cumsum(0) - sizes_N)
 
     @property
     def pairs(self) -> int:

@@ -89,8 +89,8 @@ class CompiledExperts(Experts):
     ) -> Tensor:
         sizes_N = torch.bincount(expert_A, minlength=len(self.weights[0]))
         x_AD = x_TD.to(torch.bfloat16).index_select(0, frame_A)
-        groups = native.Groups(sizes_N, sizes_N.cumsum(0) - sizes_N)
-        return native.forward(x_AD, self.weights, groups)[0].to(dtype)
+        y_AD, _ = native.forward(x_AD, self.weights, native.Groups.of(sizes_N))
+        return y_AD.to(dtype)
 
 
 def packed_experts(experts: Experts, dtype: torch.dtype) -> Experts:

@@ -55,7 +55,7 @@ def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -
     chosen = {id(p) for p in muon}
     adam = [p for _, p in named if id(p) not in chosen]
     matrices = [p for n, p in named if p.ndim >= 2 and "bias" not in n and "routers" not in n]
-    if not cuda and native.usable(config.dim, config.ffn_dim, torch.bfloat16):
+    if half and not cuda and native.usable(config.dim, config.ffn_dim, torch.bfloat16):
         matrices = [p for p in matrices if p.ndim == 2]  # stacks are the experts', kept as they are
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     flops = 0.0
