@@ -60,6 +60,8 @@ def doubled(given: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> dic
             value = read_twice(value, new_value[: len(value)])
             rows = torch.cat([columns + part * new.dim for part in range(3)])
             new_value[rows] = value
+        elif name.endswith("qkv.bias"):
+            new_value[torch.cat([columns + part * new.dim for part in range(3)])] = value
         elif name.endswith("attention.out.weight"):
             new_value.zero_()[:, columns] = torch.cat([value, value])
         elif name.startswith(("routers.", "head.w")) or name.endswith(("up_NFD", "ffn.up.weight")):
@@ -94,6 +96,8 @@ def main() -> None:
     old, given = checkpoint.config, checkpoint.model.state_dict()
     torch.manual_seed(arguments.seed)
     if arguments.double:
+        if old.stem != "linear":
+            raise SystemExit("grow: --double is for models with a linear stem")
         new = replace(old, dim=2 * old.dim, num_heads=2 * old.heads)
         given, old = doubled(given, old, new), new
     model = CTCEncoder(replace(old, num_layers=arguments.layers, ffn_dim=arguments.ffn_dim))

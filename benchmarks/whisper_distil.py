@@ -5,8 +5,8 @@
 It is `omnirouter train` with a further loss: behind every second block, and at the end, the model's
 frames are to be Whisper's. Whisper hears the same waveforms (augmented, all at one level) without
 SpecAugment. Each part of the loss is the share of the variance of Whisper's frames that is not
-explained; their mean is printed now and then. So all recordings teach what `whisper_start.py` finds
-by regression on a few, and a frame says far more here than the few pieces of a transcript do.
+explained; their mean is printed now and then. A frame says far more here than the few pieces of a
+transcript do, and what Whisper knows is not forgotten.
 `--weight` is the factor of that mean; CTC is some 50 to 100 for an utterance.
 """
 
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from faster_whisper.feature_extractor import FeatureExtractor
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from whisper_start import WINDOW, Weights, layer, read_weights, whisper_stages
+from whisper_start import LATER, LEVEL, SAME, WINDOW, Weights, layer, read_weights, whisper_stages
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput
@@ -37,7 +37,6 @@ from omnirouter.train.objective import Objective
 from omnirouter.train.step import Stepper
 
 EVERY = 2  # blocks, behind which frames are compared
-LEVEL = 0.03  # root mean square at which Whisper hears
 NOTED = 25  # micro-batches between two lines about it
 TAIL = 1_600  # samples of silence behind a recording
 
@@ -60,7 +59,8 @@ class Teacher:
         self.layers = sum(name.endswith("/ffn/linear_0/bias") for name in own)
         self.norms = [layer(own, n, "self_attention/layer_norm") for n in range(1, self.layers)]
         self.norms.append((own["encoder/layer_norm/gamma"], own["encoder/layer_norm/beta"]))
-        self.hears, self.device = FeatureExtractor(), device
+        self.hears = FeatureExtractor(own["encoder/conv1/weight"].shape[1])
+        self.device = device
         # autocast would cast the matrices for each recording anew
         self.weights = {
             name: value.bfloat16() if value.ndim > 1 and "encodings" not in name else value
@@ -82,13 +82,13 @@ class Teacher:
         """
         found: list[list[Tensor]] = [[] for _ in compared(self.layers)]
         for waveform, count in zip(waveforms, lengths_B.tolist(), strict=True):
-            if len(waveform) + TAIL > WINDOW:
+            if LATER + len(waveform) + TAIL > WINDOW:
                 raise BadInput("data.max_s: Whisper hears 30 s at once; set 25 (speeds lengthen)")
             level = np.sqrt(np.square(waveform).mean()) + 1e-6
-            sound = np.pad(waveform * np.float32(LEVEL / level), (0, TAIL))
-            mels = torch.from_numpy(self.hears(sound, padding=0)).float().to(self.device)
+            sound = np.pad(waveform * np.float32(LEVEL / level), (LATER, TAIL))
+            mels = torch.from_numpy(self.hears(sound, padding=0)[:, SAME:]).float()
             with torch.autocast(self.device.type, torch.bfloat16):
-                states = list(whisper_stages(mels, self.weights, self.layers))
+                states = list(whisper_stages(mels.to(self.device), self.weights, self.layers))
             for kept, number in zip(found, compared(self.layers), strict=True):
                 x_TD = self.normed(states[2 * number][: steps * count], number)
                 kept.append(x_TD.unflatten(0, (count, steps)).mean(dim=1))

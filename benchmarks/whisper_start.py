@@ -1,20 +1,19 @@
-"""A dense model that begins as the encoder of a Whisper model, for recordings with transcripts.
+"""A dense model that is the encoder of a Whisper model, for recordings with transcripts.
 
     python benchmarks/whisper_start.py WHISPER_FOLDER MANIFEST OUT --tokenizer tokenizer.model
 
-WHISPER_FOLDER is what faster-whisper reads (CTranslate2's `model.bin`). The stem is Whisper's two
-convolutions; their outputs are averaged in pairs, so the model reads 25 frames a second where
-Whisper reads 50. What the model here has otherwise, ReLU for GELU, no biases in attention, Kaldi's
-features, fewer frames, is made up for by linear regression, layer by layer: the last matrix of each
-attention and of each feed-forward layer is moved so that the output comes near Whisper's on some of
-the recordings (`--calibrated`), and a query's bias goes to the channels that hardly vary. Then the
-CTC head alone learns from all recordings (`--epochs`). `omnirouter upcycle` makes experts of the
-result, `omnirouter train RECIPE --init OUT` goes on.
+WHISPER_FOLDER is what faster-whisper reads (CTranslate2's `model.bin`). Features, convolutions,
+positions, biases and GELU are Whisper's (`features.analysis`, `stem`, `longest_wave`,
+`attention_bias`, `activation`), so its weights are taken as they are; only the level, which Whisper
+hears, is made the same for all recordings. How near the model's frames are to Whisper's is printed.
+Then the CTC head alone learns from all recordings (`--epochs`). `omnirouter upcycle` makes experts
+of the result, `omnirouter train RECIPE --init OUT` goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import struct
 from collections.abc import Iterator
@@ -31,21 +30,30 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omnirouter.audio import extract, levelled, log_mel, normalise, read_audio, stack_frames
+from omnirouter.audio import INT16_SCALE, extract, log_mel, num_mel_frames, read_audio
 from omnirouter.checkpoint import save_checkpoint
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.data.prepare import read_manifest
 from omnirouter.model import CTCEncoder
-from omnirouter.model.encoder import frame_positions, position_angles
-from omnirouter.model.layers import ConvolutionStem, EncoderBlock, FeedForward, SelfAttention
-from omnirouter.model.packing import Packing
+from omnirouter.model.layers import ConvolutionStem
 from omnirouter.text import Tokenizer
 
 RATE = 16_000
 WINDOW = 30 * RATE  # samples that Whisper hears at once
-LATER = 1  # of Whisper's mel frames the one that is centred where ours is, to 2.5 ms
+LATER = 120  # samples from where on our windows are where Whisper's are
+SAME = 2  # of Whisper's windows the first of those
+LEVEL = 0.03  # root mean square at which Whisper hears
+LONGEST = 10_000.0  # of Whisper's sinusoids, whose last one is just so long
+COMPARED = 20  # recordings
+PARTS = {
+    "attention_norm": "self_attention/layer_norm",
+    "attention.qkv": "self_attention/linear_0",
+    "attention.out": "self_attention/linear_1",
+    "ffn_norm": "ffn/layer_norm",
+    "ffn.up": "ffn/linear_0",
+    "ffn.down": "ffn/linear_1",
+}
 DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}  # CTranslate2's
-CAUTION = 3e-3  # of the regressions, in mean squares of what they read
 BATCH = 64  # utterances of a step of the head
 PEAK = 3e-3  # learning rate of the head
 
@@ -121,168 +129,82 @@ def whisper_stages(mels_MK: Tensor, weights: Weights, layers: int) -> Iterator[T
         yield x
 
 
-def regression(
-    given: Tensor, wanted: Tensor, behind: Tensor | None = None, caution: float = CAUTION
-) -> Tensor:
-    """The matrix that turns rows of `given` into those of `wanted`, least squares, kept small.
-
-    With `behind`, what a layer norm will read in the end, rows count by the inverse of their
-    variance there: Whisper has frames with values hundreds of times those of others.
-    """
-    if behind is not None:
-        weight = behind.var(dim=1, keepdim=True).rsqrt()
-        given, wanted = given * weight, wanted * weight
-    gram = given.t() @ given
-    gram.diagonal().add_(caution * gram.diagonal().mean())
-    found: Tensor = torch.linalg.solve(gram, given.t() @ wanted)
-    return found.t()
+def level(waveforms: list[NDArray[np.float32]], features: FeatureConfig) -> float:
+    """Log of the mean mel energy of waveforms whose root mean square is `LEVEL`, their mean."""
+    loud = [np.float32(LEVEL / (np.sqrt(np.square(w).mean()) + 1e-6)) * w for w in waveforms]
+    mels_KM, counts_B = log_mel(loud, features)
+    energies = [own.exp().mean().log() for own in mels_KM.split(counts_B.tolist())]
+    return float(torch.stack(energies).mean())
 
 
-def whisper_mels(waveforms: list[NDArray[np.float32]]) -> list[Tensor]:
-    """Whisper's features of each waveform, in a window of 30 s, [M, 3000]."""
-    hears = FeatureExtractor()
-    padded = (np.pad(w, (0, WINDOW - len(w))) for w in waveforms)
-    return [torch.from_numpy(hears(w, padding=0)) for w in padded]
+def features_like_whisper(waveforms: list[NDArray[np.float32]], bins: int = 80) -> FeatureConfig:
+    """Whisper's features, of recordings made equally loud; these tell how loud."""
+    plain = FeatureConfig(
+        num_mels=bins, stack=2, analysis="whisper", preemphasis=0.0, normalisation="loudness"
+    )
+    # Whisper's are (log10 of the energy + 4) / 4, of samples in [-1, 1]
+    std = 4 * math.log(10)
+    mean = 2 * math.log(INT16_SCALE) - std - level(waveforms, plain)
+    return replace(plain, mean=(mean,) * bins, std=(std,) * bins)
 
 
-def equally_loud(
-    waveforms: list[NDArray[np.float32]], levels_KM: Tensor, counts_B: Tensor
-) -> list[NDArray[np.float32]]:
-    """Waveforms at their mean level, in the log of energy: Whisper, too, shall not hear it."""
-    levels = [own[0, 0].item() for own in levels_KM.split(counts_B.tolist())]
-    wanted = sum(levels) / len(levels)
-    gains = (np.float32(np.exp((wanted - level) / 2)) for level in levels)
-    return [gain * w for gain, w in zip(gains, waveforms, strict=True)]
-
-
-class Calibration:
-    """Recordings as Whisper and as the model here hears them.
-
-    Args:
-        waveforms: at most 30 s each.
-        weights: Whisper's.
-        layers: of its encoder.
-    """
-
-    def __init__(self, waveforms: list[NDArray[np.float32]], weights: Weights, layers: int) -> None:
-        plain = FeatureConfig(preemphasis=0.0, normalisation="loudness")
-        mels_KM, counts_B = log_mel(waveforms, plain)
-        level_KM = levelled(mels_KM, counts_B, plain)
-        mean, std = (tuple(x.tolist()) for x in (level_KM.mean(0), level_KM.std(0)))
-        self.features = replace(plain, mean=mean, std=std)
-        theirs = whisper_mels(equally_loud(waveforms, mels_KM - level_KM, counts_B))
-        mels_KM = normalise(mels_KM, counts_B, self.features)
-        same = zip(theirs, counts_B.tolist(), strict=True)
-        wanted_KM = torch.cat([mels[:, LATER : LATER + n].t() for mels, n in same])
-        # Whisper's features of ours, with a constant
-        self.mels = regression(F.pad(mels_KM, (0, 1), value=1.0), wanted_KM)
-        self.frames_TS, self.lengths_B = stack_frames(mels_KM, counts_B, self.features)
-        steps = self.features.stack // 2
-        stages: list[list[Tensor]] = [[] for _ in range(2 * layers + 1)]
-        for mels, frames in zip(theirs, self.lengths_B.tolist(), strict=True):
-            for kept, x in zip(stages, whisper_stages(mels, weights, layers), strict=True):
-                kept.append(x[: steps * frames].unflatten(0, (frames, steps)).mean(dim=1))
-        self.stages = [torch.cat(kept) for kept in stages]
-
-
-def near(found: Tensor, wanted: Tensor) -> str:
-    """Share of the variance of `wanted` that `found` explains, both normed frame by frame."""
-    found, wanted = (F.layer_norm(x, x.shape[1:]) for x in (found, wanted))
-    rest = (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
-    return f"{1 - rest:.3f}"
-
-
-@torch.no_grad()
-def take_stem(model: CTCEncoder, weights: Weights, known: Calibration) -> Tensor:
-    """Whisper's convolutions over our features; returns x_TD below the first block."""
-    stem = model.input
-    assert isinstance(stem, ConvolutionStem)
-    first, second = stem.first, stem.second
-    width = model.config.dim
-    kernel_DMW, bias = weights["encoder/conv1/weight"], weights["encoder/conv1/bias"]
-    mixed = torch.einsum("dmw,mn->dwn", kernel_DMW, known.mels[:, :-1])
-    first.weight.copy_(mixed.reshape(width, -1))
-    first.bias.copy_(bias + kernel_DMW.sum(2) @ known.mels[:, -1])
-    second.weight.copy_(weights["encoder/conv2/weight"].transpose(1, 2).reshape(width, -1))
-    second.bias.copy_(weights["encoder/conv2/bias"])
-    x_TD: Tensor = stem(known.frames_TS, known.lengths_B)
-    positions_T = stem.steps(frame_positions(known.lengths_B))
-    wave = position_angles(positions_T, width)
-    return x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
-
-
-@torch.no_grad()
-def take_attention(
-    block: EncoderBlock, number: int, weights: Weights, known: Calibration, x_TD: Tensor
-) -> Tensor:
-    """Whisper's attention without its biases; returns x_TD behind it."""
-    own: SelfAttention = block.attention
-    norm = layer(weights, number, "self_attention/layer_norm")
-    block.attention_norm.weight.copy_(norm[0])
-    block.attention_norm.bias.copy_(norm[1])
-    h_TD = block.attention_norm(x_TD)
-    constant_1D = regression(h_TD, torch.ones(len(h_TD), 1), caution=1e-5)
-    weight, bias = layer(weights, number, "self_attention/linear_0")
-    own.qkv.weight.copy_(weight + bias[:, None] * constant_1D)
-    q, k, v = own.qkv(h_TD).view(len(h_TD), 3, own.heads, -1).unbind(1)
-    packing = Packing(known.lengths_B, torch.device("cpu"))
-    y_TD = packing.attend(q, k, v).flatten(1)
-    weight, _ = layer(weights, number, "self_attention/linear_1")
-    missing = known.stages[2 * number + 1] - x_TD - y_TD @ weight.t()
-    own.out.weight.copy_(weight + regression(y_TD, missing, known.stages[2 * number + 1]))
-    return x_TD + own.out(y_TD)  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def take_feed_forward(
-    block: EncoderBlock, number: int, weights: Weights, known: Calibration, x_TD: Tensor
-) -> Tensor:
-    """Whisper's feed-forward layer with ReLU; returns x_TD behind it."""
-    norm = layer(weights, number, "ffn/layer_norm")
-    block.ffn_norm.weight.copy_(norm[0])
-    block.ffn_norm.bias.copy_(norm[1])
-    assert isinstance(block.ffn, FeedForward)
-    up, down = block.ffn.up, block.ffn.down
-    for linear, part in ((up, "ffn/linear_0"), (down, "ffn/linear_1")):
-        weight, bias = layer(weights, number, part)
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
-    hidden_TF = up(block.ffn_norm(x_TD)).relu()
-    missing = known.stages[2 * number + 2] - x_TD - down(hidden_TF)
-    behind = known.stages[2 * number + 2]
-    change = regression(F.pad(hidden_TF, (0, 1), value=1.0), missing, behind)
-    down.weight.add_(change[:, :-1])
-    down.bias.add_(change[:, -1])
-    return x_TD + down(hidden_TF)  # type: ignore[no-any-return]
-
-
-def convert(weights: Weights, known: Calibration, vocab_size: int) -> CTCEncoder:
-    """A dense model that begins as Whisper's encoder; its head is fresh."""
+def convert(weights: Weights, features: FeatureConfig, vocab_size: int) -> CTCEncoder:
+    """Whisper's encoder as a dense model; its head is fresh."""
     width = weights["encoder/layer_norm/gamma"].numel()
     config = ModelConfig(
         routing="dense",
         num_experts=1,
         dim=width,
         ffn_dim=len(weights["encoder/layer_0/ffn/linear_0/bias"]),
-        num_layers=len(known.stages) // 2,
+        num_layers=sum(
+            n.startswith("encoder/") and n.endswith("ffn/linear_0/bias") for n in weights
+        ),
         num_heads=int(weights["encoder/num_heads"]),
         vocab_size=vocab_size,
         stem="convolutions",
-        features=known.features,
+        features=features,
+        attention_bias=True,
+        activation="gelu",
+        longest_wave=LONGEST ** (width / (width - 2)),
     )
-    model = CTCEncoder(config).eval()
-    x_TD = take_stem(model, weights, known)
-    print(f"stem {near(x_TD, known.stages[0])}", flush=True)
-    for number, block in enumerate(model.blocks):
-        assert isinstance(block, EncoderBlock)
-        x_TD = take_attention(block, number, weights, known, x_TD)
-        print(f"layer {number}: attention {near(x_TD, known.stages[2 * number + 1])}", end="")
-        x_TD = take_feed_forward(block, number, weights, known, x_TD)
-        print(f", feed-forward {near(x_TD, known.stages[2 * number + 2])}", flush=True)
-    with torch.no_grad():
-        model.norm.weight.copy_(weights["encoder/layer_norm/gamma"])
-        model.norm.bias.copy_(weights["encoder/layer_norm/beta"])
-    return model
+    model = CTCEncoder(config)
+    assert isinstance(model.input, ConvolutionStem)
+    taken = {"norm": (weights["encoder/layer_norm/gamma"], weights["encoder/layer_norm/beta"])}
+    for number, name in ((1, "first"), (2, "second")):
+        kernel_OIW = weights[f"encoder/conv{number}/weight"]
+        matrix = kernel_OIW.transpose(1, 2).flatten(1)
+        taken[f"input.{name}"] = (matrix, weights[f"encoder/conv{number}/bias"])
+    for number in range(config.num_layers):
+        for ours, theirs in PARTS.items():
+            taken[f"blocks.{number}.{ours}"] = layer(weights, number, theirs)
+    state = model.state_dict()
+    for name, (weight, bias) in taken.items():
+        state[f"{name}.weight"].copy_(weight)
+        state[f"{name}.bias"].copy_(bias)
+    return model.eval()
+
+
+def near(found: Tensor, wanted: Tensor) -> float:
+    """Share of the variance of `wanted` that `found` explains."""
+    rest = (found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    return 1 - float(rest)
+
+
+@torch.no_grad()
+def compare(model: CTCEncoder, weights: Weights, waveforms: list[NDArray[np.float32]]) -> None:
+    """Print how near the model's frames are to Whisper's where both have the same windows."""
+    late = [waveform[LATER:] for waveform in waveforms]
+    frames_TS, lengths_B = extract(late, model.config.features)
+    ours_TD, _ = model.encode(frames_TS, lengths_B)
+    hears, theirs = FeatureExtractor(model.config.features.num_mels), []
+    for waveform, own in zip(waveforms, late, strict=True):
+        sound = waveform * np.float32(LEVEL / (np.sqrt(np.square(waveform).mean()) + 1e-6))
+        mels = torch.from_numpy(hears(sound, padding=0)).float()
+        same = slice(SAME, SAME + num_mel_frames(len(own), model.config.features))
+        *_, x_TD = whisper_stages(mels[:, same], weights, len(model.blocks))
+        theirs.append(model.norm(x_TD))
+    share = near(ours_TD, torch.cat(theirs))
+    print(f"of the variance of Whisper's frames {share:.4f} is explained", flush=True)
 
 
 def heard(model: CTCEncoder, cuts: CutSet) -> list[Tensor]:
@@ -336,13 +258,13 @@ def learn_head(model: CTCEncoder, tokenizer: Tokenizer, cuts: CutSet, epochs: in
 
 
 def main() -> None:
-    """Convert, calibrate, teach the head, save."""
+    """Convert, compare, teach the head, save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("whisper", type=Path)
     parser.add_argument("manifest", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
-    parser.add_argument("--calibrated", type=int, default=450)
+    parser.add_argument("--levels", type=int, default=400, help="recordings that tell how loud")
     parser.add_argument("--epochs", type=int, default=8)
     given = parser.parse_args()
     random.seed(0)
@@ -351,13 +273,12 @@ def main() -> None:
     tokenizer = Tokenizer.load(given.tokenizer)
     cuts = read_manifest(given.manifest)
     rows = list(cuts)
-    some = random.sample(rows, min(given.calibrated, len(rows)))
-    layers = sum(name.endswith("/ffn/linear_0/bias") for name in weights if "encoder/" in name)
-    with torch.no_grad():
-        known = Calibration([load(cut)[:WINDOW] for cut in some], weights, layers)
-    model = convert(weights, known, tokenizer.vocab_size)
+    some = [load(cut)[:WINDOW] for cut in random.sample(rows, min(given.levels, len(rows)))]
+    bins = weights["encoder/conv1/weight"].shape[1]
+    model = convert(weights, features_like_whisper(some, bins), tokenizer.vocab_size)
+    compare(model, weights, some[:COMPARED])
     learn_head(model, tokenizer, cuts, given.epochs)
-    meta = {"whisper": given.whisper.name, "calibrated_on": len(some)}
+    meta = {"whisper": given.whisper.name, "levels_of": len(some)}
     state = model.state_dict()
     save_checkpoint(
         given.out, model_state=state, config=model.config, tokenizer=tokenizer, meta=meta

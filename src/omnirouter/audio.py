@@ -2,15 +2,15 @@
 
 Sec. V-C of the paper: 80 log-mel bins, 25 ms window, 10 ms stride, SpecAugment, four frames
 stacked. The batch is packed throughout: utterances follow one another without padding. Letters: K
-mel frames (10 ms) and T frames (40 ms) of the whole batch, B utterances, M mel bins, S width of a
-stacked frame.
+mel frames (10 ms) and T frames (40 ms by default) of the whole batch, B utterances, M mel bins, S
+width of a stacked frame.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
-from omnirouter.frames import LOWEST_HZ, mel_scale, spec_augment, upload, warp
+from omnirouter.frames import mel_edges, mel_hertz, mel_scale, spec_augment, upload, warp
 
 INT16_SCALE = 2.0**15  # Kaldi's sample scale: keeps the log's floor below any real signal
+WHISPER_RANGE = 8 * math.log(10)  # of its log-mels below an utterance's largest
 SMALLEST_STD = 1e-2  # of log-mels; what varies less is rounding, as in digital silence
 
 Waveform = NDArray[np.float32] | Tensor
@@ -131,30 +132,37 @@ def _samples(features: FeatureConfig) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def hamming(window: int) -> Tensor:
-    """Hamming window of that many samples, symmetric."""
-    return torch.hamming_window(window, periodic=False)
+def taper(window: int, analysis: str) -> Tensor:
+    """Kaldi's Hamming window of that many samples, or Whisper's Hann window."""
+    if analysis == "kaldi":
+        return torch.hamming_window(window, periodic=False)
+    return torch.hann_window(window)
 
 
 @lru_cache(maxsize=8)
 def mel_filters(features: FeatureConfig, fft_size: int) -> Tensor:
-    """Triangular filters, linear in mel as Kaldi's, [fft_size // 2 + 1, M]."""
-    nyquist = features.sample_rate / 2
-    mels = mel_scale(np.linspace(0, nyquist, fft_size // 2 + 1))
-    low, high = mel_scale(LOWEST_HZ), mel_scale(nyquist)
-    edges = np.linspace(low, high, features.num_mels + 2)
-    step = edges[1] - edges[0]
-    rise = (mels[:, None] - edges[None, :-2]) / step
-    fall = (edges[None, 2:] - mels[:, None]) / step
+    """Triangular filters, linear in mel as Kaldi's or in Hz as Slaney's, [fft_size // 2 + 1, M]."""
+    place = np.arange(fft_size // 2 + 1) * (features.sample_rate / fft_size)
+    edges = mel_edges(features)
+    if features.analysis == "kaldi":
+        place = mel_scale(place, features)
+    else:
+        edges = mel_hertz(edges, features)
+    width = np.diff(edges)
+    rise = (place[:, None] - edges[:-2]) / width[:-1]
+    fall = (edges[2:] - place[:, None]) / width[1:]
     filters = np.maximum(np.minimum(rise, fall), 0.0)
-    filters[-1] = 0.0  # Kaldi leaves the Nyquist bin out
+    if features.analysis == "kaldi":
+        filters[-1] = 0.0  # Kaldi leaves the Nyquist bin out
+    else:
+        filters *= 2 / (edges[2:] - edges[:-2])  # equal areas
     return torch.from_numpy(filters.astype(np.float32))
 
 
 def log_mel(
     waveforms: Sequence[Waveform], features: FeatureConfig, device: str | torch.device = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Log-mel energies as Kaldi computes them (Hamming window, no dither), packed.
+    """Log-mel energies as Kaldi computes them (Hamming window, no dither) or Whisper, packed.
 
     Args:
         waveforms: B arrays of samples at `features.sample_rate`.
@@ -198,19 +206,32 @@ def _same(waveform: Waveform, place: NDArray[np.float32]) -> bool:
     return bool(waveform.__array_interface__ == place.__array_interface__)
 
 
-def window_mels(signal: Tensor, start_K: Tensor, features: FeatureConfig) -> Tensor:
+def power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
+    """Of windows of samples, [K, fft_size // 2 + 1]."""
+    spectrum = torch.fft.rfft(x_KW, n=fft_size)
+    # abs() takes a root, slow on a CPU
+    power: Tensor = spectrum.real.square() + spectrum.imag.square()
+    return power
+
+
+def window_mels(
+    signal: Tensor,
+    start_K: Tensor,
+    features: FeatureConfig,
+    power: Callable[[Tensor, int], Tensor] = power_spectrum,
+) -> Tensor:
     """Log-mel energies of the windows that begin at the samples start_K of [samples], mels_KM."""
     window, _ = _samples(features)
     device = signal.device
     x_KW = (signal * INT16_SCALE)[start_K[:, None] + torch.arange(window, device=device)]
-    x_KW = x_KW - x_KW.mean(dim=1, keepdim=True)
+    kaldi = features.analysis == "kaldi"
+    if kaldi:
+        x_KW = x_KW - x_KW.mean(dim=1, keepdim=True)
     before_KW = torch.cat([x_KW[:, :1], x_KW[:, :-1]], dim=1)
     x_KW = x_KW - features.preemphasis * before_KW
-    x_KW = x_KW * upload(hamming(window), device)
-    fft_size = 1 << (window - 1).bit_length()
-    spectrum = torch.fft.rfft(x_KW, n=fft_size)
-    power = spectrum.real.square() + spectrum.imag.square()  # abs() takes a root, slow on a CPU
-    mels_KM: Tensor = power @ upload(mel_filters(features, fft_size), device)
+    x_KW = x_KW * upload(taper(window, features.analysis), device)
+    fft_size = 1 << (window - 1).bit_length() if kaldi else window
+    mels_KM: Tensor = power(x_KW, fft_size) @ upload(mel_filters(features, fft_size), device)
     return mels_KM.clamp_min(torch.finfo(torch.float32).eps).log()
 
 
@@ -244,10 +265,18 @@ def normalise(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Te
 
 
 def levelled(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Tensor:
-    """With `normalisation: loudness` less the log of each utterance's mean energy."""
+    """With `normalisation: loudness` less the log of each utterance's mean energy.
+
+    With `analysis: whisper` what is far below an utterance's largest value is raised before.
+    """
+    lengths = upload(lengths_B, mels_KM.device)
+    if features.analysis == "whisper":
+        most_K = mels_KM.amax(dim=1)
+        most_B = torch.segment_reduce(most_K, "max", lengths=lengths, unsafe=True)
+        least_K = most_B.repeat_interleave(lengths, output_size=len(most_K)) - WHISPER_RANGE
+        mels_KM = mels_KM.maximum(least_K[:, None])
     if features.normalisation != "loudness":
         return mels_KM
-    lengths = upload(lengths_B, mels_KM.device)
     energy_B = _mean_of_each(mels_KM.exp().mean(dim=1, keepdim=True), lengths)
     level_B = energy_B.clamp_min(torch.finfo(torch.float32).eps).log()
     return mels_KM - level_B.repeat_interleave(lengths, dim=0, output_size=mels_KM.shape[0])

@@ -19,6 +19,9 @@ from torch import Tensor
 from omnirouter.config import AugmentConfig, FeatureConfig
 
 LOWEST_HZ = 20.0  # Kaldi's first mel edge
+SLANEY_KNEE = 1000.0  # Hz, up to which Slaney's scale is linear
+SLANEY_LINEAR = 3 / 200  # of its steps a Hz there
+SLANEY_LOG = 27 / math.log(6.4)  # of its steps a factor e above
 VTLP_KNEE = 0.6  # of the axis; above it a warped axis bends so that it ends where it did
 CAPE_SHIFT_S = 15.0  # largest global shift of the positions
 CAPE_SCALE = 1.1  # largest factor between two positions' distance and the true one
@@ -35,9 +38,30 @@ def upload(t: Tensor, device: str | torch.device) -> Tensor:
     return t.to(device, non_blocking=True)
 
 
-def mel_scale(hz: float | NDArray[np.float64]) -> Any:
-    """Kaldi's mel scale."""
-    return 1127.0 * np.log1p(hz / 700.0)
+def mel_scale(hz: Any, features: FeatureConfig) -> Any:
+    """Kaldi's mel scale, or Slaney's (Auditory Toolbox), which Whisper uses."""
+    if features.analysis == "kaldi":
+        return 1127.0 * np.log1p(hz / 700.0)
+    above = SLANEY_KNEE * SLANEY_LINEAR + SLANEY_LOG * np.log(np.maximum(hz, 1.0) / SLANEY_KNEE)
+    return np.where(hz < SLANEY_KNEE, hz * SLANEY_LINEAR, above)
+
+
+def mel_hertz(mel: Any, features: FeatureConfig) -> Any:
+    """The frequency at a place of `mel_scale`."""
+    if features.analysis == "kaldi":
+        return 700.0 * np.expm1(mel / 1127.0)
+    knee = SLANEY_KNEE * SLANEY_LINEAR
+    return np.where(
+        mel < knee, mel / SLANEY_LINEAR, SLANEY_KNEE * np.exp((mel - knee) / SLANEY_LOG)
+    )
+
+
+def mel_edges(features: FeatureConfig) -> NDArray[np.float64]:
+    """Where the triangles of the mel bins begin, peak and end, on `mel_scale`, [M + 2]."""
+    low = LOWEST_HZ if features.analysis == "kaldi" else 0.0
+    high = features.sample_rate / 2
+    begin, end = (float(mel_scale(hz, features)) for hz in (low, high))
+    return np.linspace(begin, end, features.num_mels + 2)
 
 
 def warp(
@@ -72,13 +96,13 @@ def warp(
 def _warped_bins(factor: float, features: FeatureConfig) -> NDArray[np.float64]:
     """Where each mel bin of a warped utterance is read, in bins of the utterance, [M]."""
     bins, nyquist = features.num_mels, features.sample_rate / 2
-    low, high = mel_scale(LOWEST_HZ), mel_scale(nyquist)
-    step = (high - low) / (bins + 1)
-    hz = 700.0 * np.expm1((low + step * np.arange(1, bins + 1)) / 1127.0)
+    edges = mel_edges(features)
+    hz = mel_hertz(edges[1:-1], features)
     knee = VTLP_KNEE * nyquist * min(factor, 1.0)  # of the warped axis
     rest = (nyquist - knee / factor) / (nyquist - knee)
     source = np.where(hz <= knee, hz / factor, nyquist - rest * (nyquist - hz))
-    return np.asarray((mel_scale(source) - low) / step - 1).clip(0, bins - 1)
+    place = (mel_scale(source, features) - edges[0]) / (edges[1] - edges[0]) - 1
+    return np.asarray(place).clip(0, bins - 1)
 
 
 def spec_augment(

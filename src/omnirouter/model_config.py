@@ -6,6 +6,7 @@ A part of `config.py`, which everything else imports it through. Sizes: D `dim`,
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ class FeatureConfig:
         window_s: analysis window in seconds.
         shift_s: stride in seconds.
         stack: mel frames joined to one frame of width S = stack * num_mels.
+        analysis: how windows become mel bins: as in Kaldi, or as in Whisper (Hann window, Slaney's
+            filters, and what is more than 80 dB below the utterance's largest value raised to it).
         preemphasis: coefficient of the first-order high-pass filter.
         normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
             of the training set, kept in `mean` and `std`; `loudness` does so when each utterance
@@ -40,6 +43,8 @@ class FeatureConfig:
     shift_s: float = 0.010
     stack: int = 4
     preemphasis: float = 0.97  # not in paper
+    # not in paper; checkpoints written before this key existed read Kaldi's
+    analysis: Literal["kaldi", "whisper"] = field(default="kaldi", metadata={"added": True})
     normalisation: Literal["utterance", "global", "loudness"] = "utterance"  # not in paper
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -130,6 +135,9 @@ class ModelConfig:
         features: what the model was trained to read.
         router: what is unlike the paper's routers.
         attention_context: what a frame sees; for models that stream.
+        attention_bias: whether the four projections of attention add one, as Whisper's do.
+        activation: of the feed-forward layers and experts.
+        longest_wave: of the sinusoids or of RoPE, in frames over 2 pi.
     """
 
     routing: Routing = "omni"
@@ -153,10 +161,15 @@ class ModelConfig:
     attention_context: AttentionContext = field(
         default_factory=AttentionContext, metadata={"added": True}
     )
+    # not in paper; checkpoints written before these keys existed have these values
+    attention_bias: bool = field(default=False, metadata={"added": True})
+    activation: Literal["relu", "gelu"] = field(default="relu", metadata={"added": True})
+    longest_wave: float = field(default=10_000.0, metadata={"added": True})
 
     def __post_init__(self) -> None:
         checks = (
             self._sizes(),
+            self._waves(),
             self._stem(),
             self._experts(),
             self._probabilities(),
@@ -181,6 +194,11 @@ class ModelConfig:
                 f"num_heads: {self.heads} heads do not divide dim {self.dim} into even parts; "
                 "choose num_heads or dim so that dim / num_heads is an even number"
             )
+        return None
+
+    def _waves(self) -> str | None:
+        if not 1 < self.longest_wave < math.inf:
+            return f"longest_wave: a number above 1, not {self.longest_wave}"
         return None
 
     def _stem(self) -> str | None:
@@ -242,6 +260,11 @@ class ModelConfig:
                 "features.normalisation: with an attention_context it must be global; a stream "
                 "does not know the mean of what is still to come"
             )
+        if self.features.analysis == "whisper":
+            return (
+                "features.analysis: with an attention_context it must be kaldi; whisper looks for "
+                "the largest value of the whole utterance"
+            )
         if self.routing in WHOLE_UTTERANCE:
             return (
                 f"attention_context.chunk: routing: {self.routing} looks at the whole utterance; "
@@ -292,6 +315,9 @@ class ModelConfig:
             dropout=self.dropout,
             features=self.features,
             attention_context=self.attention_context,
+            attention_bias=self.attention_bias,
+            activation=self.activation,
+            longest_wave=self.longest_wave,
         )
 
     @property
@@ -323,7 +349,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     reported.
     """
     d, f, n = config.dim, config.ffn_dim, config.num_experts
-    attention = 4 * d * d
+    attention = 4 * d * (d + config.attention_bias)
     norm = 2 * d
     feed_forward = d * f + f + f * d + d
     block = config.local_width * d + attention + 2 * norm + n * feed_forward

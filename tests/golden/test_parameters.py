@@ -57,7 +57,7 @@ def test_papers_sizes(name: str) -> None:
         ModelConfig(num_experts=3, num_layers=4, router_of_layer=(0, 0, 1, 1), dim=64),
         ModelConfig(num_layers=5, dim=64, router=RouterConfig(layers_per_router=2)),
         ModelConfig(num_layers=2, dim=64, router=RouterConfig(top_k=2, balance_bias=True)),
-        ModelConfig(num_layers=3, dim=64, stem="convolutions"),
+        ModelConfig(num_layers=3, dim=64, stem="convolutions", attention_bias=True),
         *(ModelConfig(routing=routing, num_layers=3, dim=64) for routing in VARIANTS),
         ModelConfig(
             routing="speechmoe2",

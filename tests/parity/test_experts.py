@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from omnirouter.config import ModelConfig
 from omnirouter.model import cpu_experts, layers, native
-from omnirouter.model.cpu_experts import ROUND_TO, fused
+from omnirouter.model.cpu_experts import ACTIVATIONS, ROUND_TO, fused
 from omnirouter.model.layers import Experts
 from omnirouter.model.prepack import CompiledExperts, PackedExperts
 from omnirouter.model.routing import Routing
@@ -124,7 +126,7 @@ def test_grouped_products(loads: list[int], top_2: bool, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
 def test_the_loop(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors that need no compiled experts get the same from oneDNN's products."""
-    monkeypatch.setattr(native, "usable", lambda d, f, dtype: False)
+    monkeypatch.setattr(native, "usable", lambda *given: False)
     test_bfloat16("autocast", loads, top_2)
 
 
@@ -133,7 +135,7 @@ def test_the_loop(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch
 def test_plain_products(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where oneDNN's products with bias and ReLU are missing, plain ones give the same."""
     monkeypatch.setattr(cpu_experts, "fused", lambda dtype: False)
-    monkeypatch.setattr(native, "usable", lambda d, f, dtype: False)
+    monkeypatch.setattr(native, "usable", lambda *given: False)
     test_float32(loads, top_2)
     test_bfloat16("autocast", loads, top_2)
 
@@ -153,12 +155,24 @@ def test_gradients_in_double_precision(loads: list[int]) -> None:
     assert torch.autograd.gradcheck(output, inputs, fast_mode=True)
 
 
-def test_dropout_scales_what_it_keeps_and_its_gradient() -> None:
+@pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
+def test_gelu(loads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts with another activation go the same ways, but for the compiled one."""
+    monkeypatch.setitem(globals(), "CONFIG", replace(CONFIG, activation="gelu"))
+    test_gradients_in_double_precision(loads)
+    test_bfloat16("weights", loads, top_2=True)
+    if fused(torch.float32):
+        test_prepacked(loads, top_2=False)
+    with monkeypatch.context() as patch:
+        test_grouped_products(loads, top_2=True, monkeypatch=patch)
+    test_plain_products(loads, top_2=False, monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_dropout_scales_what_it_keeps_and_its_gradient(activation: Literal["relu", "gelu"]) -> None:
     """With dropout, output and gradients are those of the same layer with that mask."""
-    config = ModelConfig(
-        routing="omni", num_experts=1, dim=8, ffn_dim=64, num_layers=1, num_heads=1, dropout=0.5
-    )
-    module = Experts(config)
+    sizes = ModelConfig(routing="omni", num_experts=1, dim=8, ffn_dim=64, num_layers=1, num_heads=1)
+    module = Experts(replace(sizes, dropout=0.5, activation=activation))
     with torch.no_grad():  # the second layer shows the first: y = h of the first 8 units
         module.down_NDF.zero_()
         module.down_NDF[0].fill_diagonal_(1.0)
@@ -173,7 +187,9 @@ def test_dropout_scales_what_it_keeps_and_its_gradient() -> None:
     assert 0.4 < kept.sum() / (whole != 0).sum() < 0.6
     torch.testing.assert_close(y_TD, 2 * whole * kept)
     (gradient,) = torch.autograd.grad(y_TD.sum(), x_TD)
-    torch.testing.assert_close(gradient, 2 * kept.float() @ module.up_NFD[0, :8])
+    shown = ACTIVATIONS[activation](x_TD @ module.up_NFD[0, :8].t() + 0.1)
+    (expected,) = torch.autograd.grad((2 * shown * kept).sum(), x_TD)
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_rows_of_other_experts_leave_no_trace() -> None:

@@ -1,9 +1,12 @@
-"""The log-mel path gives what kaldi-native-fbank gives."""
+"""The log-mel path gives what kaldi-native-fbank gives, and what Whisper's features are."""
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from omnirouter.audio import log_mel
+from omnirouter.audio import log_mel, normalise
 from omnirouter.config import FeatureConfig
 
 knf = pytest.importorskip("kaldi_native_fbank")
@@ -31,3 +34,21 @@ def test_log_mel_equals_kaldi(samples: int) -> None:
     expected = kaldi_fbank(wave)
     assert lengths[0] == len(expected)
     np.testing.assert_allclose(mels[: len(expected)].numpy(), expected, atol=2e-3)
+
+
+def test_whisper() -> None:
+    """Of a batch, each recording's; of what is far below its loudest, too."""
+    whisper = pytest.importorskip("faster_whisper.feature_extractor")
+    rng = np.random.default_rng(0)
+    waves = [rng.standard_normal(n).astype(np.float32) * 0.1 for n in (8_000, 23_457, 16_240)]
+    waves[1][9_000:] *= 1e-6
+    plain = FeatureConfig(analysis="whisper", preemphasis=0.0, normalisation="global")
+    std = 4 * math.log(10)
+    mean = 2 * math.log(2**15) - std
+    features = replace(plain, mean=(mean,) * 80, std=(std,) * 80)
+    # Whisper's windows lie around multiples of 160; from sample 120 on ours do too
+    mels, lengths = log_mel([wave[120:] for wave in waves], features)
+    found = normalise(mels, lengths, features).split(lengths.tolist())
+    for wave, ours in zip(waves, found, strict=True):
+        theirs = whisper.FeatureExtractor()(wave, padding=0)[:, 2 : 2 + len(ours)].T
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)

@@ -121,7 +121,15 @@ def test_a_traced_stem_of_convolutions_is_the_encoders(routing: str) -> None:
 @pytest.mark.slow
 def test_a_model_with_convolutions_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """`export` itself compares the graph with the checkpoint at four lengths."""
-    config = replace(TINY, num_layers=1, features=LOUD, stem="convolutions")
+    config = replace(
+        TINY,
+        num_layers=1,
+        features=replace(LOUD, analysis="whisper"),
+        stem="convolutions",
+        attention_bias=True,
+        activation="gelu",
+        longest_wave=20_000.0,
+    )
     torch.manual_seed(3)
     made = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("tiny"))
     assert export(made, tmp_path / "out")["fp32"].max_difference < 1e-3

@@ -10,6 +10,7 @@ import pytest
 from omnirouter.config import (
     PAPER_MODELS,
     PRESETS,
+    AttentionContext,
     AugmentConfig,
     BadInput,
     DataConfig,
@@ -59,6 +60,14 @@ SMALL: dict[str, Any] = {"dim": 64, "num_heads": 2, "ffn_dim": 128, "num_layers"
         ),
         ({"stem": "convolutions", "routing": "speechmoe"}, r"stem: .* set stem: linear"),
         ({"routing": "speechmoe2"}, r"router\.domains: speechmoe2 needs"),
+        ({"longest_wave": 1.0}, r"longest_wave: a number above 1, not 1"),
+        (
+            {
+                "features": FeatureConfig(analysis="whisper", normalisation="global"),
+                "attention_context": AttentionContext(chunk=4),
+            },
+            r"features\.analysis: with an attention_context it must be kaldi",
+        ),
     ],
     ids=str,
 )

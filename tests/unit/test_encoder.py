@@ -213,7 +213,7 @@ def test_frame_positions_start_anew() -> None:
 
 def test_position_angles() -> None:
     """Waves from one radian a frame down to 1 / 10,000, evenly on a log scale."""
-    angles = position_angles(torch.tensor([0.0, 1.0, 2.5]), 8)
+    angles = position_angles(torch.tensor([0.0, 1.0, 2.5]), 8, 10_000.0)
     expected = [[position / 10_000 ** (k / 4) for k in range(4)] for position in (0.0, 1.0, 2.5)]
     torch.testing.assert_close(angles, torch.tensor(expected))
 

@@ -173,7 +173,7 @@ def test_a_seam_joins_two_views_of_the_same_pieces(
     lead = min(lead, frames - 40) if frames > 40 else 0
     earlier = heard([0] * len(gaps))[: lead + 40]
     later = heard(jitter[: len(gaps)])[lead:]
-    at = seam(earlier, later, lead, np.ones(vocabulary, dtype=bool))
+    at = seam(earlier, later, lead, np.ones(vocabulary, dtype=bool), quiet=2)
     together = np.concatenate([earlier[: lead + at], later[at:]]).argmax(axis=1)
     assert [int(i) for i in together if i != BLANK] == list(range(1, len(gaps) + 1))
 

@@ -31,7 +31,9 @@ def _any_width(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def encoder(routing: str = "omni", dim: int = 32, stem: str = "linear") -> CTCEncoder:
+def encoder(
+    routing: str = "omni", dim: int = 32, stem: str = "linear", activation: str = "relu"
+) -> CTCEncoder:
     torch.manual_seed(0)
     experts = 1 if routing == "dense" else 3
     config = ModelConfig(
@@ -43,17 +45,19 @@ def encoder(routing: str = "omni", dim: int = 32, stem: str = "linear") -> CTCEn
         num_heads=2,
         vocab_size=11,
         stem=stem,  # type: ignore[arg-type]
+        attention_bias=activation == "gelu",
+        activation=activation,  # type: ignore[arg-type]
     )
     return CTCEncoder(config).eval()
 
 
 @pytest.mark.usefixtures("_any_width")
-@pytest.mark.parametrize("stem", ["linear", "convolutions"])
+@pytest.mark.parametrize(("stem", "activation"), [("linear", "relu"), ("convolutions", "gelu")])
 @pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
 @pytest.mark.parametrize("lengths", [[7], [1, 30, 4], [0]])
-def test_same_output(routing: str, lengths: list[int], stem: str) -> None:
+def test_same_output(routing: str, lengths: list[int], stem: str, activation: str) -> None:
     """Log-probabilities and routings, of no frames too; the original stays as it was."""
-    original = encoder(routing, stem=stem)
+    original = encoder(routing, stem=stem, activation=activation)
     before = {name: value.clone() for name, value in original.state_dict().items()}
     packed = prepack.prepack(original, torch.float32)
     frames_TS, lengths_B = torch.randn(sum(lengths), 320), torch.tensor(lengths)

@@ -2,8 +2,8 @@
 
 In bfloat16 there is a compiled form for some processors (`native.py`); this is that of all others.
 A grouped matrix product is a loop over experts there anyway. Written out with its gradient, the
-loop does everything to an expert's rows while they are in the cache (bias, ReLU, casts of weights
-and gradients), and writes results where they belong.
+loop does everything to an expert's rows while they are in the cache (bias, activation, casts of
+weights and gradients), and writes results where they belong.
 
 oneDNN makes a new primitive for every new number of rows, which costs as much as the product itself
 when each step has other numbers. So an expert's rows are rounded up to a multiple of `ROUND_TO`:
@@ -17,20 +17,22 @@ width, F feed-forward width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from omnirouter.model import native
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": F.gelu}
 ROUND_TO = 8  # rows; few enough to compute in vain, few enough sizes to be remembered
 
 
 def fused(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's product with bias and ReLU is there for this dtype on this processor."""
+    """Whether oneDNN's product with bias and activation is there for a dtype on this processor."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
         return False
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
@@ -40,19 +42,19 @@ def fused(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False) -> Tensor:
-    """X times the transposed weight, bias and ReLU in the same pass; where `fused` holds.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, after: str = "") -> Tensor:
+    """X times the transposed weight, bias and activation in the same pass; where `fused` holds.
 
     In float32 it is also faster than a plain product on processors that are not Intel's.
     """
-    after = "relu" if relu else "none"
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
+    form = "none" if after == "gelu" else ""  # not the approximation by tanh
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after or "none", [], form)
     return y
 
 
-def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
+def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor, after: str = "") -> Tensor:
     y = torch.addmm(bias, x, weight.t())
-    return y.relu_() if relu else y
+    return ACTIVATIONS[after](y) if after else y
 
 
 def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
@@ -90,13 +92,25 @@ def random_bytes(*shape: int) -> Tensor:
     return words.view(torch.uint8)[:count].view(shape)
 
 
+class Way(NamedTuple):
+    """How experts compute: the dtype of their products, what is between the layers, dropout."""
+
+    dtype: torch.dtype
+    activation: str = "relu"
+    kept: Kept = Kept(0)
+
+
 class Turns(NamedTuple):
-    """How the loop goes: rows of each expert, what they are rounded up to, and dropout."""
+    """How the loop goes: rows of each expert, and what they are rounded up to."""
 
     sizes: list[int]
     step: int
-    kept: Kept
     exact: int = 0  # so few rows are not rounded up
+
+    @property
+    def busy(self) -> list[int]:
+        """Experts with rows."""
+        return [n for n, size in enumerate(self.sizes) if size]
 
     def each(self) -> Iterator[tuple[int, int, int, int]]:
         """Of every expert with rows: its number, first row, number of rows, that rounded up."""
@@ -109,7 +123,7 @@ class Turns(NamedTuple):
 
 
 def experts_on_cpu(
-    x_TD: Tensor, row_A: Tensor, sizes: list[int], weights: Weights, kept: Kept, dtype: torch.dtype
+    x_TD: Tensor, row_A: Tensor, sizes: list[int], weights: Weights, way: Way
 ) -> Tensor:
     """Each expert's layer over its own rows.
 
@@ -118,30 +132,29 @@ def experts_on_cpu(
         row_A: the frame of every assignment, sorted by expert.
         sizes: assignments of every expert.
         weights: of the experts, of any floating dtype.
-        kept: dropout between the two layers.
-        dtype: of the products and of the result.
+        way: how they compute.
 
     Returns:
-        y_AD, without gates.
+        y_AD, without gates, in the dtype of the products.
     """
     _, f, d = weights.up_NFD.shape
-    if native.usable(d, f, dtype) and all(w.dtype == torch.float32 for w in weights):
-        x_AD = x_TD.to(dtype).index_select(0, row_A)
+    x_TD = x_TD.to(way.dtype)
+    compiled = native.usable(d, f, way.dtype, way.activation)
+    if compiled and all(w.dtype == torch.float32 for w in weights):
+        x_AD = x_TD.index_select(0, row_A)
         groups = native.Groups.of(torch.tensor(sizes))
-        y_AD: Tensor = _Compiled.apply(x_AD, *weights, groups, kept)  # type: ignore[no-untyped-call]
+        y_AD: Tensor = _Compiled.apply(x_AD, *weights, groups, way.kept)  # type: ignore[no-untyped-call]
         return y_AD
-    x_RD, turns = rounded(x_TD.to(dtype), row_A, sizes, kept)
-    y_RD: Tensor = _Experts.apply(x_RD, *weights, turns)  # type: ignore[no-untyped-call]
+    x_RD, turns = rounded(x_TD, row_A, sizes)
+    y_RD: Tensor = _Experts.apply(x_RD, *weights, turns, way)  # type: ignore[no-untyped-call]
     return y_RD[: len(row_A)]
 
 
-def rounded(
-    x_TD: Tensor, row_A: Tensor, sizes: list[int], kept: Kept, exact: int = 0
-) -> tuple[Tensor, Turns]:
+def rounded(x_TD: Tensor, row_A: Tensor, sizes: list[int], exact: int = 0) -> tuple[Tensor, Turns]:
     """Rows sorted by expert, with as many more as the last expert's may be rounded up by."""
     step = ROUND_TO if fused(x_TD.dtype) else 1
     row_R = torch.cat([row_A, row_A.new_zeros(step - 1)]) if len(row_A) and step > 1 else row_A
-    return x_TD.index_select(0, row_R), Turns(sizes, step, kept, exact)
+    return x_TD.index_select(0, row_R), Turns(sizes, step, exact)
 
 
 class _Compiled(torch.autograd.Function):
@@ -185,25 +198,30 @@ class _Experts(torch.autograd.Function):
         down_NDF: Tensor,
         down_bias_ND: Tensor,
         turns: Turns,
+        way: Way,
     ) -> Tensor:
         dtype, cast = x_RD.dtype, up_NFD.dtype != x_RD.dtype
+        in_place = way.activation == "relu"
         product = linear if fused(dtype) else _plain_linear
         up = torch.empty_like(up_NFD, dtype=dtype) if cast else up_NFD
         down = torch.empty_like(down_NDF, dtype=dtype) if cast else down_NDF
         up_bias, down_bias = up_bias_NF.to(dtype), down_bias_ND.to(dtype)
-        y_RD, hidden = torch.empty_like(x_RD), []
+        y_RD, hidden, before = torch.empty_like(x_RD), [], []
         for n, begin, size, rows in turns.each():
             if cast:
                 up[n].copy_(up_NFD[n])
                 down[n].copy_(down_NDF[n])
-            h = product(x_RD[begin : begin + rows], up[n], up_bias[n], relu=True)
-            if turns.kept.dropped:
-                h[:size].mul_(turns.kept.factors(h[:size]))
+            h = product(x_RD[begin : begin + rows], up[n], up_bias[n], "relu" if in_place else "")
+            if not in_place:  # its gradient needs what it was made of
+                before.append(h)
+                h = ACTIVATIONS[way.activation](h)
+            if way.kept.dropped:
+                h[:size].mul_(way.kept.factors(h[:size]))
             y_RD[begin : begin + size] = product(h, down[n], down_bias[n])[:size]
             hidden.append(h)
         y_RD[sum(turns.sizes) :] = 0
-        ctx.save_for_backward(x_RD, up, down, *hidden)
-        ctx.turns, ctx.dtype = turns, up_NFD.dtype
+        ctx.save_for_backward(x_RD, up, down, *hidden, *before)
+        ctx.turns, ctx.way, ctx.dtype = turns, way, up_NFD.dtype
         return y_RD
 
     @staticmethod
@@ -212,6 +230,8 @@ class _Experts(torch.autograd.Function):
         x_RD, up, down, *hidden = ctx.saved_tensors
         (grad_RD,) = grads
         turns: Turns = ctx.turns
+        way: Way = ctx.way
+        hidden, before = hidden[: len(turns.busy)], hidden[len(turns.busy) :]
         (experts, f, d), dtype = up.shape, x_RD.dtype
         # in bfloat16 plain products are oneDNN's too
         product = _transposed_product if dtype == torch.float32 and fused(dtype) else torch.mm
@@ -222,15 +242,21 @@ class _Experts(torch.autograd.Function):
         for n in (n for n, size in enumerate(turns.sizes) if not size):
             d_up[n].zero_()
             d_down[n].zero_()
-        for h, (n, begin, size, rows) in zip(hidden, turns.each(), strict=True):
+        for turn, (n, begin, size, rows) in enumerate(turns.each()):
+            h = hidden[turn]
             own = d_y[:rows]
             own[:size], own[size:] = grad_RD[begin : begin + size], 0
             d_down_bias[n] = own.sum(0)
             d_down[n] = product(own.t(), h)
             # an element that ReLU or dropout made zero passes nothing on; the others were scaled
-            d_h = product(own * turns.kept.scale if turns.kept.dropped else own, down[n])
-            torch.ops.aten.threshold_backward.grad_input(d_h, h, 0, grad_input=d_h)
+            d_h = product(own * way.kept.scale if way.kept.dropped else own, down[n])
+            if before:
+                if way.kept.dropped:  # zeros are what it dropped: of GELU itself hardly any are
+                    d_h.masked_fill_(h == 0, 0.0)
+                d_h = torch.ops.aten.gelu_backward(d_h, before[turn])
+            else:
+                torch.ops.aten.threshold_backward.grad_input(d_h, h, 0, grad_input=d_h)
             d_up_bias[n] = d_h.sum(0)
             d_up[n] = product(d_h.t(), x_RD[begin : begin + rows])
             d_x[begin : begin + size] = product(d_h, up[n])[:size]
-        return d_x, d_up, d_up_bias, d_down, d_down_bias, None
+        return d_x, d_up, d_up_bias, d_down, d_down_bias, None, None

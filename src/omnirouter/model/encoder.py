@@ -24,8 +24,6 @@ from omnirouter.model.routing import Routing, RoutingContext
 from omnirouter.model.routing_variants import build_routers
 from omnirouter.model.streaming import Past
 
-LONGEST_WAVE = 10_000.0  # of the sinusoids, in frames over 2 pi
-
 
 class EncoderOutput(NamedTuple):
     """What a forward pass gives.
@@ -120,10 +118,11 @@ class CTCEncoder(nn.Module):
             x_TD = self.input(frames_TS).float()
         rotation = None
         if self.config.positions != "sinusoidal":
-            angles = position_angles(positions_T, self.config.dim // self.config.heads)[:, None]
+            head_width = self.config.dim // self.config.heads
+            angles = position_angles(positions_T, head_width, self.config.longest_wave)[:, None]
             rotation = Rotation(angles.cos(), angles.sin())
         else:
-            wave = position_angles(positions_T, self.config.dim)
+            wave = position_angles(positions_T, self.config.dim, self.config.longest_wave)
             x_TD = x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
         x_TD = self.dropout(x_TD)
         routings: list[Routing] = []
@@ -167,8 +166,8 @@ def frame_positions(lengths_B: Tensor) -> Tensor:
     return positions.float()
 
 
-def position_angles(positions_T: Tensor, width: int) -> Tensor:
-    """Angles of `width` / 2 waves, from one radian a frame to `LONGEST_WAVE`, [T, width / 2]."""
+def position_angles(positions_T: Tensor, width: int, longest: float) -> Tensor:
+    """Angles of `width` / 2 waves, 1 to nearly 1 / longest a frame, [T, width / 2]."""
     count = width // 2
     steps = torch.arange(count, device=positions_T.device)
-    return positions_T[:, None] * torch.exp(-math.log(LONGEST_WAVE) / count * steps)
+    return positions_T[:, None] * torch.exp(-math.log(longest) / count * steps)

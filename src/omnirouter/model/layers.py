@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from omnirouter.config import CONVOLVED, ModelConfig
 from omnirouter.frames import upload
-from omnirouter.model.cpu_experts import Kept, Weights, experts_on_cpu
+from omnirouter.model.cpu_experts import ACTIVATIONS, Kept, Way, Weights, experts_on_cpu
 from omnirouter.model.fused import bias_relu
 from omnirouter.model.packing import Surroundings
 from omnirouter.model.routing import Routes, Routing, RoutingContext
@@ -118,13 +118,13 @@ class ConvolutionStem(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention without biases."""
+    """Multi-head self-attention, without biases unless the configuration asks for them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
+        self.out = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
 
     def forward(self, x_TD: Tensor, packing: Surroundings, rotation: Rotation | None) -> Tensor:
         """Attend within utterances; `rotation` turns queries and keys (RoPE)."""
@@ -137,17 +137,19 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """One expert, or the dense model's layer: D -> F, ReLU, F -> D, with biases."""
+    """One expert, or the dense model's layer: D -> F, ReLU (or GELU), F -> D, with biases."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.dim, config.ffn_dim)
         self.down = nn.Linear(config.ffn_dim, config.dim)
+        self.activation = config.activation
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """x_TD to y_TD."""
-        return self.down(self.dropout(self.up(x_TD).relu()))  # type: ignore[no-any-return]
+        h_TF = ACTIVATIONS[self.activation](self.up(x_TD))
+        return self.down(self.dropout(h_TF))  # type: ignore[no-any-return]
 
 
 class Experts(nn.Module):
@@ -163,6 +165,7 @@ class Experts(nn.Module):
         self.up_bias_NF = nn.Parameter(torch.empty(n, f))
         self.down_NDF = nn.Parameter(torch.empty(n, d, f))
         self.down_bias_ND = nn.Parameter(torch.empty(n, d))
+        self.activation = config.activation
         self.dropout = Dropout(config.dropout)
         for weight, bias in (
             (self.up_NFD, self.up_bias_NF),
@@ -197,7 +200,8 @@ class Experts(nn.Module):
         sizes = torch.bincount(expert_A, minlength=len(self.up_NFD)).tolist()
         weights = Weights(self.up_NFD, self.up_bias_NF, self.down_NDF, self.down_bias_ND)
         kept = Kept(self.dropout.dropped if self.training else 0)
-        return experts_on_cpu(x_TD, frame_A, sizes, weights, kept, dtype)
+        way = Way(dtype, self.activation, kept)
+        return experts_on_cpu(x_TD, frame_A, sizes, weights, way)
 
     def _grouped(
         self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
@@ -210,8 +214,11 @@ class Experts(nn.Module):
             return F.grouped_mm(x.to(dtype), weight.to(dtype).transpose(1, 2), offs=ends_N)
 
         h_AF = product(x_TD.index_select(0, frame_A), self.up_NFD)
-        h_AF = bias_relu(h_AF, self.up_bias_NF.to(dtype), expert_A)
-        # a product, not bias[expert]: the gradient of that indexing is slow
+        # products, not bias[expert]: the gradient of that indexing is slow
+        if self.activation == "relu":
+            h_AF = bias_relu(h_AF, self.up_bias_NF.to(dtype), expert_A)
+        else:
+            h_AF = F.gelu(h_AF + member_AN.to(dtype) @ self.up_bias_NF.to(dtype))
         bias_AD = member_AN.to(dtype) @ self.down_bias_ND.to(dtype)
         return product(self.dropout(h_AF), self.down_NDF) + bias_AD
 
@@ -225,7 +232,8 @@ class Experts(nn.Module):
         y_TD = torch.zeros_like(x_TD)
         for n in range(len(self.up_NFD)):
             own = routing.expert_A == n
-            h = F.linear(x_TD[frame_A[own]], self.up_NFD[n], self.up_bias_NF[n]).relu()
+            h = F.linear(x_TD[frame_A[own]], self.up_NFD[n], self.up_bias_NF[n])
+            h = ACTIVATIONS[self.activation](h)
             y = F.linear(h, self.down_NDF[n], self.down_bias_ND[n])
             y = (y * routing.gate_A[own, None].to(y.dtype)).to(y_TD.dtype)
             y_TD = y_TD.index_add(0, frame_A[own], y)

@@ -106,8 +106,10 @@ class Groups(NamedTuple):
         return int(((self.sizes + 1) // 2).sum())
 
 
-def usable(d: int, f: int, dtype: torch.dtype) -> bool:
+def usable(d: int, f: int, dtype: torch.dtype, activation: str = "relu") -> bool:
     """Whether there are compiled experts for products of these widths in this dtype."""
+    if activation != "relu":
+        return False
     if dtype != torch.bfloat16 or torch.compiler.is_compiling() or library() is None:
         return False
     return d % _constant("TOGETHER") == 0 and f % _constant("TOGETHER") == 0

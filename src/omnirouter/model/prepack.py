@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.model import native
-from omnirouter.model.cpu_experts import Kept, fused, linear, rounded
+from omnirouter.model.cpu_experts import fused, linear, rounded
 from omnirouter.model.encoder import CTCEncoder
 from omnirouter.model.layers import Experts
 
@@ -22,20 +22,20 @@ FEW = 64  # rows of an expert that are not rounded up: so many sizes are remembe
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` with its weights rearranged, and ReLU behind it if asked.
+    """`nn.Linear` with its weights rearranged, and an activation behind it if asked.
 
     Args:
         weight: [out, in].
         bias: [out], or None.
         dtype: of the product and its result.
-        relu: whether negative results become zero.
+        after: name of the activation.
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, relu: bool = False
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, after: str = ""
     ) -> None:
         super().__init__()
-        self.dtype, self.width, self.relu = dtype, len(weight), relu
+        self.dtype, self.width, self.after = dtype, len(weight), after
         weight = weight.detach().to(dtype).contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
         self.bias = None if bias is None else bias.detach().to(dtype)
@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
         """[..., in] to [..., out]."""
         if not len(x):
             return x.new_empty(*x.shape[:-1], self.width, dtype=self.dtype)
-        return linear(x.to(self.dtype), self.weight, self.bias, relu=self.relu)
+        return linear(x.to(self.dtype), self.weight, self.bias, self.after)
 
 
 class PackedExperts(Experts):
@@ -53,7 +53,7 @@ class PackedExperts(Experts):
     def __init__(self, experts: Experts, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         self.up = nn.ModuleList(
-            PackedLinear(weight, bias, dtype, relu=True)
+            PackedLinear(weight, bias, dtype, experts.activation)
             for weight, bias in zip(experts.up_NFD, experts.up_bias_NF, strict=True)
         )
         self.down = nn.ModuleList(
@@ -65,7 +65,7 @@ class PackedExperts(Experts):
         self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
     ) -> Tensor:
         sizes = torch.bincount(expert_A, minlength=len(self.up)).tolist()
-        x_RD, turns = rounded(x_TD.to(dtype), frame_A, sizes, Kept(0), exact=FEW)
+        x_RD, turns = rounded(x_TD.to(dtype), frame_A, sizes, exact=FEW)
         y_AD = x_RD.new_empty(len(frame_A), x_RD.shape[1])
         for n, begin, size, rows in turns.each():
             y_AD[begin : begin + size] = self.down[n](self.up[n](x_RD[begin : begin + rows]))[:size]
@@ -96,7 +96,7 @@ class CompiledExperts(Experts):
 def packed_experts(experts: Experts, dtype: torch.dtype) -> Experts:
     """What is fastest in this dtype on this processor; the experts themselves, if they are."""
     _, f, d = experts.up_NFD.shape
-    if native.usable(d, f, dtype):
+    if native.usable(d, f, dtype, experts.activation):
         return CompiledExperts(experts)
     return PackedExperts(experts, dtype) if d >= NARROWEST and fused(dtype) else experts
 
@@ -113,7 +113,8 @@ def prepack(encoder: CTCEncoder, dtype: torch.dtype) -> CTCEncoder:
     """
     c = encoder.config
     wide = c.dim >= NARROWEST and fused(dtype)
-    if not wide and (c.routing == "dense" or not native.usable(c.dim, c.ffn_dim, dtype)):
+    compiled = c.routing != "dense" and native.usable(c.dim, c.ffn_dim, dtype, c.activation)
+    if not wide and not compiled:
         return encoder
     shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
     made = deepcopy(encoder, shared)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from omnirouter.audio import SMALLEST_STD, window_mels
+from omnirouter.audio import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
 from omnirouter.checkpoint import Checkpoint, copy_entry, flush, write_atomically
 from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
@@ -186,6 +186,8 @@ def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
     features = config.features
     kept = [(config.dim, features.width), (config.dim, config.num_experts)]
     kept.append((config.dim, CONVOLVED * features.num_mels))
+    window = round(features.window_s * features.sample_rate)
+    kept.append((window, 2 * (window // 2 + 1)))
     model = onnx.load(source)
     graph = model.graph
     # the quantiser turns weights around and then trips over the shapes on record
@@ -268,10 +270,11 @@ class OneUtterance(nn.Module):
             x_TD = encoder.input(frames_TS)
         rotation = bias_HTT = None
         if config.positions == "sinusoidal":
-            wave = position_angles(position_T, config.dim)
+            wave = position_angles(position_T, config.dim, config.longest_wave)
             x_TD = x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
         else:
-            angles = position_angles(position_T, config.dim // config.heads)[:, None]
+            head_width = config.dim // config.heads
+            angles = position_angles(position_T, head_width, config.longest_wave)[:, None]
             rotation = Rotation(angles.cos(), angles.sin())
         if config.positions == "rope-local":
             distance_TT = (number_T[:, None] - number_T).abs()
@@ -296,12 +299,25 @@ class OneUtterance(nn.Module):
         return encoder.head(encoder.norm(x_TD)).log_softmax(dim=-1)  # type: ignore[no-any-return]
 
 
+def _power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
+    """As `audio.power_spectrum`; by a product where the runtime transforms slowly, inexactly."""
+    if fft_size & (fft_size - 1) == 0:
+        return power_spectrum(x_KW, fft_size)
+    turns = np.outer(np.arange(x_KW.shape[1]), np.arange(fft_size // 2 + 1)) % fft_size
+    waves = np.exp(2j * np.pi / fft_size * turns)
+    matrix = np.concatenate([waves.real, waves.imag], axis=1).astype(np.float32)
+    parts_KF = (x_KW @ torch.from_numpy(matrix)).square()
+    return parts_KF[:, : waves.shape[1]] + parts_KF[:, waves.shape[1] :]
+
+
 def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
     """What `audio.extract` gives for one utterance, frames_TS."""
     window = round(features.window_s * features.sample_rate)
     shift = features.shift_samples
     count = (samples.shape[0] - window) // shift + 1
-    mels_KM = window_mels(samples, torch.arange(count) * shift, features)
+    mels_KM = window_mels(samples, torch.arange(count) * shift, features, _power_spectrum)
+    if features.analysis == "whisper":
+        mels_KM = mels_KM.maximum(mels_KM.amax(dim=(0, 1)) - WHISPER_RANGE)
     if features.normalisation == "loudness":
         mels_KM = mels_KM - mels_KM.exp().mean().clamp_min(torch.finfo(torch.float32).eps).log()
     if features.learnt:
@@ -357,7 +373,9 @@ def _apart(experts: nn.Module) -> nn.ModuleList:
             up.bias.copy_(experts.up_bias_NF[n])
             down.weight.copy_(experts.down_NDF[n])
             down.bias.copy_(experts.down_bias_ND[n])
-        found.append(nn.Sequential(up, nn.ReLU(), down))
+        found.append(
+            nn.Sequential(up, nn.ReLU() if experts.activation == "relu" else nn.GELU(), down)
+        )
     return found
 
 

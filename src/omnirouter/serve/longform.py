@@ -23,7 +23,7 @@ OVERLAP_S = 1.6  # that a window reaches beyond a cut which is no pause
 QUIET_HOP_S = 0.02  # step of the search for a quiet point
 QUIET_SPAN_S = 0.3  # it must be quiet for about this long: a pause, not the closure of a "t"
 PAUSE = 0.01  # energy of a real pause, as a share of the window's mean
-SEAM_FRAMES = 2  # both windows must hear nothing this far to either side of a seam
+SEAM_S = 0.08  # both windows must hear nothing this far to either side of a seam
 
 SPEECH, NO_SPEECH = 0.5, 0.35  # silero's thresholds: to begin, and to go on
 SILENCE_S = 0.5  # shorter gaps stay inside a region
@@ -196,25 +196,27 @@ def seam(
     later_TV: NDArray[np.float32],
     lead: int,
     begins_V: NDArray[np.bool_],
+    quiet: int,
 ) -> int:
     """Frame of the later window at which to go over to it.
 
     Both windows tell of the frames that they share, but each is less sure near its own edge, and
     the same piece may stand a frame or two apart in them. So the seam lies where both are surest
-    that nothing is said, for `SEAM_FRAMES` to either side: no piece is lost or told twice.
+    that nothing is said, for `quiet` frames to either side: no piece is lost or told twice.
 
     Args:
         earlier_TV: log-probabilities of the window before.
         later_TV: log-probabilities of this one.
         lead: frame of the earlier window at which the later one begins.
         begins_V: which pieces begin a word; a seam before one of them is preferred.
+        quiet: frames, `SEAM_S` or so.
     """
     shared = min(len(earlier_TV) - lead, len(later_TV))
     if shared <= 0:
         return 0
     blank = earlier_TV[lead : lead + shared, BLANK] + later_TV[:shared, BLANK]
-    around = np.pad(blank, SEAM_FRAMES, mode="edge")
-    worst = np.lib.stride_tricks.sliding_window_view(around, 2 * SEAM_FRAMES + 1).min(axis=1)
+    around = np.pad(blank, quiet, mode="edge")
+    worst = np.lib.stride_tricks.sliding_window_view(around, 2 * quiet + 1).min(axis=1)
     # of places about as sure, the one nearest to the middle
     far = np.abs(np.arange(shared) - shared / 2) / max(shared / 2, 1)
     best_T = later_TV[:shared].argmax(axis=1)

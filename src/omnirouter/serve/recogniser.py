@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from omnirouter.config import BadInput, FeatureConfig, Listening, require_rate
 from omnirouter.decode import Decoder, Hypothesis, best_paths
 from omnirouter.serve import voice
-from omnirouter.serve.longform import Window, seam, spoken, whole, windows
+from omnirouter.serve.longform import SEAM_S, Window, seam, spoken, whole, windows
 from omnirouter.serve.reading import BLOCK_S, LOUDEST, AudioStream, OpenFile
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import Tokenizer
@@ -272,7 +272,8 @@ class _Joining:
         first, joined = 0, window.joined and self._held is not None
         if joined and self._held is not None:
             lead = (window.start - self._start) // hop
-            first = seam(self._held, log_probs_TV, lead, self._recogniser.begins_V)
+            quiet = math.ceil(SEAM_S / self._recogniser.features.frame_s)
+            first = seam(self._held, log_probs_TV, lead, self._recogniser.begins_V, quiet)
             self._held = self._held[: lead + first]
             self._end = self._start + len(self._held) * hop
         self.flush()

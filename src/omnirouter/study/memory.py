@@ -55,7 +55,8 @@ def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -
     chosen = {id(p) for p in muon}
     adam = [p for _, p in named if id(p) not in chosen]
     matrices = [p for n, p in named if p.ndim >= 2 and "bias" not in n and "routers" not in n]
-    if half and not cuda and native.usable(config.dim, config.ffn_dim, torch.bfloat16):
+    widths = (config.dim, config.ffn_dim)
+    if half and not cuda and native.usable(*widths, torch.bfloat16, config.activation):
         matrices = [p for p in matrices if p.ndim == 2]  # stacks are the experts', kept as they are
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     flops = 0.0
@@ -128,11 +129,14 @@ def _scored(config: ModelConfig, lengths: Sequence[int], w: int) -> float:
 def _feed_forward(config: ModelConfig, w: int, mask: int, cuda: bool) -> float:
     """For each frame: input, hidden layer (again behind dropout), and what routing keeps."""
     d, f, n, k = config.dim, config.ffn_dim, config.num_experts, config.router.top_k
-    hidden = f * (w + (w + mask if mask else 0))
+    # GELU's gradient needs its input; dropout keeps nothing of what it reads
+    both = config.activation == "gelu" and (not mask or (config.routing != "dense" and not cuda))
+    kept = f * w * (2 if both else 1)
+    hidden = kept + f * (w + mask if mask else 0)
     if config.routing == "dense":
         return w * d + hidden
     if not cuda:
-        hidden = f * w  # behind dropout, whose mask its zeros tell: model/cpu_experts.py
+        hidden = kept  # behind dropout, whose mask its zeros tell: model/cpu_experts.py
     # the router reads float32; of each assignment: input, hidden layer, output before and after the
     # gate, indices
     router = FLOAT * config.router_width + 4 * FLOAT * n

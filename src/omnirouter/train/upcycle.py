@@ -133,7 +133,7 @@ def _sizes(dense: ModelConfig, config: UpcycleConfig, recorded: bool) -> ModelCo
 
 
 def _copies(value: Tensor, part: str, config: UpcycleConfig, scale: float) -> Tensor:
-    """N copies of one of the layer's tensors; those behind the ReLU are scaled."""
+    """N copies of one of the layer's tensors; those behind the activation are scaled."""
     copies = value.expand(config.num_experts, *value.shape)
     return copies * scale if part.startswith("down") else copies.clone()
 
