@@ -227,6 +227,14 @@ def test_a_killed_worker_ends_the_work_with_advice() -> None:
         list(in_parallel(os._exit, [1, 1], 2))
 
 
+def test_what_a_process_dies_of_is_lost_alone() -> None:
+    numbers = [str(n) for n in range(40)]
+    for place in (7, 30):
+        numbers[place] = "__import__('os')._exit(1)"
+    found = list(in_parallel(eval, numbers, 2, chunk=3, lost=-1))
+    assert found == [-1 if n in (7, 30) else n for n in range(40)]
+
+
 @pytest.mark.parametrize("values", [{"hours": 0}, {"dev_utterances": 0}, {"test_utterances": -1}])
 def test_bad_sizes_are_named(values: dict[str, int]) -> None:
     with pytest.raises(BadInput, match=next(iter(values))):

@@ -39,6 +39,7 @@ def in_parallel(
     items: Iterable[Item],
     workers: int | None = None,
     chunk: int = CHUNK,
+    lost: Result | None = None,
 ) -> Iterator[Result]:
     """Yield `make(item)` in the order of the items, which are asked for as they are needed.
 
@@ -49,33 +50,68 @@ def in_parallel(
         items: what can be pickled, any number of them.
         workers: processes; the number of available cores if not given, 1 works in this process.
         chunk: items handed over together; `AHEAD` times as many are held for each worker.
+        lost: yielded for an item whose process dies of it, where a library may crash; `make` may
+            be called again for those that were under way beside it.
 
     Raises:
         BadInput: fewer than one worker.
-        OmnirouterError: a worker was killed.
+        OmnirouterError: a worker was killed, and nothing is given for what is lost.
     """
+    here = workers == 1
     workers = available_cores() if workers is None else workers
     if workers < 1:
         raise BadInput(f"workers must be at least 1, not {workers}")
-    if workers == 1:
+    if here or (workers == 1 and lost is None):
         yield from map(make, items)
         return
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
-    pending: deque[Future[list[Result]]] = deque()
+    executor = _processes(workers)
+    pending: deque[tuple[list[Item], Future[list[Result]]]] = deque()
     left = iter(items)
     try:
-        while some := list(islice(left, chunk)):
-            pending.append(executor.submit(_make_each, make, some))
-            if len(pending) >= AHEAD * workers:
-                yield from pending.popleft().result()
-        while pending:
-            yield from pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise OmnirouterError(
-            "a worker process was killed (out of memory?); call again with fewer workers"
-        ) from error
+        while True:
+            while len(pending) < AHEAD * workers and (some := list(islice(left, chunk))):
+                pending.append((some, executor.submit(_make_each, make, some)))
+            if not pending:
+                return
+            try:
+                found = pending[0][1].result()
+            except BrokenProcessPool as error:
+                if lost is None:
+                    raise OmnirouterError(
+                        "a worker process was killed (out of memory?); call again with fewer "
+                        "workers"
+                    ) from error
+                executor.shutdown()
+                for some, _ in pending:
+                    yield from _one_by_one(make, some, lost)
+                pending.clear()
+                executor = _processes(workers)
+            else:
+                pending.popleft()
+                yield from found
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _one_by_one(
+    make: Callable[[Item], Result], items: Iterable[Item], lost: Result
+) -> Iterator[Result]:
+    """As `in_parallel` in one other process; in another one behind an item that it dies of."""
+    executor = _processes(1)
+    try:
+        for item in items:
+            try:
+                yield executor.submit(make, item).result()
+            except BrokenProcessPool:
+                executor.shutdown()
+                executor = _processes(1)
+                yield lost
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
 
 
 def _make_each(make: Callable[[Item], Result], items: list[Item]) -> list[Result]:

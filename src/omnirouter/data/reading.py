@@ -58,6 +58,7 @@ RECORDED_SHARE = 0.4  # of utterances in a voice of flite or festival, if there 
 SAID_BY_RECORDED = re.compile(r"[a-z0-9' ]*")  # at other letters they are silent or give up
 WORDS = (2, 18)  # of an utterance
 WORDS_PER_SECOND = 3.15  # measured: turns hours into a number of utterances
+CRASHED = -1.0  # for a duration: espeak-ng ends its process over some utterances
 TREATMENTS = ("clean", "reverberation", "noise", "telephone")
 TREATMENT_SHARES = (0.5, 0.2, 0.2, 0.1)
 
@@ -114,7 +115,7 @@ def read_aloud(
 
     Returns:
         What became of it: the manifest, and as rejected the lines that were left out, and
-        utterances of which a voice made no sound.
+        utterances of which a voice made no sound or its program crashed.
 
     Raises:
         BadInput: a text cannot be read or holds no words, espeak-ng is missing, or `out`
@@ -143,13 +144,15 @@ def read_aloud(
         _claim(out, stamp)
         for folder in {Path(passage.path).parent for passage in passages}:
             (out / folder).mkdir(parents=True, exist_ok=True)
-        seconds = in_parallel(partial(_make, out, config.seed, voices), passages, workers)
+        make = partial(_make, out, config.seed, voices)
+        seconds = in_parallel(make, passages, workers, lost=CRASHED)
         rows = []
         for passage, duration in zip(
             passages, shown(seconds, len(passages), progress), strict=True
         ):
-            if not duration:
-                report.rejected["no sound"] += 1
+            if duration <= 0:
+                why = "the synthesiser crashed" if duration == CRASHED else "no sound"
+                report.rejected[why] += 1
                 continue
             rows.append(json.dumps(_row(passage, duration, config.seed, voices)) + "\n")
             report.seconds += duration

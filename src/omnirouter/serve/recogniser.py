@@ -240,7 +240,9 @@ class Recogniser(ABC):
             if not text:  # a word boundary with no letters behind it
                 continue
             mean = float(log_probs_TV[list(frames), list(ids)].mean())
-            start = begin + frames[0] * frame_s
+            # a boundary that is a piece of its own may stand anywhere between two words
+            alone = len(frames) > 1 and pieces[first] == WORD_START
+            start = begin + frames[1 if alone else 0] * frame_s
             stop = min(begin + (frames[-1] + 1) * frame_s + TAIL_S, latest)
             words.append(
                 Word(
