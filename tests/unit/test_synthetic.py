@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -231,7 +232,10 @@ def test_what_a_process_dies_of_is_lost_alone() -> None:
     numbers = [str(n) for n in range(40)]
     for place in (7, 30):
         numbers[place] = "__import__('os')._exit(1)"
-    found = list(in_parallel(eval, numbers, 2, chunk=3, lost=-1))
+    found = []
+    for number in in_parallel(eval, numbers, 2, chunk=3, lost=-1):
+        found.append(number)
+        time.sleep(0.02)  # so that processes are also found dead when more is handed to them
     assert found == [-1 if n in (7, 30) else n for n in range(40)]
 
 

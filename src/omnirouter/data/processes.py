@@ -65,16 +65,18 @@ def in_parallel(
         yield from map(make, items)
         return
     executor = _processes(workers)
-    pending: deque[tuple[list[Item], Future[list[Result]]]] = deque()
+    pending: deque[list[Item]] = deque()
+    futures: deque[Future[list[Result]]] = deque()
     left = iter(items)
     try:
         while True:
-            while len(pending) < AHEAD * workers and (some := list(islice(left, chunk))):
-                pending.append((some, executor.submit(_make_each, make, some)))
-            if not pending:
-                return
             try:
-                found = pending[0][1].result()
+                while len(pending) < AHEAD * workers and (some := list(islice(left, chunk))):
+                    pending.append(some)
+                    futures.append(executor.submit(_make_each, make, some))
+                if not pending:
+                    return
+                found = futures[0].result()
             except BrokenProcessPool as error:
                 if lost is None:
                     raise OmnirouterError(
@@ -82,12 +84,14 @@ def in_parallel(
                         "workers"
                     ) from error
                 executor.shutdown()
-                for some, _ in pending:
+                for some in pending:
                     yield from _one_by_one(make, some, lost)
                 pending.clear()
+                futures.clear()
                 executor = _processes(workers)
             else:
                 pending.popleft()
+                futures.popleft()
                 yield from found
     finally:
         executor.shutdown(cancel_futures=True)
