@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.frames import mel_edges, mel_hertz, mel_scale, spec_augment, upload, warp
+from omnirouter.joined import Part, Recording, recordings
 
 INT16_SCALE = 2.0**15  # Kaldi's sample scale: keeps the log's floor below any real signal
 WHISPER_RANGE = 8 * math.log(10)  # of its log-mels below an utterance's largest
@@ -65,7 +68,7 @@ def read_audio(
             raise AudioError(f"{file}: " + ("is a folder" if file.is_dir() else "no such file"))
         if file.stat().st_size == 0:
             raise AudioError(f"{file}: the file is empty")
-        with soundfile.SoundFile(file_name(file)) as sound:
+        with open_sound(file) as sound:
             rate = sound.samplerate
             begin = min(round(offset * rate), sound.frames)
             if begin:
@@ -93,7 +96,44 @@ def read_audio(
     return mono
 
 
-def file_name(path: str | Path) -> str | bytes:
+@contextmanager
+def open_sound(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """A file as libsndfile reads it, to its end also if that is not where its header says.
+
+    Raises:
+        SoundFileError, OSError: not audio, or several recordings after one another.
+        TypeError: samples without a header.
+    """
+    found = os.stat(path)
+    parts = _recordings(str(path), found.st_size, found.st_mtime_ns)
+    if len(parts) > 1:
+        raise soundfile.SoundFileRuntimeError(
+            f"holds {len(parts)} recordings after one another; convert it to one"
+        )
+    with ExitStack() as stack:
+        source: Any = _file_name(path)
+        if parts:
+            source = Part(stack.enter_context(open(path, "rb")), parts[0])
+        yield stack.enter_context(soundfile.SoundFile(source))
+
+
+@lru_cache(maxsize=1024)  # utterances of one file follow each other
+def _recordings(path: str, size: int, changed: int) -> list[Recording]:
+    """Those of a file that libsndfile does not read as it is."""
+    with open(path, "rb") as file:
+        return recordings(file)
+
+
+def sound_length(path: str | Path) -> float:
+    """Seconds of a file; 0 if it cannot be read, of which reading it tells the reason."""
+    try:
+        with open_sound(path) as sound:
+            return float(sound.frames / sound.samplerate)
+    except (soundfile.SoundFileError, OSError, TypeError):
+        return 0.0
+
+
+def _file_name(path: str | Path) -> str | bytes:
     """A path as soundfile takes it: as bytes if the name is no UTF-8."""
     try:
         return str(path).encode().decode()

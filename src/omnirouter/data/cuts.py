@@ -21,7 +21,7 @@ from lhotse.audio.backend import Sph2pipeSubprocessBackend
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
-from omnirouter.audio import file_name
+from omnirouter.audio import open_sound
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cut_audio import SPHERE, text_of
 from omnirouter.data.manifest import json_line
@@ -275,14 +275,15 @@ def _header(path: Path) -> _Header:
     try:
         if not path.is_file():
             raise Unusable(f"missing audio: {path}")
-        info = soundfile.info(file_name(path))
+        with open_sound(path) as sound:
+            header = _Header(sound.samplerate, sound.channels, sound.frames)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         if path.suffix.lower() in SPHERE:
             return _compressed_sphere(path)
         raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
-    if not info.frames:
+    if not header.samples:
         raise Unusable(f"no samples: {path}")
-    return _Header(info.samplerate, info.channels, info.frames)
+    return header
 
 
 def _compressed_sphere(path: Path) -> _Header:

@@ -22,6 +22,7 @@ from lhotse.cut import Cut
 from lhotse.kaldi import load_kaldi_data_dir
 from lhotse.utils import fastcopy
 
+from omnirouter.audio import open_sound
 from omnirouter.config import BadInput
 from omnirouter.data.layouts import Splits, WrongLayout, one_cut_each
 
@@ -130,8 +131,8 @@ def _pairs(path: Path) -> dict[str, str]:
 def _inspect(source: str, folder: Path) -> _Audio:
     if not source.endswith("|"):
         path = _find(source, folder)
-        info = soundfile.info(str(path))
-        return _Audio(str(path), info.samplerate, info.frames)
+        with open_sound(path) as sound:
+            return _Audio(str(path), sound.samplerate, sound.frames)
     program, *arguments = shlex.split(source[:-1])
     paths = [a for a in arguments if not a.startswith("-") and _find(a, folder).is_file()]
     options = set(arguments) - set(paths)

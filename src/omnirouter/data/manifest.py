@@ -16,12 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from omnirouter.audio import file_name
+from omnirouter.audio import sound_length
 from omnirouter.config import BadInput
 
 _FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
@@ -217,10 +216,7 @@ class Manifest:
 
     def _file_duration(self, audio: Path) -> float:
         if audio not in self.durations:
-            try:
-                self.durations[audio] = float(soundfile.info(file_name(audio)).duration)
-            except (soundfile.SoundFileError, OSError):
-                self.durations[audio] = 0.0
+            self.durations[audio] = sound_length(audio)
         return self.durations[audio]
 
 

@@ -16,9 +16,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import soundfile
-
-from omnirouter.audio import file_name
+from omnirouter.audio import sound_length
 from omnirouter.config import BadInput
 from omnirouter.data.prepare import AUDIO, audio_files, read_manifest
 
@@ -86,7 +84,7 @@ def find_sources(src: Path, out: Path) -> list[Source]:
         if place not in sources:
             id = ids.get(place) or _free(name, path.suffix, taken)
             taken.add(id)
-            sources[place] = Source(id, path.absolute(), _seconds(path))
+            sources[place] = Source(id, path.absolute(), sound_length(path))
     return list(sources.values())
 
 
@@ -122,10 +120,3 @@ def _free(name: str, suffix: str, taken: set[str]) -> str:
     """The name, or with the extension, or with a number too: the first that nobody has."""
     numbered = (f"{name}{suffix}#{number}" for number in count(2))
     return next(id for id in chain((name, name + suffix), numbered) if id not in taken)
-
-
-def _seconds(path: Path) -> float:
-    try:
-        return float(soundfile.info(file_name(path)).duration)
-    except (soundfile.SoundFileError, OSError, TypeError):
-        return 0.0  # listed with its reason once it is read

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from lhotse.cut import Cut
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.audio import file_name, read_audio
+from omnirouter.audio import read_audio, sound_length
 from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifest import utterance
@@ -110,8 +109,4 @@ def _cuts_of(key: str, pattern: str) -> Iterator[Cut]:
                 raise BadInput(f"{key}: {error}") from error
         return
     for path in audio_files(folder):
-        try:
-            seconds = float(soundfile.info(file_name(path)).duration)
-        except (soundfile.SoundFileError, OSError, TypeError):
-            seconds = 0.0
-        yield utterance(path, "", id=str(path), duration=seconds)
+        yield utterance(path, "", id=str(path), duration=sound_length(path))

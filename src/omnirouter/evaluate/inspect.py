@@ -22,7 +22,7 @@ import soundfile
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 
-from omnirouter.audio import AudioError, file_name
+from omnirouter.audio import AudioError, open_sound
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.text import clean_text, whisper_normalise
 
@@ -308,6 +308,7 @@ def _pauses(samples: NDArray[np.float32]) -> float:
 def _rate(cut: Cut) -> int:
     """Sample rate of the file; a JSONL manifest does not know it."""
     try:
-        return int(soundfile.info(file_name(str(cut.recording.sources[0].source))).samplerate)
+        with open_sound(str(cut.recording.sources[0].source)) as sound:
+            return int(sound.samplerate)
     except (soundfile.SoundFileError, OSError, TypeError, AttributeError):
         return int(getattr(cut, "sampling_rate", 0) or 0)

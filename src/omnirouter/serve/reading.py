@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -24,7 +23,7 @@ import soxr
 from numpy.typing import NDArray
 
 from omnirouter.config import RATES, BadInput
-from omnirouter.serve.ogg import Part, chained
+from omnirouter.joined import Part, recordings
 
 BLOCK_S = 10.0  # read at a time
 BLOCK_VALUES = 2**22  # but no more than this, whatever rate and channels a header claims
@@ -134,13 +133,13 @@ class AudioStream:
             yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
     def _decoder(self) -> _Sound | _Chain | _Container:
-        parts = chained(self._file)
+        parts = [Part(self._file, recording) for recording in recordings(self._file)]
         hint = ""
         try:
             if len(parts) > 1:
-                return _Chain(self._file, parts, self.rate, self.name)
+                return _Chain(parts, self.rate, self.name)
             self._file.seek(0)
-            sound = _Sound(self._file, self.name)
+            sound = _Sound(parts[0] if parts else self._file, self.name)
             if sound.promises or self._file.seek(0, os.SEEK_END) < HEADER_BYTES:
                 return sound
             sound.close()
@@ -307,12 +306,10 @@ def mixed(block: NDArray[Any]) -> NDArray[Any]:
 
 
 class _Chain:
-    """Several Ogg recordings in one file, each with a rate, channels and codec of its own."""
+    """Several recordings in one file, each with a rate, channels and codec of its own."""
 
-    def __init__(self, file: BinaryIO, begins: list[int], rate: int, name: str) -> None:
-        end = file.seek(0, os.SEEK_END)
-        places = pairwise([*begins, end])
-        self._parts = [_Sound(Part(file, *place), name) for place in places]
+    def __init__(self, parts: list[Part], rate: int, name: str) -> None:
+        self._parts = [_Sound(part, name) for part in parts]
         self.rate = rate
 
     @property
