@@ -111,6 +111,25 @@ def test_video_and_what_libsndfile_cannot_read(
     assert np.abs(np.fft.rfft(samples[5 * RATE : 6 * RATE])).argmax() == 440
 
 
+@pytest.mark.parametrize("channels", [2, 8, 16])
+def test_channels_of_a_container(tmp_path: Path, channels: int) -> None:
+    """From eight on PyAV counts more planes than there are, and reads what lies behind them."""
+    loud = wave(2.0, 48_000)[:, 0].astype(np.float32)
+    samples = loud * np.eye(channels, dtype=np.float32)[:, :1]  # in the first alone
+    with av.open(tmp_path / "a.mkv", "w") as container:
+        layout = {2: "stereo", 8: "7.1", 16: "hexadecagonal"}[channels]
+        track = container.add_stream("pcm_f32le", rate=48_000, layout=layout)
+        packed = np.ascontiguousarray(samples.T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+        frame.sample_rate = 48_000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    read_back = read(tmp_path / "a.mkv")
+    assert len(read_back) == pytest.approx(2 * RATE, abs=10)
+    middle = np.abs(read_back[RATE // 2 : RATE]).max()
+    assert middle == pytest.approx(0.3 / channels, rel=0.01)
+
+
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
 def test_sound_that_begins_later_than_the_picture(tmp_path: Path, name: str) -> None:
     """Times are the video's; those of a track by itself begin with it."""

@@ -256,7 +256,8 @@ class _Container:
         """Mono samples [samples, 1] as they are decoded, and zeros where the track has a gap."""
         import av
 
-        resampler = av.AudioResampler(format="fltp", rate=self.rate)
+        # one plane for all channels: of many planes PyAV counts too many, and reads beyond them
+        resampler = av.AudioResampler(format="flt", rate=self.rate)
         origin = (self._container.start_time or 0) / 1e6
         done = 0
         wrong: Exception | None = None
@@ -273,7 +274,8 @@ class _Container:
                             done += len(zeros)
                             yield zeros
                     for frame in resampler.resample(decoded):
-                        mono = mixed(frame.to_ndarray().T)[:, None].astype(np.float32)
+                        block = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+                        mono = mixed(block)[:, None].astype(np.float32)
                         done += len(mono)
                         yield mono
         except (av.FFmpegError, OSError, ValueError) as error:
