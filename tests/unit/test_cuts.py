@@ -33,7 +33,8 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def one(src: Path, out: Path) -> SplitReport:
-    [report] = prepare_manifests(src, out)
+    [report], notes = prepare_manifests(src, out)
+    assert not notes
     return report
 
 
@@ -131,17 +132,40 @@ def test_lhotse_cuts_and_prepared_cuts_are_taken_too(tmp_path: Path) -> None:
     assert second.split == "test_x"
 
 
+def test_a_split_that_cannot_be_used_does_not_end_the_others(tmp_path: Path) -> None:
+    wave(tmp_path / "a.wav")
+    for name, audio in (("dev", "none.wav"), ("test", "a.wav"), ("train", "a.wav")):
+        write(tmp_path / f"{name}.jsonl", [{"audio_filepath": audio, "text": name}] * 2)
+    done: list[float] = []
+    reports, [note] = prepare_manifests(tmp_path, tmp_path / "out", done.append)
+    assert [report.split for report in reports] == ["test", "train"]
+    assert note.startswith("dev: no utterance can be used: 2 missing audio; see")
+    assert done == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "out" / "rejected_dev.jsonl").is_file()
+
+
+def test_words_that_lie_outside_of_a_cut(tmp_path: Path) -> None:
+    """Windows of a long recording keep the whole of a sentence that begins in another."""
+    wave(tmp_path / "a.wav", 4.0)
+    rows = [{"audio_filepath": "a.wav", "text": "two words"}]
+    [cut] = CutSet.from_file(one(write(tmp_path / "dev.jsonl", rows), tmp_path / "out").path)
+    cuts = CutSet.from_cuts([cut, *CutSet.from_cuts([cut]).cut_into_windows(2.0)])
+    cuts.to_file(tmp_path / "windows.jsonl")
+    report = one(tmp_path / "windows.jsonl", tmp_path / "out")
+    assert (report.utterances, dict(report.rejected)) == (1, {"words outside of the cut": 2})
+
+
 def test_a_folder_gives_a_split_per_manifest(tmp_path: Path) -> None:
     wave(tmp_path / "a.wav")
     for name in ("train", "dev"):
         write(tmp_path / f"{name}.jsonl", [{"audio_filepath": "a.wav", "text": name}])
     done: list[float] = []
-    reports = prepare_manifests(tmp_path, tmp_path / "out", done.append)
+    reports, _ = prepare_manifests(tmp_path, tmp_path / "out", done.append)
     assert [report.split for report in reports] == ["dev", "train"]
     assert done == [1, 2]
     for listing in ("rejected_dev", "rejected", "failed", "wer_dev", ".hidden"):
         write(tmp_path / f"{listing}.jsonl", [{"id": "a", "reason": "no words"}])
-    assert len(prepare_manifests(tmp_path, tmp_path / "out")) == 2
+    assert len(prepare_manifests(tmp_path, tmp_path / "out")[0]) == 2
     write(tmp_path / "cuts_dev.jsonl", [{"audio_filepath": "a.wav", "text": "x"}])
     with pytest.raises(BadInput, match=r"cuts_dev\.jsonl and dev\.jsonl would both be dev"):
         prepare_manifests(tmp_path, tmp_path / "out")

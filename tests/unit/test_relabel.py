@@ -264,6 +264,14 @@ def test_what_cannot_be_done_is_said(corpus: Path, tmp_path: Path) -> None:
     silent = write(tmp_path / "none.jsonl", [{"audio_filepath": "gone.wav", "text": "x"}])
     with pytest.raises(BadInput, match=r"none: no utterance can be used; .* see .*failed\.jsonl"):
         run(silent, tmp_path / "empty")
+    both = tmp_path / "both"
+    both.mkdir()
+    silent.rename(both / "none.jsonl")
+    rows = [cut.to_dict() for cut in read_manifest(corpus)]
+    write(both / "some.jsonl", rows)
+    with pytest.raises(BadInput, match=r"^none: no utterance can be used; for utterances that"):
+        run(both, tmp_path / "others")
+    assert (tmp_path / "others" / "cuts_some.jsonl.gz").is_file()
 
 
 # --- the command ---

@@ -227,7 +227,7 @@ def test_texts_globs_and_folders(corpus: Path, tmp_path: Path) -> None:
     words = ["first", "second", "third", "fourth", "fifth"]
     assert list(read_texts([str(out / "train")])) == words
     assert len(list(read_manifests([str(out / "*")]))) == 5
-    [report] = prepare_manifests(out, tmp_path / "prepared")
+    [report], _ = prepare_manifests(out, tmp_path / "prepared")
     assert (report.split, report.utterances) == ("train", 5)
     found = read_manifest(report.path)
     for one, other in zip(found, read_manifest(out / "train"), strict=True):

@@ -83,7 +83,7 @@ def prepare(
         if corpus == "manifest":
             from omnirouter.data.cuts import prepare_manifests
 
-            reports, notes = prepare_manifests(src, out, update), list[str]()
+            reports, notes = prepare_manifests(src, out, update)
         else:
             from omnirouter.data.importing import prepare_corpus
 

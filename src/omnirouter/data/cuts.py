@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from omnirouter.data.shar import is_shar
 from omnirouter.text import clean_text
 
 SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
+WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
 SHORTEST_S = 0.01
 
 Progress = Callable[[float], None]
@@ -81,7 +82,9 @@ class _Header(NamedTuple):
     samples: int
 
 
-def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) -> list[SplitReport]:
+def prepare_manifests(
+    src: Path, out: Path, progress: Progress | None = None
+) -> tuple[list[SplitReport], list[str]]:
     """Turn manifests, JSONL or lhotse cuts, into checked cuts: a split for every file.
 
     Args:
@@ -89,9 +92,12 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
         out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
         progress: called with the number of utterances done so far.
 
+    Returns:
+        A report for every split that has a usable utterance, and a note for every other.
+
     Raises:
         BadInput: nothing to read, a broken manifest, two manifests of one name, a manifest that
-            would be written over, or a split of which no utterance can be used.
+            would be written over, or no usable utterance at all.
     """
     manifests = [
         open_manifest(path) for path in manifests_of(src)
@@ -100,14 +106,10 @@ def prepare_manifests(src: Path, out: Path, progress: Progress | None = None) ->
         result = out / f"cuts_{split_name(manifest.path)}.jsonl.gz"
         if result.resolve() == Path(manifest.path).resolve():
             raise BadInput(f"{out}: {result.name} would be written over itself; choose another")
-    reports, done = [], 0.0
-    for manifest in manifests:
-        before = done
-        split = split_name(manifest.path)
-        shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-        reports.append(write_split(manifest, out, split, shown))
-        done += len(manifest)
-    return reports
+    reports, notes = write_splits({split_name(m.path): m for m in manifests}, out, progress)
+    if not reports:
+        raise NothingUsable("; ".join(notes))
+    return reports, notes
 
 
 def manifests_of(src: Path) -> list[Path]:
@@ -137,6 +139,32 @@ def split_name(path: Path) -> str:
     """The split a manifest stands for: `dev` for dev.jsonl and for cuts_dev.jsonl.gz."""
     name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
     return name.removeprefix("cuts_") or name
+
+
+def write_splits(
+    splits: Mapping[str, Iterable[Cut]],
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    transcripts: bool = True,
+) -> tuple[list[SplitReport], list[str]]:
+    """`write_split` for several; one without a usable utterance is a note, and the others go on."""
+    reports, notes = list[SplitReport](), list[str]()
+    before = done = 0.0
+
+    def shown(number: float) -> None:
+        nonlocal done
+        done = before + number
+        if progress is not None:
+            progress(done)
+
+    for split, cuts in splits.items():
+        before = done
+        try:
+            reports.append(write_split(cuts, out, split, shown, transcripts=transcripts))
+        except NothingUsable as error:
+            notes.append(str(error))
+    return reports, notes
 
 
 def write_split(
@@ -243,6 +271,12 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     if not cut.has_recording and isinstance(cut, MonoCut | MultiCut):
         name = cut.supervisions[0].recording_id if cut.supervisions else cut.id
         raise Unusable(f"missing audio: no file for {name}")
+    for words in cut.supervisions if cut.duration else ():
+        if words.text and (words.start < -WORDS_S or words.end > cut.duration + WORDS_S):
+            raise Unusable(
+                f"words outside of the cut: from {words.start:g} s to {words.end:g} s "
+                f"in {cut.duration:g} s of audio"
+            )
     path = _single_file(cut)
     if path is None:
         return cut  # archives and mixtures: their own formats vouch for them

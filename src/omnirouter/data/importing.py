@@ -25,7 +25,7 @@ from omnirouter.data import kaldi, layouts
 from omnirouter.data.corpora import CORPORA
 from omnirouter.data.corpus_text import clean_up
 from omnirouter.data.cut_audio import SPHERE
-from omnirouter.data.cuts import NothingUsable, Progress, SplitReport, write_split
+from omnirouter.data.cuts import Progress, SplitReport, write_splits
 from omnirouter.data.layouts import Splits, WrongLayout
 
 READERS: dict[str, Callable[[Path, Path], Splits]] = {
@@ -117,21 +117,12 @@ def prepare_corpus(
     transcribed = name == "kaldi" or CORPORA[name].transcribed
     if not src.is_dir():
         raise BadInput(f"{src}: no such folder")
-    reports: list[SplitReport] = []
     with tempfile.TemporaryDirectory(prefix="omnirouter-") as work:
         splits, notes = _read(name, src, Path(work))
-        done = 0
-        for split, cuts in splits.items():
-            before = done
-            shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-            cleaned = _cleaned(name, cuts) if transcribed else cuts
-            try:
-                report = write_split(cleaned, out, split, shown, transcripts=transcribed)
-            except NothingUsable as error:  # often only some splits were fetched
-                notes.append(str(error))
-                continue
-            done += report.utterances + report.rejected.total()
-            reports.append(report)
+        if transcribed:
+            splits = {split: _cleaned(name, cuts) for split, cuts in splits.items()}
+        reports, unusable = write_splits(splits, out, progress, transcripts=transcribed)
+    notes += unusable  # often only some splits were fetched
     if not reports:
         raise BadInput(f"{src}: {notes[-1]}")
     return reports, notes

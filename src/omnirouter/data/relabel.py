@@ -20,7 +20,7 @@ from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
 from omnirouter.audio import AudioError
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.config import OmnirouterError
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.cuts import (
     NothingUsable,
@@ -90,7 +90,8 @@ def relabel(
         the next call.
 
     Raises:
-        BadInput: nothing to read, or a folder of something else, or no words at all in a split.
+        BadInput: nothing to read, or a folder of something else; or, when the other splits are
+            written, no words at all in one.
         OmnirouterError: a file cannot be written.
     """
     manifests = [open_manifest(path) for path in manifests_of(src)]
@@ -111,9 +112,18 @@ def relabel(
                         progress(done)
             rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
             _write_lines(out / FAILED, rows)
-            return [_write(manifest, out, store) for manifest in manifests], failed
+            written, unusable = list[Relabelled](), list[str]()
+            for manifest in manifests:
+                try:
+                    written.append(_write(manifest, out, store))
+                except NothingUsable as error:
+                    unusable.append(str(error))
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if unusable:
+        why = "; ".join(unusable)
+        raise NothingUsable(f"{why}; for utterances that failed see {out / FAILED}")
+    return written, failed
 
 
 def seconds_missing(src: Path, out: Path) -> float:
@@ -252,10 +262,7 @@ class _Scores:
 
 def _write(manifest: AnyManifest, out: Path, store: HeardStore) -> Relabelled:
     split, scores = split_name(manifest.path), _Scores()
-    try:
-        report = write_split(_relabelled(manifest, store, scores), out, split)
-    except NothingUsable as error:
-        raise BadInput(f"{error}; for utterances that failed see {out / FAILED}") from error
+    report = write_split(_relabelled(manifest, store, scores), out, split)
     path = out / f"wer_{split}.jsonl"
     _write_lines(path, scores.rows())
     counts = scores.files.values()
