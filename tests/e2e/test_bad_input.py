@@ -158,6 +158,7 @@ def test_no_model_to_transcribe_with(
     ("options", "named"),
     [
         (["--format", "jsn"], "did you mean json?"),
+        (["--langu", "english.arpa"], "unknown option --langu"),
         (["--format", "mp4"], "choose from txt, srt, vtt, json, tsv"),
         (["--batch-seconds", "0"], "batch_seconds: more than 0"),
         (["--max-line-width", "0"], "max_line_width: at least 1"),

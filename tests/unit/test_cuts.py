@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import soundfile
 from lhotse import CutSet
 
 from omnirouter.cli import main
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.config import BadInput, OmnirouterError, SharConfig
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.cuts import SplitReport, prepare_manifests, split_name
 from omnirouter.data.prepare import read_manifest
+from omnirouter.data.processes import only_writer
+from omnirouter.data.shar_export import export_shar
 
 
 def wave(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> Path:
@@ -142,6 +145,17 @@ def test_a_split_that_cannot_be_used_does_not_end_the_others(tmp_path: Path) -> 
     assert note.startswith("dev: no utterance can be used: 2 missing audio; see")
     assert done == [1, 2, 3, 4, 5, 6]
     assert (tmp_path / "out" / "rejected_dev.jsonl").is_file()
+
+
+def test_only_one_process_writes(tmp_path: Path) -> None:
+    """Two would write into the same unfinished file."""
+    wave(tmp_path / "a.wav")
+    manifest = write(tmp_path / "dev.jsonl", [{"audio_filepath": "a.wav", "text": "x"}])
+    with only_writer(tmp_path / "out"):
+        for make in (prepare_manifests, partial(export_shar, config=SharConfig())):
+            with pytest.raises(BadInput, match="out: another process writes here"):
+                make(manifest, tmp_path / "out")
+    assert one(manifest, tmp_path / "out").utterances == 1
 
 
 def test_words_that_lie_outside_of_a_cut(tmp_path: Path) -> None:

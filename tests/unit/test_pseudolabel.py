@@ -28,6 +28,7 @@ from omnirouter.data import pseudolabel
 from omnirouter.data.espeak import Speech, speak
 from omnirouter.data.labels import FilterConfig, Segment, longest_loop, rejection
 from omnirouter.data.prepare import read_manifest
+from omnirouter.data.processes import only_writer
 from omnirouter.data.pseudolabel import Summary, pseudo_label
 from omnirouter.data.recordings import Source, find_sources
 from omnirouter.data.teacher import (
@@ -436,6 +437,45 @@ def test_what_cannot_be_done_is_said_first(src: Path, tmp_path: Path) -> None:
         run(src, tmp_path / "out", filters=FilterConfig(min_rate=50, max_rate=60))
 
 
+def test_a_teacher_that_could_not_be_loaded_claims_nothing(src: Path, tmp_path: Path) -> None:
+    def teacherless(*_: Any) -> Iterator[tuple[Source, str]]:
+        raise BadInput("teacher: large-v22 cannot be loaded (no such model)")
+        yield
+
+    out = tmp_path / "out"
+    wrong = TeacherConfig(teacher="large-v22")
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, engine=teacherless)
+    assert run(src, out).files == 5
+    with pytest.raises(BadInput, match="another teacher"):
+        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, engine=teacherless)
+
+
+def test_a_teacher_is_known_by_its_whole_path(
+    src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    whole = str(tmp_path / "mine")
+    assert TeacherConfig(teacher="mine").teacher == whole
+    assert TeacherConfig(teacher="large-v2").teacher == "large-v2"
+    out = tmp_path / "out"
+    mine = TeacherConfig(teacher="mine")
+    pseudo_label(find_sources(src, out), out, mine, dev_files=1, engine=engine(Stub()))
+    stamp = out / pseudolabel.STAMP
+    stamp.write_text(stamp.read_text().replace(whole, "mine"))  # as it was noted once
+    pseudo_label(find_sources(src, out), out, mine, dev_files=1, engine=engine(Stub()))
+
+
+def test_only_one_process_writes(src: Path, tmp_path: Path) -> None:
+    with (
+        only_writer(tmp_path / "out"),
+        pytest.raises(BadInput, match="out: another process writes here; wait for it, or choose"),
+    ):
+        run(src, tmp_path / "out")
+    assert run(src, tmp_path / "out").files == 5
+
+
 def test_sources_may_be_a_list_or_a_manifest(src: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     listed = src / "list.txt"
@@ -576,6 +616,22 @@ def test_the_command_labels_and_tells(
     printed = capsys.readouterr().out
     assert "in: 4 recordings" in printed
     assert "no speech" in printed
+
+
+def test_recordings_that_all_fail_are_named(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks = tmp_path / "talks"
+    talks.mkdir()
+    for name in "ab":
+        (talks / f"{name}.wav").write_text("no audio")
+    assert main(arguments(talks, tmp_path / "out", model)) == 2
+    told = capsys.readouterr().err
+    assert "a: unreadable audio" in told and "b: unreadable audio" in told
+    assert "no segment is left (2 of 2 recordings failed); see failed.jsonl" in told
+    soundfile.write(talks / "b.wav", np.zeros(4 * RATE), RATE)
+    assert main(arguments(talks, tmp_path / "out", model)) == 1
+    assert "(1 of 2 recordings failed); see failed.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data import pseudolabel, ray_engine
 from omnirouter.data.labels import Segment
 from omnirouter.data.pseudolabel import pseudo_label
@@ -37,6 +38,8 @@ class Worker:
         return Heard("en", 0.9, 3.0, [said])
 
     def hear(self, source: Source, out: Path) -> str:
+        if "full" in source.id:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         mark = source.path.with_suffix(".killed")
         if "deadly" in source.id or ("kill" in source.id and not mark.exists()):
             mark.touch()
@@ -51,6 +54,7 @@ def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[Worker.__module__])
     ray.init(
+        "local",
         num_cpus=3,
         num_gpus=0,
         include_dashboard=False,
@@ -72,13 +76,18 @@ def src(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_several_workers_one_of_them_killed(
-    cluster: Any, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any,
+    src: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(ray_engine, "_Worker", Worker)
     (src / "broken.wav").write_text("no audio")
     out = tmp_path / "out"
     summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=hear_on_ray)
     assert (src / "kill.killed").exists(), "a worker was killed"
+    assert capsys.readouterr().out == "", "of which Ray tells where a program's JSON goes"
     assert summary.files == 6
     assert summary.kept[0] == 6, "no recording is lost, none comes twice"
     assert list(summary.failed) == ["broken"]
@@ -97,6 +106,17 @@ def test_a_recording_that_kills_every_worker_is_listed(
     summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=hear_on_ray)
     assert summary.failed == {"deadly": "its worker died each time (out of memory?)"}
     assert summary.kept[0] == 6
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line(
+    cluster: Any, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_engine, "_Worker", Worker)
+    soundfile.write(src / "full.wav", np.zeros(4000), 1000)
+    out = tmp_path / "out"
+    with pytest.raises(OmnirouterError, match=r"cannot write to .*out: No space left on device$"):
+        pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=hear_on_ray)
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def pack(src: Path, out: Path, **settings: Any) -> SplitReport:
-    [report] = export_shar(src, out, SharConfig(**{"shard_size": 2, **settings}))
+    [report], _ = export_shar(src, out, SharConfig(**{"shard_size": 2, **settings}))
     return report
 
 
@@ -219,6 +219,17 @@ def test_shards_that_are_passed_are_not_opened(
     monkeypatch.setattr(shar, "_members", lambda path: [opened.append(path.name), walk(path)][1])
     assert list(cuts.data.passing(3)) == [None] * 3 + whole[3:]
     assert opened == ["recording.000001.tar", "recording.000002.tar"]
+
+
+def test_a_split_that_cannot_be_used_does_not_end_the_others(corpus: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both"
+    both.mkdir()
+    rows = [cut.to_dict() for cut in read_manifest(corpus)]
+    (both / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (both / "dev.jsonl").write_text('{"audio_filepath": "none.wav", "text": "x"}\n')
+    [report], [note] = export_shar(both, tmp_path / "out", SharConfig())
+    assert (report.split, report.utterances) == ("train", len(rows))
+    assert note.startswith("dev: no utterance can be used: 1 missing audio; see ")
 
 
 def test_texts_globs_and_folders(corpus: Path, tmp_path: Path) -> None:

@@ -169,7 +169,9 @@ def shar(cuts: Path, out: Path, archives: SharConfig, *, json: bool = False) -> 
     from omnirouter.data.shar_export import export_shar
 
     with show.progress("packing", None, "utterances") as update:
-        reports = export_shar(cuts, out, archives, update)
+        reports, notes = export_shar(cuts, out, archives, update)
+    for line in notes:
+        show.note(f"omnirouter shar: {line}")
     _show_reports([report.to_dict() for report in reports], json)
     return DONE
 

@@ -62,7 +62,7 @@ def pseudo_label(
         json: print the summary as JSON.
     """
     from omnirouter.cli import show
-    from omnirouter.data.pseudolabel import Engine, hear_here
+    from omnirouter.data.pseudolabel import Engine, NothingLeft, Summary, hear_here
     from omnirouter.data.pseudolabel import pseudo_label as run
     from omnirouter.data.recordings import find_sources
     from omnirouter.data.teacher import require_teacher
@@ -76,6 +76,11 @@ def pseudo_label(
 
         require_ray()
         hear = partial(hear_on_ray, workers=engine.workers)
+
+    def name_failed(summary: Summary) -> None:
+        for name, reason in summary.failed.items():
+            show.note(f"omnirouter pseudo-label: {name}: {reason}")
+
     sources = find_sources(src, out)
     hours = sum(s.seconds for s in sources if s.heard(out) is None) / 3600
     try:
@@ -93,8 +98,12 @@ def pseudo_label(
     except KeyboardInterrupt:
         show.note("interrupted; what was heard is kept, the same command goes on")
         raise
-    for name, reason in summary.failed.items():
-        show.note(f"omnirouter pseudo-label: {name}: {reason}")
+    except NothingLeft as error:
+        name_failed(error.summary)
+        if len(error.summary.failed) == len(sources):
+            raise BadInput(str(error)) from error
+        raise
+    name_failed(summary)
     if json:
         show.as_json(summary.to_dict())
     else:

@@ -67,6 +67,7 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         description="\n\n".join(about),
         formatter_class=Formatter,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     usage = [parser.prog]
     for name, parameter in inspect.signature(function).parameters.items():

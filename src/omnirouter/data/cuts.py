@@ -26,6 +26,7 @@ from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cut_audio import SPHERE, text_of
 from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import UniqueIds, open_manifest
+from omnirouter.data.processes import only_writer
 from omnirouter.data.shar import is_shar
 from omnirouter.text import clean_text
 
@@ -148,7 +149,12 @@ def write_splits(
     *,
     transcripts: bool = True,
 ) -> tuple[list[SplitReport], list[str]]:
-    """`write_split` for several; one without a usable utterance is a note, and the others go on."""
+    """`write_split` for several; one without a usable utterance is a note, and the others go on.
+
+    Raises:
+        BadInput: another process writes there.
+        OmnirouterError: the folder cannot be written to.
+    """
     reports, notes = list[SplitReport](), list[str]()
     before = done = 0.0
 
@@ -158,12 +164,16 @@ def write_splits(
         if progress is not None:
             progress(done)
 
-    for split, cuts in splits.items():
-        before = done
-        try:
-            reports.append(write_split(cuts, out, split, shown, transcripts=transcripts))
-        except NothingUsable as error:
-            notes.append(str(error))
+    try:
+        with only_writer(out):
+            for split, cuts in splits.items():
+                before = done
+                try:
+                    reports.append(write_split(cuts, out, split, shown, transcripts=transcripts))
+                except NothingUsable as error:
+                    notes.append(str(error))
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return reports, notes
 
 

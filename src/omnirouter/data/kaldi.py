@@ -9,6 +9,7 @@ started from.
 from __future__ import annotations
 
 import io
+import math
 import shlex
 import shutil
 import subprocess
@@ -114,12 +115,24 @@ def _segments(folder: Path, audio: Mapping[str, _Audio]) -> list[list[str]]:
     """
     path = folder / "segments"
     if path.is_file():
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        rows = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            row = line.split()
+            if row and (len(row) < 4 or not _are_times(row[2:4])):
+                raise BadInput(f"{path}, line {number}: not utterance, recording, start and end")
+            rows += [row] if row else []
     elif (folder / "utt2spk").is_file():
         rows = [[key, key, "0", "-1"] for key in _pairs(folder / "utt2spk")]
     else:
         raise WrongLayout(f"{folder.name}/utt2spk or segments")
     return [row if row[1] in audio else [*row[:3], "1e9"] for row in rows]
+
+
+def _are_times(words: list[str]) -> bool:
+    try:
+        return all(math.isfinite(float(word)) for word in words)
+    except ValueError:
+        return False
 
 
 def _pairs(path: Path) -> dict[str, str]:

@@ -21,9 +21,10 @@ from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cuts import NothingUsable, SplitReport, write_split
 from omnirouter.data.labels import FILTERS, FilterConfig, Segment, rejection
 from omnirouter.data.manifest import json_line, utterance
+from omnirouter.data.processes import only_writer
 from omnirouter.data.recordings import Source
 from omnirouter.data.synthetic import is_empty, write_whole
-from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig
+from omnirouter.data.teacher import RATE, Heard, Teacher, TeacherConfig, located
 
 STAMP = "pseudo-label.json"
 ATTEMPTS = 2  # for a file whose failure may pass
@@ -67,6 +68,18 @@ class Summary:
         }
 
 
+class NothingLeft(OmnirouterError):
+    """Not one segment was kept.
+
+    Attributes:
+        summary: what came of the recordings.
+    """
+
+    def __init__(self, message: str, summary: Summary) -> None:
+        super().__init__(message)
+        self.summary = summary
+
+
 def claim(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
     """Note in a file of this name what the folder is made with, or find the same noted there.
 
@@ -85,11 +98,15 @@ def claim(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
 def is_claimed(out: Path, config: TeacherConfig, name: str) -> bool:
     """Whether the same is noted there; not so of a folder that is empty or not there yet.
 
+    Nor of one that holds the note alone: its teacher could not be loaded.
+
     Raises:
         BadInput: it holds something else.
     """
     if (out / name).exists():
         if _stamp_of(out / name) != _stamp(config):
+            if is_empty(out, name):
+                return False
             raise BadInput(
                 f"{out}: was made with another teacher or segmentation (see {name}); choose "
                 "another folder"
@@ -107,10 +124,14 @@ def _stamp(config: TeacherConfig) -> dict[str, Any]:
 
 
 def _stamp_of(path: Path) -> object:
+    """What is noted; a teacher's folder as it would be noted today."""
     try:
-        return json.loads(path.read_text(errors="replace"))
+        noted = json.loads(path.read_text(errors="replace"))
     except json.JSONDecodeError:
         return None
+    if isinstance(noted, dict) and isinstance(teacher := noted.get("teacher"), str):
+        noted["teacher"] = located(teacher)
+    return noted
 
 
 def hear(source: Source, out: Path, teacher: Teacher) -> None:
@@ -190,7 +211,8 @@ def pseudo_label(
 
     Raises:
         BadInput: too few recordings, or a folder of something else.
-        OmnirouterError: every segment was rejected, or a file cannot be written.
+        NothingLeft: every recording failed, or every segment was rejected.
+        OmnirouterError: a file cannot be written.
     """
     if not 0 <= dev_files < len(sources):
         raise BadInput(
@@ -199,16 +221,16 @@ def pseudo_label(
         )
     claim(out, config)
     summary, done = Summary(), 0.0
-    missing = [source for source in sources if source.heard(out) is None]
-    if missing:
-        for source, reason in engine(missing, out, config):
-            if reason:
-                summary.failed[source.id] = reason
-            done += source.seconds
-            if progress is not None:
-                progress(done)
     try:
-        _write(sources, out, dev_files, seed, filters or FilterConfig(), summary)
+        with only_writer(out):
+            missing = [source for source in sources if source.heard(out) is None]
+            for source, reason in engine(missing, out, config) if missing else ():
+                if reason:
+                    summary.failed[source.id] = reason
+                done += source.seconds
+                if progress is not None:
+                    progress(done)
+            _write(sources, out, dev_files, seed, filters or FilterConfig(), summary)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return summary
@@ -230,10 +252,12 @@ def _write(
     if not summary.kept[0]:
         for split in ("train", "dev"):  # of other filters, and beside the new lists
             (out / f"cuts_{split}.jsonl.gz").unlink(missing_ok=True)
-        reasons = ", ".join(f"{n} {name}" for name, (n, _) in summary.rejected.items())
-        raise OmnirouterError(
-            f"{out}: no segment is left ({reasons or 'there was no speech'}); see rejected.jsonl"
-        )
+        reasons = [f"{n} {name}" for name, (n, _) in summary.rejected.items()]
+        if summary.failed:
+            reasons.append(f"{len(summary.failed)} of {len(sources)} recordings failed")
+        see = "failed.jsonl" if summary.failed else "rejected.jsonl"
+        why = ", ".join(reasons) or "there was no speech"
+        raise NothingLeft(f"{out}: no segment is left ({why}); see {see}", summary)
 
     def drawn(source: Source) -> bytes:
         return hashlib.blake2b(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +63,11 @@ def hear_on_ray(
 
     started = not ray.is_initialized()
     if started:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        address = os.environ.get("RAY_ADDRESS") or "local"  # not whatever else runs here
+        ray.init(address, log_to_driver=False, include_dashboard=False, configure_logging=False)
     try:
-        yield from _spread(ray, sources, out.absolute(), config, workers)
+        with redirect_stdout(sys.stderr):  # where Ray tells of workers that died
+            yield from _spread(ray, sources, out.absolute(), config, workers)
     finally:
         if started:
             ray.shutdown()
@@ -91,6 +95,8 @@ def _spread(
         worker, source, number = busy.pop(ready)
         try:
             yield source, ray.get(ready)
+        except ray.exceptions.RayTaskError as error:  # not of the recording: a full disk
+            raise error.cause or error from error
         except ray.exceptions.RayActorError as error:
             _give_up_if_teacherless(error)
             worker = actor.remote(config)

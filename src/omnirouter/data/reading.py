@@ -41,7 +41,7 @@ from omnirouter.data.espeak import (
     require_espeak,
     speak,
 )
-from omnirouter.data.processes import in_parallel, shown
+from omnirouter.data.processes import in_parallel, only_writer, shown
 from omnirouter.data.synthetic import drawn_seed, is_empty, write_wave, write_whole
 from omnirouter.text import clean_text
 
@@ -119,7 +119,7 @@ def read_aloud(
 
     Raises:
         BadInput: a text cannot be read or holds no words, espeak-ng is missing, or `out`
-            holds something else.
+            holds something else, or another process writes there.
         OmnirouterError: a file cannot be written, or a synthesiser fails.
     """
     lines = [line for path in texts for line in _lines(path)]
@@ -142,22 +142,23 @@ def read_aloud(
         report.rejected["line in other letters than Latin"] = len(lines) - len(sentences)
     try:
         _claim(out, stamp)
-        for folder in {Path(passage.path).parent for passage in passages}:
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        make = partial(_make, out, config.seed, voices)
-        seconds = in_parallel(make, passages, workers, lost=CRASHED)
-        rows = []
-        for passage, duration in zip(
-            passages, shown(seconds, len(passages), progress), strict=True
-        ):
-            if duration <= 0:
-                why = "the synthesiser crashed" if duration == CRASHED else "no sound"
-                report.rejected[why] += 1
-                continue
-            rows.append(json.dumps(_row(passage, duration, config.seed, voices)) + "\n")
-            report.seconds += duration
-        report.utterances = len(rows)
-        write_whole(report.path, "".join(rows))
+        with only_writer(out):
+            for folder in {Path(passage.path).parent for passage in passages}:
+                (out / folder).mkdir(parents=True, exist_ok=True)
+            make = partial(_make, out, config.seed, voices)
+            seconds = in_parallel(make, passages, workers, lost=CRASHED)
+            rows = []
+            for passage, duration in zip(
+                passages, shown(seconds, len(passages), progress), strict=True
+            ):
+                if duration <= 0:
+                    why = "the synthesiser crashed" if duration == CRASHED else "no sound"
+                    report.rejected[why] += 1
+                    continue
+                rows.append(json.dumps(_row(passage, duration, config.seed, voices)) + "\n")
+                report.seconds += duration
+            report.utterances = len(rows)
+            write_whole(report.path, "".join(rows))
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return report

@@ -34,6 +34,7 @@ from omnirouter.data.heard import Heard, HeardStore, open_store
 from omnirouter.data.labels import Segment
 from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import AnyManifest, UniqueIds, open_manifest
+from omnirouter.data.processes import only_writer
 from omnirouter.data.pseudolabel import claim, is_claimed
 from omnirouter.data.synthetic import write_whole
 from omnirouter.data.teacher import ANY, RATE, Teacher, TeacherConfig, find_speech
@@ -101,7 +102,7 @@ def relabel(
         listener.teacher = teacher(config)  # before anything is written: it may not be there
     claim(out, config, STAMP)
     try:
-        with open_store(out / HEARD) as store:
+        with only_writer(out), open_store(out / HEARD) as store:
             for manifest in manifests:
                 for batch in _batches(missing(manifest, store), listener.together):
                     found = listener.hear(batch, failed)

@@ -27,6 +27,7 @@ from omnirouter.audio import AudioError
 from omnirouter.config import BadInput, OmnirouterError, SharConfig
 from omnirouter.data.cut_audio import from_archive
 from omnirouter.data.cuts import (
+    NothingUsable,
     Progress,
     SplitReport,
     Unusable,
@@ -38,7 +39,7 @@ from omnirouter.data.cuts import (
 )
 from omnirouter.data.manifest import json_line
 from omnirouter.data.prepare import UniqueIds, open_manifest
-from omnirouter.data.processes import in_parallel
+from omnirouter.data.processes import in_parallel, only_writer
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE = 64  # utterances packed by this process before others are worth their start
@@ -47,7 +48,7 @@ CHUNK = 4  # utterances handed over together; they may be hours long
 
 def export_shar(
     src: Path, out: Path, config: SharConfig, progress: Progress | None = None
-) -> list[SplitReport]:
+) -> tuple[list[SplitReport], list[str]]:
     """Turn manifests into Shar folders, `out/<split>`, one for each.
 
     A script that packs with several workers needs the usual `if __name__ == "__main__":`.
@@ -58,22 +59,35 @@ def export_shar(
         config: of the archives.
         progress: called with the number of utterances done so far.
 
+    Returns:
+        A report for every split that has a usable utterance, and a note for every other.
+
     Raises:
-        BadInput: nothing to read, a folder that is there already, or a split without a usable
-            utterance.
+        BadInput: nothing to read, a folder that is there already, another process that writes, or
+            no usable utterance at all.
         OmnirouterError: the folder cannot be written to, or a worker was killed.
     """
     manifests = [open_manifest(path) for path in manifests_of(src)]
     for manifest in manifests:
         if (target := out / split_name(manifest.path)).exists():
             raise BadInput(f"{target}: is there already; remove it or choose another folder")
-    reports, done = [], 0.0
-    for manifest in manifests:
-        before = done
-        shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-        reports.append(write_shar(manifest, out, split_name(manifest.path), config, shown))
-        done += len(manifest)
-    return reports
+    reports, unusable, done = list[SplitReport](), list[str](), 0.0
+    try:
+        with only_writer(out):
+            for manifest in manifests:
+                before = done
+                shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
+                try:
+                    split = split_name(manifest.path)
+                    reports.append(write_shar(manifest, out, split, config, shown))
+                except NothingUsable as error:
+                    unusable.append(str(error))
+                done += len(manifest)
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if not reports:
+        raise NothingUsable("; ".join(unusable))
+    return reports, unusable
 
 
 def write_shar(
@@ -120,7 +134,7 @@ def write_shar(
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     if not report.utterances:
         why = f": {reasons(report)}; see {listed}" if report.rejected else ""
-        raise BadInput(f"{split}: no utterance can be used{why}")
+        raise NothingUsable(f"{split}: no utterance can be used{why}")
     return report
 
 

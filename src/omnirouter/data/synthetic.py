@@ -223,9 +223,11 @@ def write_whole(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether nothing is there but what `write_whole` left when it was killed."""
-    return folder.is_dir() and all(path.name.endswith(UNFINISHED) for path in folder.iterdir())
+def is_empty(folder: Path, *but: str) -> bool:
+    """Whether nothing is there but these, and what `write_whole` left when it was killed."""
+    return folder.is_dir() and all(
+        path.name.endswith(UNFINISHED) or path.name in but for path in folder.iterdir()
+    )
 
 
 def _owned_stamp(out: Path, manifests: Mapping[str, Path]) -> object:

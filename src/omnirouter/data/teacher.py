@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -58,6 +59,7 @@ class TeacherConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "teacher", located(self.teacher))
         if not 1 <= self.max_seconds <= LONGEST_S:
             raise BadInput(f"max-seconds: between 1 and {LONGEST_S:g}, not {self.max_seconds}")
         if not 0 < self.speech_threshold < 1:
@@ -75,6 +77,11 @@ class Heard:
     probability: float
     speech_seconds: float
     segments: list[Segment]
+
+
+def located(teacher: str) -> str:
+    """A teacher's folder by its whole path, which workers elsewhere know too; a name as it is."""
+    return str(Path(teacher).absolute()) if Path(teacher).is_dir() else teacher
 
 
 def require_teacher() -> None:
