@@ -217,8 +217,9 @@ def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
 
 
 def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, Parity]:
-    rate = checkpoint.config.features.sample_rate
-    waveforms = [_noise(seconds, rate) for seconds in COMPARED_S]
+    features = checkpoint.config.features
+    lengths = [max(seconds, 1.2 * features.window_s) for seconds in COMPARED_S]
+    waveforms = [_noise(seconds, features.sample_rate) for seconds in lengths]
     expected = Transcriber(checkpoint).log_probs(waveforms)
     found = {}
     for name, file in GRAPHS.items():
