@@ -108,7 +108,7 @@ def save_checkpoint(
         for other in _others(target):
             copy_entry(other, temporary / other.name)
 
-    _clear_leftovers(target)
+    clear_leftovers(target)
     write_atomically(target, write)
 
 
@@ -134,13 +134,15 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
 
     Raises:
         BadInput: in one line, for a folder or file that is missing, damaged, of another format
-            version, or whose tensors do not fit its config.
+            version, or whose tensors do not fit its config or are not numbers.
     """
     contents = _read(folder)
     with torch.device("meta"):  # no time spent on initial weights, no random numbers drawn
         model = CTCEncoder(contents.config)
     _require_tensors(model, contents)
     model.load_state_dict(contents.tensors, assign=True)
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise BadInput(f"{folder}: holds weights that are not numbers (NaN or infinite)")
     return Checkpoint(
         model=model.to(device).eval(),
         tokenizer=contents.tokenizer,
@@ -259,7 +261,7 @@ def copy_entry(source: Path, target: Path) -> None:
         shutil.copy2(source, target, follow_symlinks=False)
 
 
-def _clear_leftovers(target: Path) -> None:
+def clear_leftovers(target: Path) -> None:
     """Remove what writers of `target` left behind when they were killed."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
         _remove(leftover)

@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
 from omnirouter.cli import main
@@ -335,6 +336,17 @@ def test_a_checkpoint_cut_short(refuse: Refuse, broken: Path, tmp_path: Path) ->
     assert not (tmp_path / "mean").exists()
 
 
+def test_a_checkpoint_whose_weights_are_no_numbers(
+    refuse: Refuse, broken: Path, data: Path
+) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    assert "weights that are not numbers" in refuse("evaluate", broken, data / "good.jsonl")
+    assert "weights that are not numbers" in refuse("transcribe", data / "0.wav", "--model", broken)
+
+
 def test_a_run_folder_in_the_place_of_its_model(refuse: Refuse, model: Path, data: Path) -> None:
     assert f"did you mean {model}?" in refuse("evaluate", model.parent, data / "good.jsonl")
 
@@ -350,6 +362,33 @@ def test_a_dense_model_has_no_routing_to_analyse(
     save_checkpoint(tmp_path / "d", model_state=state, config=config, tokenizer=tokenizer)
     line = refuse("analyse", tmp_path / "d", data / "good.jsonl", "--out", tmp_path / "a")
     assert "a dense model has no router" in line
+
+
+def test_what_is_read_is_not_written_over(
+    refuse: Refuse, model: Path, data: Path, tmp_path: Path
+) -> None:
+    manifest = Path(shutil.copytree(data, tmp_path / "data")) / "good.jsonl"
+    before = manifest.read_bytes()
+    same = manifest.parent / ".." / "data" / manifest.name
+    for arguments in (
+        ("evaluate", model, manifest, "--hypotheses", same),
+        ("evaluate", model, manifest, "--output", same),
+        ("inspect", manifest, "--html", same),
+        ("tables", f"A={manifest}", "--output", same),
+    ):
+        assert "is read by this command; write to another file" in refuse(*arguments)
+    assert manifest.read_bytes() == before
+
+
+def test_memory_that_runs_out_is_one_line(
+    refuse: Refuse, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(*_: Any, **__: Any) -> None:
+        torch.empty(2**50)
+
+    monkeypatch.setattr(CTCEncoder, "forward", forward)
+    line = refuse("transcribe", data / "0.wav", "--model", model, "--vad", "off", status=1)
+    assert "out of memory; give it less audio at once (--batch-seconds" in line
 
 
 def test_a_run_is_not_overwritten(

@@ -252,7 +252,10 @@ def test_what_others_put_into_an_export_stays(checkpoint: Checkpoint, tmp_path: 
     out = tmp_path / "model.onnx"
     export(checkpoint, out)
     (out / "notes.txt").write_text("mine")
+    killed = out.with_name(f".{out.name}.tmp-123")
+    killed.mkdir()
     export(checkpoint, out)
+    assert not killed.exists(), "what a killed export left goes with the next one"
     assert (out / "notes.txt").read_text() == "mine"
     assert is_export(out)
     assert OnnxTranscriber(out, listening=Listening(vad="off")).transcribe(noise(16_000)).text

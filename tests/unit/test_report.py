@@ -259,6 +259,7 @@ def test_report_of_runs(
     manifest: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The command takes run folders: one without cuts, or several with them."""
     rows: list[dict[str, object]] = [
@@ -266,6 +267,8 @@ def test_report_of_runs(
     ]
     dense = save_run(checkpoints["dense"], tmp_path / "dense", rows)
     omni = save_run(checkpoints["omni"], tmp_path / "v1.2", rows)
+    with (tmp_path / "v1.2" / "metrics.jsonl").open("ab") as file:
+        file.write(b'[1]\n{"kind": "train"}\n\xff\n{"step": ')  # of a damaged disk
     out = tmp_path / "pages" / "report.html"
     assert main(["report", omni, "--out", str(out)]) == 0
     page = out.read_text()
@@ -281,6 +284,11 @@ def test_report_of_runs(
     assert main(["report", str(empty), "--out", str(out)]) == 2
     assert "holds no metrics.jsonl" in capsys.readouterr().err
     assert main(["report", dense, "--cuts", "[nowhere.jsonl]", "--out", str(out)]) == 2
+    monkeypatch.setattr(model_report, "score", None)  # nothing is scored before all is known
+    assert main(["report", omni, str(empty), "--cuts", str(manifest), "--out", str(out)]) == 2
+    assert "holds no metrics.jsonl" in capsys.readouterr().err
+    assert main(["report", omni, "--cuts", str(manifest), "--out", str(manifest)]) == 2
+    assert "is read by this command" in capsys.readouterr().err
     assert main(["report", dense, "--limit", "0"]) == 2
     assert out.read_text() == page
 

@@ -98,10 +98,25 @@ def test_stats_of_a_training_step_are_plain_numbers() -> None:
     assert stats["cramers_v"] == pytest.approx([1.0, 1.0])
 
 
-def test_stats_of_routers_with_several_experts_per_frame_follow_the_most_probable() -> None:
-    probs_TN = torch.tensor([[0.6, 0.4], [0.3, 0.7]])
-    both = Routing(probs_TN, torch.tensor([0, 1, 0, 1]), torch.ones(4), torch.tensor([0, 0, 1, 1]))
-    assert routing_stats([both], 2)["expert_usage"] == [[0.5, 0.5]]
+def test_use_of_routers_with_several_experts_per_frame_counts_them_all() -> None:
+    """Agreement of layers follows the most probable one."""
+    probs_TN = torch.tensor([[0.6, 0.3, 0.1], [0.7, 0.1, 0.2]])
+    both = Routing(probs_TN, torch.tensor([0, 1, 0, 2]), torch.ones(4), torch.tensor([0, 0, 1, 1]))
+    assert routing_stats([both], 3)["expert_usage"] == [[0.5, 0.25, 0.25]]
+
+
+def test_collected_use_counts_what_experts_take(
+    checkpoints: dict[str, Checkpoint], manifest: Path
+) -> None:
+    """An expert-choice router is balanced by its making, whichever expert is most probable."""
+    own = checkpoints["switch"]
+    config = replace(own.config, routing="expert-choice")
+    torch.manual_seed(0)
+    model = CTCEncoder(config).eval()
+    choosing = Checkpoint(model, own.tokenizer, config, {}, Path("choosing"))
+    numbers = summarise(collect(choosing, read_manifest(manifest)), "expert-choice")
+    for shares in numbers.usage:
+        assert shares == pytest.approx([0.25] * 4, abs=0.02)
 
 
 def test_dense_models_have_empty_stats() -> None:
@@ -173,6 +188,16 @@ def test_analyse_writes_numbers_and_figures(
     written = {path.name for path in (tmp_path / "out").iterdir()} - {"routing.json"}
     assert written == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert written == set(values["figures"])
+    assert [item["id"] for item in values["rejected"]] == ["broken"]
+    (tmp_path / "out" / "mine.png").touch()
+    stale = [tmp_path / "out" / f"expert_strips_2.{kind}" for kind in ("png", "svg")]
+    values["figures"] += [path.name for path in stale]
+    (tmp_path / "out" / "routing.json").write_text(json.dumps(values))
+    for path in stale:
+        path.touch()
+    analyse(checkpoints["switch"], read_manifest(manifest), tmp_path / "out", examples=1)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert left == written | {"routing.json", "mine.png"}
 
 
 def test_analyse_refuses_a_dense_model(

@@ -82,6 +82,7 @@ def test_fields_lhotse_has_too_are_found(
     assert {field_of(cut, "language") for cut in cuts} == {"en"}
     assert [fields_of(cut)["gender"] for cut in cuts] == ["female", "male"]
     assert field_of(next(iter(cuts)), "speaker") == ""
+    assert field_of(next(iter(cuts)), "trim") == "", "no field, though lhotse has such a method"
 
 
 def test_group_of_which_nothing_can_be_read_has_no_rate(
@@ -114,6 +115,8 @@ def test_set_without_transcripts_is_bad_input(
     mute.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(BadInput, match="needs transcripts"):
         score(checkpoints["omni"], read_manifest(mute), name="mute")
+    with pytest.raises(BadInput, match="condition: there is not one word to compare with"):
+        score_groups(checkpoints["omni"], read_manifest(mute), group_by="condition")
 
 
 def test_live_model_goes_back_to_training(

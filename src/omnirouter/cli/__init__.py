@@ -80,12 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except BadInput as error:
         return _fail(command, str(error), BAD)
-    except OmnirouterError as error:
-        return _fail(command, str(error), FAILED)
-    except OSError as error:
-        return _fail(command, _describe(error), FAILED)
     except KeyboardInterrupt:
         return _fail(command, "interrupted", FAILED)
+    except (OmnirouterError, OSError, MemoryError, RuntimeError) as error:
+        if (reason := _reason(error)) is None:
+            raise
+        return _fail(command, reason, FAILED)
+
+
+def _reason(error: Exception) -> str | None:
+    """What went wrong, in a line; None of what is a mistake of ours."""
+    if isinstance(error, OmnirouterError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _describe(error)
+    lacking = ("can't allocate memory", "out of memory")  # torch's words, which says no more
+    if isinstance(error, MemoryError) or any(words in str(error) for words in lacking):
+        return "out of memory; give it less audio at once (--batch-seconds, where it has that)"
+    return None
 
 
 def _run(command: str, arguments: list[str]) -> int:

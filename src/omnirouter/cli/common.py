@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,12 +57,14 @@ class Running(Compute):
     batch_seconds: float = 120.0
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Find out before the work, not after it, whether a file can be written.
 
     Raises:
-        BadInput: it cannot, or is a folder.
+        BadInput: it cannot, is a folder, or is one of the inputs.
     """
+    if path.resolve() in {other.resolve() for other in inputs}:
+        raise BadInput(f"{path}: is read by this command; write to another file")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file")
     try:

@@ -40,9 +40,10 @@ def tables(
 
     if table not in (0, *TABLES):
         raise BadInput(f"table: 0 for none of the paper's, or 1 to {len(TABLES)}, not {table}")
+    files = named_files(results)
     if output is not None:
-        require_writable(output)
-    found = {name: read_results(path) for name, path in named_files(results).items()}
+        require_writable(output, files.values())
+    found = {name: read_results(path) for name, path in files.items()}
     built = paper_tables.build(found, TABLES.get(table))
     if table and built.unknown:
         show.note(f"not in table {table}, left out: {', '.join(built.unknown)}")
@@ -66,7 +67,7 @@ def report(
     runs: list[str],
     compute: Compute,
     *,
-    cuts: list[str] | None = None,
+    cuts: list[str] | str | None = None,
     out: Path = Path("report.html"),
     title: str = "",
     limit: int = 200,
@@ -81,8 +82,8 @@ def report(
         runs: folders of training runs, each as FOLDER or NAME=FOLDER, from the baseline to the one
             that matters.
         compute: where to run.
-        cuts: list of manifests to score the runs' best checkpoints on, such as '[a.jsonl,
-            b.jsonl]'; routing is looked at on the first.
+        cuts: a manifest, or a list of them such as '[a.jsonl, b.jsonl]', to score the runs' best
+            checkpoints on; routing is looked at on the first.
         out: HTML file to write.
         title: heading; made from the runs' names if not given.
         limit: utterances of the first manifest whose routing is looked at.
@@ -92,15 +93,16 @@ def report(
     from omnirouter.cli.scoring import counting, named_manifests
     from omnirouter.data.prepare import read_manifest
     from omnirouter.evaluate.results import named_files
+    from omnirouter.evaluate.score import require_words
     from omnirouter.evaluate.tables import Condition
-    from omnirouter.study.model_report import Look, of_run
+    from omnirouter.study.model_report import Look, of_run, require_run
     from omnirouter.study.report import write_report
 
     if limit < 1:
         raise BadInput(f"limit: at least 1, not {limit}")
-    require_writable(out)
     folders = {_title(name, path): path for name, path in named_files(runs).items()}
-    manifests = named_manifests(cuts or [])
+    manifests = named_manifests([cuts] if isinstance(cuts, str) else cuts or [])
+    require_writable(out, manifests.values())
     sets = {name: read_manifest(path) for name, path in manifests.items()}
     options = Look(
         limit=limit,
@@ -108,6 +110,10 @@ def report(
         device=compute.torch_device(),
         precision=compute.precision,
     )
+    for folder in folders.values():  # before hours are spent on the first
+        require_run(folder, random_experts=random_experts)
+    for name, own in sets.items():
+        require_words(name, own)
     models = []
     for name, folder in folders.items():
         total = sum(sum(1 for _ in own) for own in sets.values())
@@ -118,7 +124,10 @@ def report(
         title=title or " and ".join(folders),
         models=models,
         conditions=[Condition(name=name, label=name) for name in sets],
-        facts={name: str(path) for name, path in (folders | manifests).items()},
+        facts={
+            **{f"run {name}": str(path) for name, path in folders.items()},
+            **{f"set {name}": str(path) for name, path in manifests.items()},
+        },
     )
     show.note(f"report: {out}")
     return DONE

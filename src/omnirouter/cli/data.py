@@ -207,7 +207,7 @@ def inspect(
     if threads < 1:
         raise BadInput(f"--threads: at least 1, not {threads}")
     if html is not None:
-        require_writable(html)
+        require_writable(html, map(Path, cuts))
     manifests = read_manifests(cuts)
     with show.progress("inspecting", None, "utterances") as update:
         found = inspect_cuts(manifests, audio=not text_only, threads=threads, progress=update)

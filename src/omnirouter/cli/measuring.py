@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.cli.common import DONE, Compute
+from omnirouter.cli.common import DONE, Compute, require_writable
 from omnirouter.config import BadInput, RunConfig
 
 
@@ -33,7 +33,8 @@ def bench(
         device: where to run; auto is CUDA where there is a device.
         rounds: measured rounds; each benchmark's own number if not given.
         quick: tiny sizes, one round, to see that everything runs.
-        out: folder for a result file of each benchmark; none are written if not given.
+        out: folder for a result file of each benchmark; none are written if not given, or with
+            --quick.
         json: print a JSON object, benchmark to figures, machine and versions.
     """
     from omnirouter.cli import show, tune_allocator
@@ -49,6 +50,8 @@ def bench(
             )
     if rounds is not None and rounds < 1:
         raise BadInput(f"rounds: at least 1, not {rounds}")
+    if out is not None:
+        require_writable(out / "result.json")
     models.family(family)
     common = ["--device", Compute(device=device).torch_device()]
     common += ["--quick"] if quick else []

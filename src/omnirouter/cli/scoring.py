@@ -14,6 +14,7 @@ from omnirouter.config import BadInput, LanguageModelConfig
 
 if TYPE_CHECKING:
     from omnirouter.checkpoint import Checkpoint
+    from omnirouter.data.batch import Rejected
     from omnirouter.evaluate.collect import RoutingNumbers
     from omnirouter.evaluate.score import SetResult
 
@@ -53,11 +54,12 @@ def evaluate(
 
     if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
         raise BadInput(f"hypotheses: {hypotheses} is where --output goes too; give another file")
+    manifests = named_manifests(cuts)
     for path in (output, hypotheses):
         if path is not None:
-            require_writable(path)
+            require_writable(path, manifests.values())
     # all are checked before hours are spent on the first
-    sets = {name: read_manifest(path) for name, path in named_manifests(cuts).items()}
+    sets = {name: read_manifest(path) for name, path in manifests.items()}
     model = load_checkpoint(checkpoint, compute.torch_device())
     options: dict[str, Any] = {
         "batch_seconds": compute.batch_seconds,
@@ -102,7 +104,8 @@ def _score_all(
                 continue
             break  # what was scored so far is still shown and written
         results |= found
-        _warn_of_rejected(found)
+        for set_name, result in found.items():
+            _list_rejected(set_name, result.rejected, "--hypotheses FILE lists all")
     return failed
 
 
@@ -159,6 +162,7 @@ def analyse(
             random_experts=DisturbConfig() if random_experts else None,
             progress=counting(update),
         )
+    _list_rejected(cuts, numbers.rejected, "routing.json lists all")
     show.note(f"routing.json and figures: {out}")
     if json:
         show.as_json(asdict(numbers))
@@ -222,20 +226,19 @@ def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
     return advance
 
 
-def _warn_of_rejected(results: Mapping[str, SetResult]) -> None:
+def _list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:
     from omnirouter.cli import show
     from omnirouter.data.loader import RejectLog
 
-    for name, result in results.items():
-        if not result.rejected:
-            continue
-        log = RejectLog()
-        log.add(result.rejected)
-        show.note(f"{name}: {log.summary()}")
-        for item in result.rejected[:REJECTED_SHOWN]:
-            show.note(f"  {item.id}: {item.reason}")
-        if (more := len(log) - REJECTED_SHOWN) > 0:
-            show.note(f"  and {more} more; --hypotheses FILE lists all")
+    if not rejected:
+        return
+    log = RejectLog()
+    log.add(rejected)
+    show.note(f"{name}: {log.summary()}")
+    for item in rejected[:REJECTED_SHOWN]:
+        show.note(f"  {item.id}: {item.reason}")
+    if (more := len(log) - REJECTED_SHOWN) > 0:
+        show.note(f"  and {more} more; {where}")
 
 
 def _report(

@@ -30,6 +30,7 @@ from omnirouter.evaluate.disturb import Disturbance, DisturbConfig, disturb
 from omnirouter.evaluate.meaning import Meaning
 from omnirouter.evaluate.routing import Floats, Ints, align_layers, aligned_labels, top_expert
 from omnirouter.evaluate.running import Precision, Progress, evaluating, evaluation_loader, forward
+from omnirouter.evaluate.score import require_words
 from omnirouter.evaluate.watching import collect_meaning
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def analyse(
 
     if random_experts is not None:
         require_one_expert(checkpoint)
+        require_words("random experts", cuts)
     analysis = look(checkpoint, cuts, limit=limit, precision=precision, progress=progress)
     disturbance = None
     if random_experts is not None:
@@ -162,10 +164,22 @@ def analyse(
     values["examples"] = [{"id": strip.id, "text": strip.text} for strip in strips]
     values["figures"] = sorted(f"{name}.{kind}" for name in drawn for kind in drawing.KINDS)
     text = json.dumps(_finite(values), indent=2) + "\n"
-    write_atomically(folder / "routing.json", lambda path: _write(path, text))
+    _remove_figures(folder)
     for name, figure in drawn.items():
         drawing.save(figure, folder / name)
+    write_atomically(folder / "routing.json", lambda path: _write(path, text))
     return analysis.numbers
+
+
+def _remove_figures(folder: Path) -> None:
+    """Those of an earlier analysis, which would stand beside the new ones."""
+    try:
+        names = json.loads((folder / "routing.json").read_text(encoding="utf-8"))["figures"]
+        for name in map(str, names):
+            if Path(name).name == name:
+                (folder / name).unlink(missing_ok=True)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # none, or not of ours
 
 
 @dataclass(frozen=True, kw_only=True)

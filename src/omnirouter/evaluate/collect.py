@@ -16,6 +16,7 @@ from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
+from omnirouter.data.batch import Rejected
 from omnirouter.evaluate.routing import (
     Floats,
     Ints,
@@ -25,7 +26,6 @@ from omnirouter.evaluate.routing import (
     cramers_v_matrix,
     router_entropy,
     top_expert,
-    usage,
 )
 from omnirouter.evaluate.running import (
     OnOutput,
@@ -44,7 +44,9 @@ class RoutingCollection:
     """The routing decisions of a model over many utterances.
 
     Attributes:
-        experts_LT: expert of each frame in each layer, int16; utterances one after the other.
+        experts_LT: expert of each frame in each layer, int16, of several the most probable one;
+            utterances one after the other.
+        taken_LN: how many frames each expert took in each layer, int64.
         offsets: first frame of each utterance and the end of the last, int64 [B + 1].
         ids: of the utterances.
         texts: their references.
@@ -52,9 +54,11 @@ class RoutingCollection:
         gate_L: mean gate, the probability that scales the expert's output (Eq. 2).
         num_experts: N.
         frame_s: seconds of one frame.
+        rejected: utterances that could not be used.
     """
 
     experts_LT: npt.NDArray[np.int16]
+    taken_LN: Ints
     offsets: Ints
     ids: list[str]
     texts: list[str]
@@ -62,6 +66,7 @@ class RoutingCollection:
     gate_L: Floats
     num_experts: int
     frame_s: float
+    rejected: list[Rejected]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,7 @@ class RoutingNumbers:
     cramers_v_mean: float
     cramers_v_matrix: list[list[float]]
     pairs: list[LayerPair]
+    rejected: list[Rejected]
 
 
 def collect(
@@ -126,10 +132,9 @@ def collect(
     """
     gathered = _Gathered(checkpoint)
     chosen = cuts if limit is None else cuts.subset(first=limit)
-    rejected = []
     with evaluating(checkpoint.model):
         for batch in evaluation_loader(checkpoint, chosen, batch_seconds):
-            rejected += batch.rejected
+            gathered.rejected += batch.rejected
             if not batch.waveforms:
                 continue
             output = forward(checkpoint, batch.waveforms, precision)
@@ -140,7 +145,7 @@ def collect(
             gathered.texts += batch.texts
             if progress is not None:
                 progress(len(batch.ids) + len(batch.rejected), batch.seconds)
-    require_readable("routing", len(gathered.ids), rejected)
+    require_readable("routing", len(gathered.ids), gathered.rejected)
     return gathered.collection()
 
 
@@ -174,6 +179,8 @@ class _Gathered:
         self.lengths: list[int] = []
         self.ids: list[str] = []
         self.texts: list[str] = []
+        self.rejected: list[Rejected] = []
+        self.taken_LN = np.zeros((self.config.num_layers, self.config.num_experts), dtype=np.int64)
         self.entropy_L = np.zeros(self.config.num_layers)
         self.gate_L = np.zeros(self.config.num_layers)
 
@@ -182,6 +189,10 @@ class _Gathered:
         frames, routings = int(output.lengths.sum()), output.routings
         experts_LT = torch.stack([top_expert(routing) for routing in routings])
         self.experts.append(experts_LT.to(torch.int16).cpu().numpy())
+        self.taken_LN += [
+            np.bincount(r.expert_A.cpu().numpy(), minlength=self.config.num_experts)
+            for r in routings
+        ]
         self.lengths += output.lengths.tolist()
         self.entropy_L += frames * np.array([float(router_entropy(r.probs_TN)) for r in routings])
         self.gate_L += frames * np.array([float(r.gate_A.float().mean()) for r in routings])
@@ -191,6 +202,7 @@ class _Gathered:
         offsets = np.concatenate([[0], np.cumsum(self.lengths)])
         return RoutingCollection(
             experts_LT=np.concatenate(self.experts, axis=1),
+            taken_LN=self.taken_LN,
             offsets=offsets,
             ids=self.ids,
             texts=self.texts,
@@ -198,13 +210,14 @@ class _Gathered:
             gate_L=self.gate_L / offsets[-1],
             num_experts=self.config.num_experts,
             frame_s=self.config.features.frame_s,
+            rejected=self.rejected,
         )
 
 
 def summarise(collection: RoutingCollection, routing: str) -> RoutingNumbers:
     """Figures of a collection; `routing` is the model's kind (`switch`, `omni`)."""
     experts_LT, num_experts = collection.experts_LT, collection.num_experts
-    frames = experts_LT.shape[1]
+    frames, taken_LN = experts_LT.shape[1], collection.taken_LN
     pairs = []
     for layer, (lower_T, upper_T) in enumerate(pairwise(experts_LT), start=1):
         table = contingency(lower_T, upper_T, num_experts)
@@ -225,7 +238,7 @@ def summarise(collection: RoutingCollection, routing: str) -> RoutingNumbers:
         utterances=len(collection.ids),
         frames=frames,
         seconds=frames * collection.frame_s,
-        usage=[usage(expert_T, num_experts).tolist() for expert_T in experts_LT],
+        usage=(taken_LN / np.maximum(1, taken_LN.sum(axis=1, keepdims=True))).tolist(),
         router_entropy=collection.entropy_L.tolist(),
         largest_entropy=float(np.log(num_experts)),
         mean_gate=collection.gate_L.tolist(),
@@ -233,4 +246,5 @@ def summarise(collection: RoutingCollection, routing: str) -> RoutingNumbers:
         cramers_v_mean=float(np.mean(adjacent)) if adjacent else 0.0,
         cramers_v_matrix=cramers_v_matrix(experts_LT, num_experts).tolist(),
         pairs=pairs,
+        rejected=collection.rejected,
     )

@@ -42,7 +42,7 @@ DURATION_BIN_S, RATE_BIN = 1.0, 0.25
 
 KINDS = {
     "unreadable audio": "cannot be loaded at all",
-    "duration differs": "audio ends more than 0.1 s before or after what the manifest says",
+    "duration differs": "audio ends more than 0.1 s before what the manifest says",
     "silent": f"no sample above {SILENT_PEAK_DB:g} dB of full scale",
     "mostly pauses": f"more than {PAUSE_SHARE:.0%} lies {QUIET_BELOW_DB:g} dB below its loud parts",
     "clipped": f"more than {CLIPPED_SHARE:.1%} of the samples are at full scale",

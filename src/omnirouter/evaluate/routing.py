@@ -22,9 +22,9 @@ Ints = npt.NDArray[np.integer[Any]]
 Floats = npt.NDArray[np.floating[Any]]
 
 
-def usage(expert_T: Ints, num_experts: int) -> Floats:
-    """Share of frames of each expert, float64 [N]."""
-    counts = np.bincount(expert_T, minlength=num_experts)
+def usage(expert_A: Ints, num_experts: int) -> Floats:
+    """Share of each expert in assignments of frames, float64 [N]."""
+    counts = np.bincount(expert_A, minlength=num_experts)
     shares: Floats = counts / max(1, counts.sum())
     return shares
 
@@ -130,7 +130,7 @@ def routing_stats(routings: Sequence[Routing], num_experts: int) -> dict[str, li
     experts_LT = torch.stack([top_expert(routing) for routing in routings]).cpu().numpy()
     entropy_L = torch.stack([router_entropy(routing.probs_TN) for routing in routings])
     return {
-        "expert_usage": [usage(expert_T, num_experts).tolist() for expert_T in experts_LT],
+        "expert_usage": [usage(r.expert_A.cpu().numpy(), num_experts).tolist() for r in routings],
         "router_entropy": entropy_L.tolist(),
         "mean_gate": [float(r.gate_A.float().mean()) if len(r.gate_A) else 0.0 for r in routings],
         "cramers_v": adjacent_cramers_v(experts_LT, num_experts),

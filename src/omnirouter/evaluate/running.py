@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -74,7 +75,8 @@ def field_of(cut: Any, name: str) -> str:
     if not cut.supervisions:
         return ""
     first = cut.supervisions[0]
-    value = getattr(first, name, None)
+    standard = {field.name for field in fields(first)}
+    value = getattr(first, name) if name in standard else None
     if value is None:  # `gender` and `language` of a JSONL manifest are custom too
         value = (first.custom or {}).get(name)
     return "" if value is None else str(value)

@@ -31,6 +31,8 @@ from omnirouter.evaluate.running import (
 from omnirouter.metrics import error_rate
 from omnirouter.model.prepack import prepack
 
+NO_WORDS = "{}: there is not one word to compare with; evaluating needs transcripts"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
@@ -202,9 +204,7 @@ def score(
     )
     require_readable(name, result.utterances, result.rejected)
     if not result.words:
-        raise BadInput(
-            f"{name}: there is not one word to compare with; evaluating needs transcripts"
-        )
+        raise BadInput(NO_WORDS.format(name))
     return result
 
 
@@ -255,7 +255,15 @@ def score_groups(
             [row for row in recognised if (group_of[row.id] or "(none)") == group],
             [row for row in rejected if (group_of.get(row.id) or "(none)") == group],
         )
+    if not any(result.words for result in results.values()):
+        raise BadInput(NO_WORDS.format(group_by))
     return results
+
+
+def require_words(name: str, cuts: CutSet) -> None:
+    """Raise BadInput if no utterance has a transcript, before the work is done."""
+    if not any(supervision.text for cut in cuts for supervision in cut.supervisions):
+        raise BadInput(NO_WORDS.format(name))
 
 
 def require_readable(name: str, utterances: int, rejected: list[Rejected]) -> None:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omnirouter.audio import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
-from omnirouter.checkpoint import Checkpoint, copy_entry, flush, write_atomically
+from omnirouter.checkpoint import Checkpoint, clear_leftovers, copy_entry, flush, write_atomically
 from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
 from omnirouter.model.context import distance_slopes, visible
@@ -113,6 +113,7 @@ def export(
             flush(path)
         _keep_others(out, folder)
 
+    clear_leftovers(out)
     write_atomically(out, write)
     return found
 

@@ -19,6 +19,8 @@ from omnirouter.evaluate.running import Precision, Progress
 from omnirouter.evaluate.score import SetResult, score
 from omnirouter.train.run import rows_of
 
+METRICS = "metrics.jsonl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
@@ -68,6 +70,15 @@ class Look:
     precision: Precision = "fp32"
 
 
+def require_run(folder: Path, *, random_experts: bool = False) -> None:
+    """Raise BadInput if the folder holds no run, or one whose frames have several experts."""
+    if not (folder / METRICS).is_file():
+        raise BadInput(f"{folder}: holds no {METRICS}; give the folder of a training run")
+    checkpoint = load_checkpoint(folder / "best")
+    if random_experts and checkpoint.config.routing != "dense":
+        require_one_expert(checkpoint)
+
+
 def of_run(
     folder: Path,
     name: str,
@@ -87,13 +98,9 @@ def of_run(
     Raises:
         BadInput: the folder holds no run, or a set cannot be used.
     """
-    metrics = folder / "metrics.jsonl"
-    if not metrics.is_file():
-        raise BadInput(f"{folder}: holds no metrics.jsonl; give the folder of a training run")
-    rows = rows_of(metrics)
+    require_run(folder)
+    rows = rows_of(folder / METRICS)
     checkpoint = load_checkpoint(folder / "best", options.device)
-    if options.random_experts and checkpoint.config.routing != "dense":
-        require_one_expert(checkpoint)
     results = {
         key: score(checkpoint, cuts, name=key, precision=options.precision, progress=progress)
         for key, cuts in sets.items()

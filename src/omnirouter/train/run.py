@@ -239,11 +239,13 @@ def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
 
 
 def rows_of(metrics: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    """Rows of a metrics.jsonl; what a kill cut short or a disk damaged is left out."""
     rows = []
-    for line in metrics.read_text(encoding="utf-8").splitlines():
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             continue
+        if isinstance(row, dict) and {"kind", "step"} <= row.keys():
+            rows.append(row)
     return rows
