@@ -101,6 +101,7 @@ def test_figures(troubled: Path) -> None:
     values = look(troubled).to_dict()
     assert values["utterances"] == 16
     assert values["hours"] * 3600 == pytest.approx(7 * 2 + 1 + 4 + 3 + 3 + 3 * 1 + 7 + 0.5)
+    assert values["longest_s"] == pytest.approx(7)
     assert values["speakers"] == 2
     assert values["words"] == 9 * 4 + 3 + 2 + 0 + 1 + 2 + 1 + 4
     assert values["sample_rates"] == {"16000": 14, "8000": 1}

@@ -231,7 +231,10 @@ def test_a_difference_that_may_be_chance_is_called_so(
     """A model against itself: no change, an interval of nothing, p = 1."""
     twin = replace(models[0], name="Twin")
     text = write(tmp_path / "report.html", [models[0], twin])
-    assert "errors than Dense (which may be chance)" in text
+    worse = {k: replace(found, wer=1.02 * found.wer) for k, found in twin.results.items()}
+    other = write(tmp_path / "other.html", [models[0], replace(twin, results=worse)])
+    assert "2% more errors than Dense (which may be chance)" in other
+    assert "as many errors as Dense." in text and "errors than" not in text
     assert "+0.0% to +0.0%" in text and "1.000" in text
 
 

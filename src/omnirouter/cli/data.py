@@ -232,7 +232,7 @@ def _show_inspection(found: dict[str, Any]) -> None:
         ["utterances", f"{found['utterances']:,}"],
         ["hours", f"{found['hours']:.2f}"],
         ["speakers", f"{found['speakers']:,}" if found["speakers"] else "not named"],
-        ["longest", f"{found['durations'][-1][0]:.0f} s"],
+        ["longest", f"{found['longest_s']:.1f} s"],
         ["words", f"{found['words']:,}"],
         ["words per second", f"{found['words_per_second']:.2f}"],
         ["texts said again", f"{found['texts_said_twice']:,}"],

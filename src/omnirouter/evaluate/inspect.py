@@ -89,6 +89,7 @@ class Inspection:
 
     utterances: int = 0
     seconds: float = 0.0
+    longest: float = 0.0
     words: int = 0
     speakers: Counter[str] = field(default_factory=Counter)
     durations: Counter[int] = field(default_factory=Counter)
@@ -107,6 +108,7 @@ class Inspection:
         return {
             "utterances": self.utterances,
             "hours": self.seconds / 3600,
+            "longest_s": self.longest,
             "words": self.words,
             "speakers": len(self.speakers),
             "words_per_second": self.words / self.seconds if self.seconds else 0.0,
@@ -152,6 +154,7 @@ def inspect_cuts(
         seconds = cut.duration or (sound.seconds if sound else 0.0)
         found.utterances += 1
         found.seconds += seconds
+        found.longest = max(found.longest, seconds)
         found.durations[int(seconds / DURATION_BIN_S)] += 1
         for supervision in cut.supervisions:
             if supervision.speaker is not None:

@@ -121,8 +121,12 @@ def _headline(table: WerTable, pairs: Pairs) -> str:
         if row.model == model:
             paired = pairs.get((row.model, row.baseline))
             chance = paired is not None and paired.p is not None and paired.p > LIKELY
+            change = f"{abs(row.change_of_mean):.0%}"
+            if change == "0%":
+                parts.append(f"as many errors as {row.baseline}")
+                continue
             parts.append(
-                f"{abs(row.change_of_mean):.0%} {'fewer' if row.change_of_mean < 0 else 'more'} "
+                f"{change} {'fewer' if row.change_of_mean < 0 else 'more'} "
                 f"errors than {row.baseline}{' (which may be chance)' if chance else ''}"
             )
     sets = len(table.counted)
