@@ -161,12 +161,24 @@ class _NoAudio(Exception):
     """PyAV finds no audio in the file."""
 
 
+class _Forward(soundfile.SoundFile):  # type: ignore[misc]
+    """A file read from its beginning to its end.
+
+    Behind every block soundfile seeks to where it is already, and MP3 begins anew there: frames
+    that need bits of those before them are lost, with a line on standard error for each.
+    """
+
+    def seekable(self) -> bool:
+        """No, so that it does not."""
+        return False
+
+
 class _Sound:
     """What libsndfile reads."""
 
     def __init__(self, file: BinaryIO | Part, name: str) -> None:
         self._name = name
-        self._sound = soundfile.SoundFile(file)
+        self._sound = _Forward(file)
         self.rate = _sane_rate(int(self._sound.samplerate), name)
 
     @property
