@@ -9,7 +9,7 @@ from typing import Any
 
 from lhotse import CutSet
 
-from omnirouter.checkpoint import load_checkpoint
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, ModelConfig
 from omnirouter.evaluate.analyse import StripExample, choose_examples, look, strip_examples
 from omnirouter.evaluate.collect import RoutingNumbers, require_one_expert
@@ -70,13 +70,19 @@ class Look:
     precision: Precision = "fp32"
 
 
-def require_run(folder: Path, *, random_experts: bool = False) -> None:
-    """Raise BadInput if the folder holds no run, or one whose frames have several experts."""
+def require_run(folder: Path, *, random_experts: bool = False, device: str = "cpu") -> Checkpoint:
+    """The best checkpoint of a run.
+
+    Raises:
+        BadInput: the folder holds no run, or random experts are asked of one whose frames have
+            several.
+    """
     if not (folder / METRICS).is_file():
         raise BadInput(f"{folder}: holds no {METRICS}; give the folder of a training run")
-    checkpoint = load_checkpoint(folder / "best")
+    checkpoint = load_checkpoint(folder / "best", device)
     if random_experts and checkpoint.config.routing != "dense":
         require_one_expert(checkpoint)
+    return checkpoint
 
 
 def of_run(
@@ -98,9 +104,8 @@ def of_run(
     Raises:
         BadInput: the folder holds no run, or a set cannot be used.
     """
-    require_run(folder)
+    checkpoint = require_run(folder, random_experts=options.random_experts, device=options.device)
     rows = rows_of(folder / METRICS)
-    checkpoint = load_checkpoint(folder / "best", options.device)
     results = {
         key: score(checkpoint, cuts, name=key, precision=options.precision, progress=progress)
         for key, cuts in sets.items()
