@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from omnirouter.config import BadInput
-from omnirouter.text import clean_text
+from omnirouter.text import normalize_text
 
 RUN = 8  # words
 TITLES = {"mr": "mister", "mrs": "missus", "dr": "doctor", "messrs": "messieurs"}
@@ -22,7 +22,7 @@ SHARED_RUN = f"{RUN} words in a row of a held-out set"
 
 def held_out_words(text: str) -> list[str]:
     """Words of a text in the form in which held-out texts are compared."""
-    return [TITLES.get(word, word) for word in clean_text(text).replace("'", "").split()]
+    return [TITLES.get(word, word) for word in normalize_text(text).replace("'", "").split()]
 
 
 class HeldOutText:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from numpy.random import Generator
 
-from omnirouter.text import clean_text
+from omnirouter.text import normalize_text
 
 ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
 fifteen sixteen seventeen eighteen nineteen""".split()
@@ -130,7 +130,7 @@ class PhraseMaker:
         spelled = ". ".join(letters).upper() + "."
         if rng.random() < 0.5:
             return Phrase(spelled, " ".join(letters))
-        return Phrase(f"{word}, {spelled}", f"{clean_text(word)} {' '.join(letters)}")
+        return Phrase(f"{word}, {spelled}", f"{normalize_text(word)} {' '.join(letters)}")
 
     def _filled(self, frame: str, rng: Generator) -> str:
         while "{" in frame:
@@ -185,7 +185,7 @@ class PhraseMaker:
 
 
 def _same(spoken: str) -> Phrase:
-    return Phrase(spoken, clean_text(spoken.replace("-", " ")))
+    return Phrase(spoken, normalize_text(spoken.replace("-", " ")))
 
 
 def cardinal(value: int) -> str:

@@ -31,20 +31,10 @@ import soxr
 from numpy.random import Generator
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.conditions import CONDITIONS, record
-from omnirouter.data.cuts import SplitReport
-from omnirouter.data.espeak import (
-    SAMPLE_RATE,
-    VARIANTS,
-    NoSound,
-    Speech,
-    Wave,
-    normalise,
-    require_espeak,
-    speak,
-)
-from omnirouter.data.processes import in_parallel, only_writer, shown
-from omnirouter.data.synthetic import drawn_seed, is_empty, write_wave, write_whole
+from omnirouter.corpora.validate import SplitReport
+from omnirouter.data.multiprocess import in_parallel, only_writer, shown
+from omnirouter.synthesis.conditions import CONDITIONS, record
+from omnirouter.synthesis.demo_corpus import drawn_seed, is_empty, write_wave, write_whole
 from omnirouter.synthesis.held_out import HeldOutText
 from omnirouter.synthesis.neural_voices import SAMPLE_RATE as NEURAL_RATE
 from omnirouter.synthesis.neural_voices import (
@@ -56,7 +46,17 @@ from omnirouter.synthesis.neural_voices import (
     require_neural,
 )
 from omnirouter.synthesis.phrases import Phrase, PhraseMaker
-from omnirouter.text import clean_text
+from omnirouter.synthesis.voices import (
+    SAMPLE_RATE,
+    VARIANTS,
+    NoSound,
+    Speech,
+    Wave,
+    normalize,
+    require_espeak,
+    speak,
+)
+from omnirouter.text import normalize_text
 
 VERSION = 4  # raise it with every change of what is made
 STAMP = "reading.json"
@@ -83,7 +83,7 @@ SHORT_WORD = 2  # letters; shorter ones are no single words to say
 
 
 @dataclass(frozen=True, kw_only=True)
-class TtsConfig:
+class TtsCorpusConfig:
     """How much to read, and in whose voices.
 
     Attributes:
@@ -126,7 +126,7 @@ class Voices:
 
 
 @dataclass(frozen=True)
-class Passage:
+class TtsUtterance:
     """One utterance to make: its number, how it is written for a voice, its words, and its voice."""
 
     index: int
@@ -141,10 +141,10 @@ class Passage:
         return f"audio/{self.index // 1000:03d}/{self.index:06d}.wav"
 
 
-def read_aloud(
+def make_tts_corpus(
     texts: Sequence[Path],
     out: Path,
-    config: TtsConfig,
+    config: TtsCorpusConfig,
     *,
     without: Sequence[Path] = (),
     kokoro: Path | None = None,
@@ -269,7 +269,7 @@ def read_sentences(
             raise BadInput(f"{path}: cannot be read as UTF-8 text ({error})") from error
     sentences = []
     for line in lines:
-        text = clean_text(line)
+        text = normalize_text(line)
         if not text:
             continue
         if not _is_latin(text):
@@ -280,23 +280,23 @@ def read_sentences(
             sentences.append(" ".join(line.split()))
     kept = list(held_out.without(sentences))
     if not kept:
-        letters = " that these voices can read" if any(map(clean_text, lines)) else ""
+        letters = " that these voices can read" if any(map(normalize_text, lines)) else ""
         raise BadInput(f"{', '.join(map(str, texts))}: no line holds words{letters}")
     return kept
 
 
 def plan(
     sentences: Sequence[str],
-    config: TtsConfig,
+    config: TtsCorpusConfig,
     voices: Voices,
     held_out: HeldOutText | None = None,
-) -> list[Passage]:
+) -> list[TtsUtterance]:
     """Decide what is said and by whom."""
     held_out = held_out or HeldOutText()
     maker = _phrase_maker(sentences, config)
     wanted = config.hours * 3600 * WORDS_PER_SECOND
     order = _Order([len(sentence.split()) for sentence in sentences], config.seed * wanted)
-    passages: list[Passage] = []
+    passages: list[TtsUtterance] = []
     words = 0
     while words < wanted:
         rng = np.random.default_rng(drawn_seed(config.seed, "text", len(passages)))
@@ -307,7 +307,7 @@ def plan(
         words += max(2, len(phrase.text.split()))
         if held_out.reason(phrase.text) is None:
             family, speaker = _draw_voice(rng, phrase.text, voices)
-            passages.append(Passage(len(passages), phrase.spoken, phrase.text, family, speaker))
+            passages.append(TtsUtterance(len(passages), phrase.spoken, phrase.text, family, speaker))
         else:  # single words of test sets, sentences that only together are eight words of one
             held_out.removed["phrase or cut sentence of a held-out set"] += 1
             words += 1
@@ -358,14 +358,14 @@ def _passage(sentences: Sequence[str], order: _Order, rng: Generator) -> Phrase:
             parts = spoken.split()
     if len(parts) > WORDS:
         spoken = " ".join(parts[:WORDS])
-    return Phrase(spoken, clean_text(spoken))
+    return Phrase(spoken, normalize_text(spoken))
 
 
-def _phrase_maker(sentences: Sequence[str], config: TtsConfig) -> PhraseMaker:
+def _phrase_maker(sentences: Sequence[str], config: TtsCorpusConfig) -> PhraseMaker:
     """Draw phrases of the texts' own words and, with hibari, of its lexicon's."""
     if not config.phrases:
         return PhraseMaker((), ())
-    own = {word for sentence in sentences for word in clean_text(sentence).split()}
+    own = {word for sentence in sentences for word in normalize_text(sentence).split()}
     common = sorted(word for word in own if PLAIN.fullmatch(word) and len(word) > SHORT_WORD)
     try:
         known = lexicon()
@@ -385,7 +385,7 @@ def _draw_voice(rng: Generator, text: str, voices: Voices) -> tuple[str, str]:
     return family, draw_kokoro(rng, speakers) if family == "kokoro" else str(rng.choice(speakers))
 
 
-def render(passage: Passage, seed: int, treated: bool, styles: Path | None = None) -> Wave:
+def render(passage: TtsUtterance, seed: int, treated: bool, styles: Path | None = None) -> Wave:
     """Speak a passage and record it; samples at 16 kHz, shape [samples]."""
     rng = np.random.default_rng(drawn_seed(seed, "speech", passage.index))
     # a warp changes pitch and formants alike: a smaller or larger speaker
@@ -407,10 +407,10 @@ def render(passage: Passage, seed: int, treated: bool, styles: Path | None = Non
         samples = _recorded(passage.text, passage.speaker, stretch=stretch)
         samples = soxr.resample(samples, SAMPLE_RATE * warp, SAMPLE_RATE)
     treatment = str(rng.choice(TREATMENTS, p=TREATMENT_SHARES)) if treated else "clean"
-    return record(normalise(samples), CONDITIONS[treatment], rng)
+    return record(normalize(samples), CONDITIONS[treatment], rng)
 
 
-def _natural(passage: Passage, rng: Generator, styles: Path | None) -> Wave:
+def _natural(passage: TtsUtterance, rng: Generator, styles: Path | None) -> Wave:
     """Speak with hibari or Kokoro, sometimes slowly and with pauses as learners do; 16 kHz."""
     hibari = passage.family == "hibari"
     warp = rng.uniform(0.82, 1.16) if hibari else rng.uniform(0.94, 1.07)
@@ -463,7 +463,7 @@ def _is_latin(text: str) -> bool:
     return all(c.isascii() or unicodedata.name(c, "").startswith("LATIN ") for c in text)
 
 
-def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: Passage) -> float:
+def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: TtsUtterance) -> float:
     """Write the audio of a passage if it is not there; its duration in seconds, 0 without sound."""
     path = out / passage.path
     with suppress(soundfile.SoundFileError):  # not there yet, or damaged
@@ -477,7 +477,7 @@ def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: Pas
     return seconds
 
 
-def _row(passage: Passage, duration: float, seed: int) -> dict[str, Any]:
+def _row(passage: TtsUtterance, duration: float, seed: int) -> dict[str, Any]:
     """One line of the manifest."""
     return {
         "id": f"reading-{seed}-{passage.index:06d}",
