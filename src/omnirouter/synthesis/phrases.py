@@ -13,9 +13,11 @@ from numpy.random import Generator
 
 from omnirouter.text import normalize_text
 
-ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-fifteen sixteen seventeen eighteen nineteen""".split()
-TENS = "zero ten twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+fifteen sixteen seventeen eighteen nineteen"""
+ONES = _ONES.split()
+_TENS = """zero ten twenty thirty forty fifty sixty seventy eighty ninety"""
+TENS = _TENS.split()
 ORDINALS = {
     "one": "first",
     "two": "second",
@@ -25,14 +27,29 @@ ORDINALS = {
     "nine": "ninth",
     "twelve": "twelfth",
 }
-MONTHS = """January February March April May June July August September October November
-December""".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-UNITS = """dollars cents pounds euros percent miles kilometers meters feet inches minutes seconds
-hours days weeks months years degrees people pages times grams liters""".split()
-ROOMS = ("kitchen", "bedroom", "bathroom", "living room", "hall", "garage", "garden", "office", "car")
-THINGS = """light lights lamp radio television fan heater music volume alarm timer oven curtains
-camera phone computer door window""".split()
+_MONTHS = (
+    """January February March April May June July August September October November December"""
+)
+MONTHS = _MONTHS.split()
+_DAYS = """Monday Tuesday Wednesday Thursday Friday Saturday Sunday"""
+DAYS = _DAYS.split()
+_UNITS = """dollars cents pounds euros percent miles kilometers meters feet inches minutes seconds
+hours days weeks months years degrees people pages times grams liters"""
+UNITS = _UNITS.split()
+ROOMS = (
+    "kitchen",
+    "bedroom",
+    "bathroom",
+    "living room",
+    "hall",
+    "garage",
+    "garden",
+    "office",
+    "car",
+)
+_THINGS = """light lights lamp radio television fan heater music volume alarm timer oven curtains
+camera phone computer door window"""
+THINGS = _THINGS.split()
 COMMANDS = (
     "turn on the {thing}",
     "turn off the {thing}",

@@ -122,12 +122,15 @@ class Voices:
 
     def named(self) -> dict[str, Any]:
         """Give what utterances depend on, for the stamp."""
-        return {"shares": dict(self.shares), "speakers": {k: [*v] for k, v in self.speakers.items()}}
+        return {
+            "shares": dict(self.shares),
+            "speakers": {k: [*v] for k, v in self.speakers.items()},
+        }
 
 
 @dataclass(frozen=True)
 class TtsUtterance:
-    """One utterance to make: its number, how it is written for a voice, its words, and its voice."""
+    """One utterance to make: its number, spelling for a voice, transcript and voice."""
 
     index: int
     spoken: str
@@ -307,7 +310,9 @@ def plan(
         words += max(2, len(phrase.text.split()))
         if held_out.reason(phrase.text) is None:
             family, speaker = _draw_voice(rng, phrase.text, voices)
-            passages.append(TtsUtterance(len(passages), phrase.spoken, phrase.text, family, speaker))
+            passages.append(
+                TtsUtterance(len(passages), phrase.spoken, phrase.text, family, speaker)
+            )
         else:  # single words of test sets, sentences that only together are eight words of one
             held_out.removed["phrase or cut sentence of a held-out set"] += 1
             words += 1
@@ -419,7 +424,10 @@ def _natural(passage: TtsUtterance, rng: Generator, styles: Path | None) -> Wave
     if rng.random() < 0.12 and len(words) < WORDS // 2:
         speed = rng.uniform(0.65, 0.9)
         halts = rng.random(len(words)) < 0.25
-        pauses = ["," if halt and word[-1].isalpha() else "" for word, halt in zip(words, halts, strict=True)]
+        pauses = [
+            "," if halt and word[-1].isalpha() else ""
+            for word, halt in zip(words, halts, strict=True)
+        ]
         spoken = " ".join(map("".join, zip(words, pauses, strict=True)))
     voice = _hibari() if hibari else _kokoro(styles)
     noise = int(rng.integers(1 << 31))
@@ -445,6 +453,9 @@ def _recorded(text: str, voice: str, stretch: float) -> Wave:
         path = Path(folder, "speech.wav")
         if voice in FESTIVAL_VOICES:
             slower = f"(Parameter.set 'Duration_Stretch {stretch:.3f})"
+            if voice.endswith("_hts"):  # the voice's own engine, which knows rates instead
+                rate = f'(list "-r" {1 / stretch:.3f})'
+                slower = f"(set! hts_engine_params (cons {rate} hts_engine_params))"
             command = ["text2wave", "-eval", f"(begin (voice_{voice}) {slower})", "-o", str(path)]
         else:
             settings = ("-voice", voice, "--setf", f"duration_stretch={stretch:.3f}")
