@@ -7,7 +7,7 @@
 Checkpoints with a plus between them are averaged, and each number of `--blank-bias` is added to the
 blank's score. Without `--search` decoding is greedy; a setting of the search is blank penalty,
 weight of the language model, score of a word, hypotheses kept. `--every 2` takes each second
-utterance, in a half of the time. Prints the word error rate (Whisper normaliser) of all and of each
+utterance, in a half of the time. Prints the word error rate (Whisper normalizer) of all and of each
 group, in per cent, one line for each candidate.
 """
 
@@ -23,9 +23,9 @@ import torch
 from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint
-from omnirouter.config import BLANK, LanguageModelConfig
-from omnirouter.data.prepare import read_manifest
-from omnirouter.decode import BeamSearch, Decoder
+from omnirouter.config import BLANK, BeamSearchOptions
+from omnirouter.data.manifests import read_manifest
+from omnirouter.decoding import BeamSearch, Decoder
 from omnirouter.evaluate.score import score_groups
 
 
@@ -39,11 +39,11 @@ def mean(names: str) -> Checkpoint:
         return load_checkpoint(out)
 
 
-def setting(text: str) -> LanguageModelConfig:
+def setting(text: str) -> BeamSearchOptions:
     """A setting of the search as the command line names it."""
     try:
         penalty, weight, word, beam = map(float, text.split(","))
-        return LanguageModelConfig(
+        return BeamSearchOptions(
             blank_penalty=penalty, lm_weight=weight, word_score=word, beam_size=int(beam)
         )
     except ValueError as error:  # BadInput too

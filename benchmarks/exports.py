@@ -4,7 +4,7 @@
 
 Every utterance of the development set goes through torch, the float32 graph and the int8 graph, one
 by one, from samples to text (greedy). Speed is seconds of audio a second: every sixth utterance,
-all recognisers in turns, the median of three rounds. `difference` is the largest of all
+all recognizers in turns, the median of three rounds. `difference` is the largest of all
 log-probabilities of the development set between torch and the float32 graph. Writes
 benchmarks/results/exports.json.
 """
@@ -22,46 +22,46 @@ import numpy as np
 import torch
 from program import RESULTS
 
-from omnirouter.audio import read_audio
+from omnirouter.audio.loading import load_audio
+from omnirouter.bench import timing
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
-from omnirouter.config import SHIPPED, Listening
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.synthetic import write_whole
-from omnirouter.metrics import error_rate
+from omnirouter.config import PRETRAINED_DIR, VadOptions
+from omnirouter.data.manifests import read_manifest
+from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.export import export
 from omnirouter.serve.onnx import GRAPHS, OnnxTranscriber
-from omnirouter.serve.recogniser import Recogniser, Samples
+from omnirouter.serve.recognizer import Recognizer, Samples
 from omnirouter.serve.transcriber import Transcriber
-from omnirouter.study.bench import timing
+from omnirouter.synthesis.demo_corpus import write_whole
 
 ROUNDS = 3
 
 
-def recognisers(checkpoint: Checkpoint, exported: Path, threads: int) -> dict[str, Recogniser]:
+def recognizers(checkpoint: Checkpoint, exported: Path, threads: int) -> dict[str, Recognizer]:
     """Torch and both graphs on so many threads."""
     torch.set_num_threads(threads)
-    listening = Listening(vad="off")
+    listening = VadOptions(vad="off")
     return {"torch": Transcriber(checkpoint, listening=listening)} | {
         f"onnx {name}": OnnxTranscriber(exported / graph, listening=listening, threads=threads)
         for name, graph in GRAPHS.items()
     }
 
 
-def rates(found: Mapping[str, Recogniser], audio: Sequence[Samples], rate: int) -> dict[str, float]:
+def rates(found: Mapping[str, Recognizer], audio: Sequence[Samples], rate: int) -> dict[str, float]:
     """Seconds of audio a second, samples to text, one utterance at a time."""
     seconds = sum(map(len, audio)) / rate
 
-    def run(recogniser: Recogniser) -> None:
+    def run(recognizer: Recognizer) -> None:
         for samples in audio:
-            recogniser.decode(recogniser.log_probs([samples])[0])
+            recognizer.decode(recognizer.log_probs([samples])[0])
 
-    contestants = {name: lambda _, r=recogniser: run(r) for name, recogniser in found.items()}
+    contestants = {name: lambda _, r=recognizer: run(r) for name, recognizer in found.items()}
     times = timing.interleaved(contestants, rounds=ROUNDS, warm_up=1)
     return {name: seconds / figures["median_s"] for name, figures in times.items()}
 
 
 def compared(
-    found: Mapping[str, Recogniser], audio: Sequence[Samples], texts: Sequence[str]
+    found: Mapping[str, Recognizer], audio: Sequence[Samples], texts: Sequence[str]
 ) -> dict[str, Any]:
     """Word error rates, and the largest difference of log-probabilities."""
     heard: dict[str, list[str]] = {name: [] for name in found}
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--model", type=Path, default=PRETRAINED_DIR)
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     parser.add_argument("--utterances", type=int, help="of the development set; all if not given")
     parser.add_argument("--out", type=Path, default=RESULTS / "exports.json")
@@ -88,7 +88,7 @@ def main() -> None:
     checkpoint = load_checkpoint(options.model)
     rate = checkpoint.config.features.sample_rate
     cuts = list(read_manifest(options.speech / "dev.jsonl"))[: options.utterances]
-    audio = [np.asarray(read_audio(c.recording.sources[0].source, rate), np.float32) for c in cuts]
+    audio = [np.asarray(load_audio(c.recording.sources[0].source, rate), np.float32) for c in cuts]
     values = timing.machine("cpu", ("onnxruntime",)) | {"model": options.model.name}
     with tempfile.TemporaryDirectory() as name:
         export(checkpoint, Path(name))
@@ -97,11 +97,11 @@ def main() -> None:
         }
         values["megabytes"] = {kind: path.stat().st_size / 1e6 for kind, path in sizes.items()}
         values["rtfx"] = {
-            threads: rates(recognisers(checkpoint, Path(name), threads), audio[::6], rate)
+            threads: rates(recognizers(checkpoint, Path(name), threads), audio[::6], rate)
             for threads in (1, 2)
         }
         texts = [cut.supervisions[0].text for cut in cuts]
-        values |= compared(recognisers(checkpoint, Path(name), 2), audio, texts)
+        values |= compared(recognizers(checkpoint, Path(name), 2), audio, texts)
     write_whole(options.out, json.dumps(values, indent=2) + "\n")
     print(json.dumps({k: values[k] for k in ("megabytes", "rtfx", "wer", "difference")}, indent=2))
 

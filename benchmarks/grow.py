@@ -4,7 +4,7 @@
 
 A copy of a block, with its output projections zero, follows each of the last blocks, or of those
 spread evenly where fewer are added than there are: it passes on what it is given until it has
-learnt. New hidden units of a feed-forward layer are fresh and their output weights zero. With
+learned. New hidden units of a feed-forward layer are fresh and their output weights zero. With
 `--double` every channel is there twice, and what reads the two adds them up with weights that
 differ; there are twice as many heads, the new ones silent. So the first output is the old model's
 (compare Chen et al., "Net2Net", ICLR 2016).
@@ -22,7 +22,7 @@ from torch import Tensor
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
 from omnirouter.config import ModelConfig
 from omnirouter.model import CTCEncoder
-from omnirouter.model.context import slopes_of
+from omnirouter.model.attention_mask import alibi_slopes
 
 SILENT = ("attention.out.", "ffn.down", "local.filter")  # what a new block adds: nothing
 
@@ -49,7 +49,7 @@ def doubled(given: dict[str, Tensor], old: ModelConfig, new: ModelConfig) -> dic
     """`given` for twice the width and twice the heads; other sizes stay."""
     fresh = CTCEncoder(new).state_dict()
     heads = torch.arange(old.heads) * 2 + 1  # these have the slopes of the old ones
-    slopes, before = slopes_of(new), slopes_of(old)
+    slopes, before = alibi_slopes(new), alibi_slopes(old)
     assert slopes is None or before is None or torch.equal(slopes[heads], before)
     width = new.dim // new.heads
     columns = (heads[:, None] * width + torch.arange(width)).flatten()

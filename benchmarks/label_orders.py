@@ -2,7 +2,7 @@
 
     python benchmarks/label_orders.py CHECKPOINT --speech ../shared/speech --out runs/orders.jsonl
 
-`untranscribed.jsonl` has no transcripts but the phrases that were recognised in each order, such as
+`untranscribed.jsonl` has no transcripts but the phrases that were recognized in each order, such as
 `size: twelve ounce`. A small grammar puts them into sentences: how it begins, which phrases stand
 before the drink and in what order, how the others are joined to it. The sentence with the highest
 CTC score is kept as the text, by turns over beginning, order and what joins the others until
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 import omnirouter
-from omnirouter.audio import read_audio
+from omnirouter.audio.loading import load_audio
 from omnirouter.text import Tokenizer
 
 RATE = 16_000
@@ -58,7 +58,7 @@ class Order:
         return f"{self.beginning} {article} {thing}" + (f" with {later}" if later else "")
 
 
-def neighbours(order: Order) -> list[list[Order]]:
+def neighbors(order: Order) -> list[list[Order]]:
     """What may be changed, one after the other."""
     orders = itertools.product(
         itertools.permutations(order.before), itertools.permutations(order.after)
@@ -96,7 +96,7 @@ def best(
     score, tried = -np.inf, None
     while tried != order:
         tried = order
-        for options in neighbours(order):
+        for options in neighbors(order):
             found = scores(log_probs_TV, [str(option) for option in options], tokenizer)
             at = int(np.argmax(found))
             if found[at] > score:
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     parser.add_argument("--out", type=Path, default=Path("runs/orders.jsonl"))
     args = parser.parse_args()
-    recogniser = omnirouter.load(args.checkpoint)
+    recognizer = omnirouter.load(args.checkpoint)
     rows = []
     for line in (args.speech / "untranscribed.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -120,8 +120,8 @@ def main() -> None:
         after = tuple(slots[name] for name in AFTER if name in slots)
         order = Order("can i have", before, slots["coffeeDrink"], after)
         path = args.speech / row["audio_filepath"]
-        output = recogniser.log_probs([np.asarray(read_audio(path, RATE), np.float32)])[0]
-        found, score = best(output, order, recogniser.tokenizer)
+        output = recognizer.log_probs([np.asarray(load_audio(path, RATE), np.float32)])[0]
+        found, score = best(output, order, recognizer.tokenizer)
         row |= {"text": str(found), "audio_filepath": os.path.relpath(path, args.out.parent)}
         rows.append((score / len(output), found, {k: v for k, v in row.items() if k != "slots"}))
     limit = float(np.quantile([score for score, _, _ in rows], 1 - SHARE))

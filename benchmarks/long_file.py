@@ -24,10 +24,10 @@ import numpy as np
 import soundfile
 from program import RESULTS
 
-from omnirouter.data.espeak import SAMPLE_RATE, VARIANTS, draw_speech, speak
-from omnirouter.data.grammar import sentence
-from omnirouter.data.synthetic import write_whole
-from omnirouter.study.bench import timing
+from omnirouter.bench import timing
+from omnirouter.synthesis.demo_corpus import write_whole
+from omnirouter.synthesis.grammar import sentence
+from omnirouter.synthesis.voices import SAMPLE_RATE, VARIANTS, draw_speech, speak
 
 BLOCK_S = 600.0
 PAUSE_S = (0.3, 2.0)

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omnirouter.study.bench import timing
-from omnirouter.study.bench.program import benchmark
-from omnirouter.study.rates import against
+from omnirouter.bench import timing
+from omnirouter.bench.program import benchmark
+from omnirouter.report.rates import against
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -263,7 +263,7 @@ def page(text: str) -> str:
 
 def draw() -> None:
     """Experts, training steps and recognition on a CPU in one picture."""
-    from omnirouter.evaluate.drawing import EXPERTS, INK, Figure, styled
+    from omnirouter.analysis.drawing import EXPERTS, INK, Figure, styled
 
     def read(stem: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((HERE / "results" / f"{stem}.json").read_text("utf-8"))
@@ -279,9 +279,9 @@ def draw() -> None:
             == ("train", "bf16", "varying", 4096)
         ]
         names = [name for name in cases[0]["peers"] if name != "dense"]
-        for marker, colour, case in zip("o^s", EXPERTS[2:], cases, strict=False):
+        for marker, color, case in zip("o^s", EXPERTS[2:], cases, strict=False):
             ratios = [case["peers"][name]["ratio_to_dense"] for name in names]
-            left.plot(ratios, names, marker, color=colour, label=f"{case['experts']} experts")
+            left.plot(ratios, names, marker, color=color, label=f"{case['experts']} experts")
         left.axvline(1.0, color=INK, linewidth=0.8)
         left.set(title="Training time of a layer to dense", ylim=(len(names) - 0.5, -0.5))
         left.legend(loc="upper right")

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 from program import RESULTS
 from segmentation import HALF_HOUR_S, recordings
 
+from omnirouter.bench import timing
+from omnirouter.bench.models import TOKENS_PER_SECOND
+from omnirouter.bench.whisper import SIZES, make_whisper
 from omnirouter.config import SharConfig
-from omnirouter.data.cuts import prepare_manifests
-from omnirouter.data.processes import available_cores
-from omnirouter.data.shar_export import export_shar
-from omnirouter.data.synthetic import SyntheticConfig, make_corpus, write_whole
-from omnirouter.data.teacher import RATE, Teacher, TeacherConfig, find_speech
-from omnirouter.study.bench import timing
-from omnirouter.study.bench.models import TOKENS_PER_SECOND
-from omnirouter.study.bench.whisper import SIZES, make_whisper
+from omnirouter.corpora.shar_export import export_shar
+from omnirouter.corpora.validate import prepare_manifests
+from omnirouter.data.multiprocess import available_cores
+from omnirouter.pseudo_labels.teacher import RATE, Teacher, TeacherConfig, find_speech
+from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus, write_whole
 
 TEACHERS = ("tiny", "base", "small")
 
@@ -93,8 +93,8 @@ def main() -> None:
         cuts = folder / "cuts" / "cuts_dev.jsonl.gz"
         packing = SharConfig(workers=available_cores())
         figures["shar"] = timed(long, lambda: export_shar(cuts, folder / "shar", packing))
-        made = SyntheticConfig(hours=1.0)
-        figures["synthetic"] = timed(1.0, lambda: make_corpus(folder / "corpus", made))
+        made = DemoCorpusConfig(hours=1.0)
+        figures["synthetic"] = timed(1.0, lambda: make_demo_corpus(folder / "corpus", made))
         figures["speech"] = timed(hours, lambda: find_speech(samples, TeacherConfig()))
         for size in SIZES:
             if size.name in arguments.teachers:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from omnirouter.bench.program import run
 from omnirouter.cli import tune_allocator
 from omnirouter.config import OmnirouterError
-from omnirouter.study.bench.program import run
 
 RESULTS = Path(__file__).parent / "results"
 

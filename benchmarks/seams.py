@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from omnirouter.audio import read_audio
-from omnirouter.config import Listening
-from omnirouter.metrics import error_rate
-from omnirouter.serve.longform import LONGEST_S
-from omnirouter.serve.recogniser import Samples
+from omnirouter.audio.loading import load_audio
+from omnirouter.config import VadOptions
+from omnirouter.metrics.wer import error_rate
+from omnirouter.serve.chunking import LONGEST_S
+from omnirouter.serve.recognizer import Samples
 from omnirouter.serve.transcriber import Transcriber, load
 from omnirouter.serve.transcript import Transcript
 
@@ -30,7 +30,7 @@ HUM = 1e-3  # standard deviation of the noise in a pause
 
 
 def wer(model: Transcriber, audio: Sequence[Samples], texts: Sequence[str]) -> float:
-    """Word error rate on recordings, in normalised text."""
+    """Word error rate on recordings, in normalized text."""
     found = []
     for _, result in model.transcribe_many(audio):
         assert isinstance(result, Transcript)
@@ -59,11 +59,11 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=100)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    model = load(options.checkpoint, listening=Listening(vad="off"))
+    model = load(options.checkpoint, listening=VadOptions(vad="off"))
     rate = model.features.sample_rate
     lines = options.manifest.read_text(encoding="utf-8").splitlines()[: options.utterances]
     rows = [json.loads(line) for line in lines]
-    waves = [read_audio(options.manifest.parent / row["audio_filepath"], rate) for row in rows]
+    waves = [load_audio(options.manifest.parent / row["audio_filepath"], rate) for row in rows]
     texts = [row["text"] for row in rows]
     whole = [" ".join(texts)]
     rng = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def main() -> None:
     for wave in waves:
         hum = HUM * rng.standard_normal(round(PAUSE_S * rate))
         paused += [wave, hum.astype(np.float32)]
-    model.listening = Listening(vad="silero")
+    model.listening = VadOptions(vad="silero")
     rates["with_pauses_and_detection"] = wer(model, [np.concatenate(paused)], whole)
     text = json.dumps({"utterances": len(rows), "wer": rates}, indent=2)
     print(text)

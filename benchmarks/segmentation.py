@@ -1,4 +1,4 @@
-"""How well does pseudo-labelling find speech in long recordings, with its default settings?
+"""How well does pseudo-labeling find speech in long recordings, with its default settings?
 
     python benchmarks/segmentation.py --speech ../shared/speech --hours 2
 
@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.audio import AudioError
-from omnirouter.data.batch import read_cut
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.teacher import RATE, TeacherConfig, find_speech
+from omnirouter.audio.loading import AudioError
+from omnirouter.data.dataset import read_cut
+from omnirouter.data.manifests import read_manifest
+from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, find_speech
 
 Spans = list[tuple[float, float]]
 FRAME = RATE // 50

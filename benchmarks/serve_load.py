@@ -36,8 +36,8 @@ import httpx2 as httpx
 import numpy as np
 import soundfile
 
-from omnirouter.data.synthetic import write_whole
-from omnirouter.study.bench import timing
+from omnirouter.bench import timing
+from omnirouter.synthesis.demo_corpus import write_whole
 
 RATE = 16_000
 FILES = 24

@@ -28,10 +28,10 @@ import yaml
 
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import count_parameters
-from omnirouter.data.prepare import read_manifest
-from omnirouter.decode import Decoder
+from omnirouter.data.manifests import read_manifest
+from omnirouter.decoding import Decoder
 from omnirouter.evaluate.score import score, score_groups
-from omnirouter.train.run import rows_of
+from omnirouter.train.run_dir import rows_of
 
 RECIPES = {
     "dense": "dense.yaml",

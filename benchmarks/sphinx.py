@@ -1,11 +1,11 @@
 """Word error rates of pocketsphinx with its own English model on every set of the real speech.
 
-Question: how far is a small neural model from a classical recogniser with a large language model?
+Question: how far is a small neural model from a classical recognizer with a large language model?
 
     pip install -c constraints.txt pocketsphinx
     python benchmarks/sphinx.py runs/pocketsphinx --speech ../shared/speech
 
-Recognised utterances are kept in the folder, so a killed run goes on. Each set that is finished is
+Recognized utterances are kept in the folder, so a killed run goes on. Each set that is finished is
 written to benchmarks/results/pocketsphinx.json, which `english_model.py measure` sets beside our
 model; `--sets` names those to work on, all together take some four hours' audio at 3 to 5 times
 real time on a core.
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from small_english import TESTS, machine
 
-from omnirouter.audio import read_audio
-from omnirouter.data.processes import in_parallel, shown
-from omnirouter.metrics import edit_counts, rate_of_counts
+from omnirouter.audio.loading import load_audio
+from omnirouter.data.multiprocess import in_parallel, shown
+from omnirouter.metrics.wer import edit_counts, rate_of_counts
 
 RATE = 16_000
 AT_ONCE = 100  # utterances between two writes
@@ -40,9 +40,9 @@ def decoder() -> Any:
     return pocketsphinx.Decoder(samprate=RATE, loglevel="FATAL")
 
 
-def recognise(path: str) -> str:
+def recognize(path: str) -> str:
     """The words of a file."""
-    samples = np.asarray(read_audio(path, RATE))
+    samples = np.asarray(load_audio(path, RATE))
     pcm = (samples.clip(-1, 1) * 32767).astype("<i2").tobytes()
     sphinx = decoder()
     sphinx.start_utt()
@@ -60,7 +60,7 @@ def hypotheses(rows: list[dict[str, Any]], speech: Path, kept: Path) -> list[str
         while len(texts) < len(rows):
             part = rows[len(texts) : len(texts) + AT_ONCE]
             paths = [str(speech / row["audio_filepath"]) for row in part]
-            new = list(shown(in_parallel(recognise, paths), len(paths), True, "recognising"))
+            new = list(shown(in_parallel(recognize, paths), len(paths), True, "recognizing"))
             file.write("".join(json.dumps(text) + "\n" for text in new))
             file.flush()
             texts += new
@@ -89,7 +89,7 @@ def sets_of(speech: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
-    """Recognise what is missing of the sets asked for, score each, write the result file."""
+    """Recognize what is missing of the sets asked for, score each, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))

@@ -3,7 +3,7 @@
     python benchmarks/splice.py align CHECKPOINT MANIFEST CUTS.jsonl
     python benchmarks/splice.py join CUTS.jsonl MANIFEST OUT [--hours 16] [--seed 0] [--style STYLE]
 
-A model trained on few hours learns their sentences by heart. Here two to six neighbouring words
+A model trained on few hours learns their sentences by heart. Here two to six neighboring words
 of one utterance are followed by as many of another utterance of the same speaker, and so on for 3
 to 10 s: recorded speech without known sentences (compare Lam et al., "On-the-Fly Aligned Data
 Augmentation for Sequence-to-Sequence ASR", Interspeech 2021). CHECKPOINT aligns the words (CTC);
@@ -32,11 +32,11 @@ import soundfile
 from numpy.typing import NDArray
 
 import omnirouter
-from omnirouter.audio import read_audio
-from omnirouter.data.processes import in_parallel, shown
-from omnirouter.decode import align
-from omnirouter.serve.recogniser import WORD_START, Recogniser
-from omnirouter.text import clean_text
+from omnirouter.audio.loading import load_audio
+from omnirouter.data.multiprocess import in_parallel, shown
+from omnirouter.decoding import ctc_forced_align
+from omnirouter.serve.recognizer import WORD_START, Recognizer
+from omnirouter.text import normalize_text
 
 RATE = 16_000
 STEP = RATE // 100
@@ -95,18 +95,18 @@ class Joined:
         return spoken + sum(self.margins) + sum(p - FADE for p in self.pauses if p)
 
 
-def find_cuts(recogniser: Recogniser, samples: Samples, row: dict[str, Any]) -> Spoken | None:
+def find_cuts(recognizer: Recognizer, samples: Samples, row: dict[str, Any]) -> Spoken | None:
     """Align a row's text to its samples and look for a quiet place between any two words of it."""
-    ids = recogniser.tokenizer.encode(row["text"])
-    pieces, words = recogniser.tokenizer.pieces(ids), clean_text(row["text"]).split()
+    ids = recognizer.tokenizer.encode(row["text"])
+    pieces, words = recognizer.tokenizer.pieces(ids), normalize_text(row["text"]).split()
     starts = [i for i, piece in enumerate(pieces) if piece.startswith(WORD_START)]
-    path = align(recogniser.log_probs([samples])[0], ids)
+    path = ctc_forced_align(recognizer.log_probs([samples])[0], ids)
     if path is None or len(starts) != len(words):
         return None
     power = np.square(samples[: len(samples) // STEP * STEP].reshape(-1, STEP)).mean(axis=1)
     smooth = np.convolve(power, np.ones(5) / 5, mode="same") + 1e-10
     limit = power.mean() * 10 ** (-QUIET_DB / 10)
-    frame = recogniser.features.frame_s * RATE / STEP
+    frame = recognizer.features.frame_s * RATE / STEP
     cuts = [(0, 0)]
     for word, (_, start) in enumerate(pairwise(starts), 1):
         low = math.floor((path.peak[start - 1] + 0.5) * frame)
@@ -211,7 +211,7 @@ def write(files: dict[str, Path], out: Path, joined: Joined) -> None:
     parts: list[Samples] = []
     noise = np.random.default_rng(joined.number)
     for piece, pause in zip(joined.pieces, joined.pauses, strict=True):
-        samples = np.asarray(read_audio(files[piece.id], RATE), np.float32)
+        samples = np.asarray(load_audio(files[piece.id], RATE), np.float32)
         parts.append(samples[piece.start : piece.stop])
         if pause:
             parts.append(quiet(samples, pause, noise))
@@ -245,11 +245,11 @@ def main() -> None:
     rows = rows_of(args.manifest)
     files = {row["id"]: args.manifest.parent / row["audio_filepath"] for row in rows}
     if args.way == "align":
-        recogniser = omnirouter.load(args.checkpoint)
+        recognizer = omnirouter.load(args.checkpoint)
         with args.cuts.open("w", encoding="utf-8") as file:
             for row in shown(rows, len(rows), True, "aligning"):
-                samples = np.asarray(read_audio(files[row["id"]], RATE), np.float32)
-                if found := find_cuts(recogniser, samples, row):
+                samples = np.asarray(load_audio(files[row["id"]], RATE), np.float32)
+                if found := find_cuts(recognizer, samples, row):
                     file.write(json.dumps(asdict(found)) + "\n")
         return
     spoken = [Spoken(**row) for row in rows_of(args.cuts)]

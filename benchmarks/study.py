@@ -31,20 +31,19 @@ import numpy as np
 import numpy.typing as npt
 from small_english import machine
 
+from omnirouter.analysis.analyze import analyze_routing
+from omnirouter.analysis.random_experts import RandomExpertConfig, random_expert_test
 from omnirouter.checkpoint import load_checkpoint
-from omnirouter.config import PRESETS, OmnirouterError, RunConfig
-from omnirouter.data.espeak import ACCENTS
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.synthetic import SyntheticConfig, make_corpus, write_whole
-from omnirouter.evaluate.analyse import look
-from omnirouter.evaluate.disturb import DisturbConfig, disturb
-from omnirouter.evaluate.dynamics import find_spikes
+from omnirouter.config import PRESETS, OmnirouterError, RouterConfig, RouterLossConfig, RunConfig
+from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score
-from omnirouter.metrics import edit_counts
-from omnirouter.router_config import RouterConfig, RouterLossConfig
-from omnirouter.study.demo import CONDITIONS, CORPUS, demo_config
-from omnirouter.study.side_by_side import train_side_by_side
-from omnirouter.train.run import rows_of
+from omnirouter.metrics.health import find_spikes
+from omnirouter.metrics.wer import edit_counts
+from omnirouter.report.demo import CONDITIONS, CORPUS, demo_config
+from omnirouter.report.parallel_runs import train_side_by_side
+from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus, write_whole
+from omnirouter.synthesis.voices import ACCENTS
+from omnirouter.train.run_dir import rows_of
 from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
 
 WRONG_LABELS = 0.2  # share of utterances that get another's words, in `spikes`
@@ -196,8 +195,8 @@ def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
         return values
     clean = read_manifest(manifests["test_clean"])
     if config.router.top_k == 1 and config.routing != "expert-choice":
-        values["cramers_v"] = look(checkpoint, clean).numbers.cramers_v_mean
-        found = disturb(checkpoint, clean, DisturbConfig(ratios=(1.0,), seeds=3))
+        values["cramers_v"] = analyze_routing(checkpoint, clean).numbers.cramers_v_mean
+        found = random_expert_test(checkpoint, clean, RandomExpertConfig(ratios=(1.0,), seeds=3))
         values["random_experts"] = {s.reading: s.change for s in found.settings}
     return values
 
@@ -261,7 +260,7 @@ def rates(arm: Mapping[str, Counts], draws: Sequence[tuple[Any, Any]] = ()) -> C
     return np.stack(rows)
 
 
-def summarise(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> dict[str, Any]:
+def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> dict[str, Any]:
     """Rates of every arm with intervals over seeds and utterances, and differences to one arm.
 
     All sets hold the same sentences, so an utterance is resampled in all of them at once, and in
@@ -339,12 +338,12 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=150, help="in every test set")
     parser.add_argument("--out", type=Path, help="result file")
     arguments = parser.parse_args()
-    corpus = SyntheticConfig(
+    corpus = DemoCorpusConfig(
         hours=arguments.hours,
         dev_utterances=arguments.utterances,
         test_utterances=arguments.utterances,
     )
-    manifests = make_corpus(arguments.folder / "corpus", corpus)
+    manifests = make_demo_corpus(arguments.folder / "corpus", corpus)
     if arguments.part == "spikes":
         write_wrong_labels(manifests["train"])
     if arguments.part == "family":
@@ -376,7 +375,7 @@ def main() -> None:
         for name in arms
     }
     against = next(iter(arms))
-    values = summarise(found, against)
+    values = summarize(found, against)
     out = arguments.out or Path(__file__).parent / "results" / f"study-{arguments.part}.json"
     result = {**machine(), "steps": arguments.steps, "against": against, "arms": values}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

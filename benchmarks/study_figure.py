@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.evaluate.drawing import INK, LINES, Axes, Figure, styled
+from omnirouter.analysis.drawing import INK, LINES, Axes, Figure, styled
 
 RESULTS = Path(__file__).parent / "results"
 PICTURE = Path(__file__).parent.parent / "docs" / "images" / "study.png"
@@ -30,8 +30,8 @@ PARTS = {  # file: title
 OTHERS = "#555555"
 
 
-def colour_of(arm: str) -> str:
-    """Switch and Omni in their colours of the other figures."""
+def color_of(arm: str) -> str:
+    """Switch and Omni in their colors of the other figures."""
     name = arm.split(",")[0].split(" ")[0]
     return {"Switch": LINES[1][0], "Omni": LINES[2][0]}.get(name, OTHERS)
 
@@ -41,9 +41,9 @@ def draw_part(axis: Axes, title: str, values: dict[str, Any]) -> None:
     arms = {name: arm for name, arm in values["arms"].items() if name != values["against"]}
     for row, (name, arm) in enumerate(arms.items()):
         low, high = (100 * bound for bound in arm["against_interval"])
-        colour = colour_of(name)
-        axis.plot([low, high], [row, row], color=colour, linewidth=1.6)
-        axis.plot([100 * arm["against"]], [row], "o", color=colour, markersize=5)
+        color = color_of(name)
+        axis.plot([low, high], [row, row], color=color, linewidth=1.6)
+        axis.plot([100 * arm["against"]], [row], "o", color=color, markersize=5)
         if arm["cramers_v"]:
             mean = f"{np.mean(arm['cramers_v']):.2f}"
             axis.annotate(mean, (1.02, row), xycoords=("axes fraction", "data"), va="center")

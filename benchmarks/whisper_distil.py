@@ -30,11 +30,11 @@ from whisper_start import LATER, LEVEL, SAME, WINDOW, Weights, layer, read_weigh
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput
-from omnirouter.data.batch import Batch
+from omnirouter.data.dataset import Batch
 from omnirouter.model import EncoderOutput
-from omnirouter.train import loop
-from omnirouter.train.objective import Objective
-from omnirouter.train.step import Stepper
+from omnirouter.train import trainer
+from omnirouter.train.loss import LossTerms
+from omnirouter.train.step import TrainStep
 
 EVERY = 2  # blocks, behind which frames are compared
 NOTED = 25  # micro-batches between two lines about it
@@ -95,8 +95,8 @@ class Teacher:
         return [torch.cat(kept) for kept in found]
 
 
-class Distilling(Stepper):
-    """Steps with a teacher; see `Stepper`.
+class Distilling(TrainStep):
+    """Steps with a teacher; see `TrainStep`.
 
     Raises:
         BadInput: the model has other layers than the teacher, or reads two views.
@@ -126,7 +126,7 @@ class Distilling(Stepper):
 
     def objective(
         self, batch: Batch, output: EncoderOutput, utterances: int, micro_batches: int
-    ) -> Objective:
+    ) -> LossTerms:
         """CTC, load balance, and what of Whisper's frames is not explained."""
         part = super().objective(batch, output, utterances, micro_batches)
         if not len(batch):
@@ -161,5 +161,5 @@ if __name__ == "__main__":
     parser.add_argument("train", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     stepper = partial(Distilling, read_weights(given.whisper / "model.bin"), given.weight)
-    with patch.object(loop, "Stepper", stepper):
+    with patch.object(trainer, "Stepper", stepper):
         sys.exit(main(["train", *given.train]))

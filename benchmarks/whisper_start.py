@@ -30,12 +30,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omnirouter.audio import INT16_SCALE, extract, log_mel, num_mel_frames, read_audio
+from omnirouter.audio.features import (
+    INT16_SCALE,
+    extract_features,
+    log_mel_spectrogram,
+    num_mel_frames,
+)
+from omnirouter.audio.loading import load_audio
 from omnirouter.checkpoint import save_checkpoint
 from omnirouter.config import FeatureConfig, ModelConfig
-from omnirouter.data.prepare import read_manifest
+from omnirouter.data.manifests import read_manifest
 from omnirouter.model import CTCEncoder
-from omnirouter.model.layers import ConvolutionStem
+from omnirouter.model.layers import ConvSubsampling
 from omnirouter.text import Tokenizer
 
 RATE = 16_000
@@ -132,7 +138,7 @@ def whisper_stages(mels_MK: Tensor, weights: Weights, layers: int) -> Iterator[T
 def level(waveforms: list[NDArray[np.float32]], features: FeatureConfig) -> float:
     """Log of the mean mel energy of waveforms whose root mean square is `LEVEL`, their mean."""
     loud = [np.float32(LEVEL / (np.sqrt(np.square(w).mean()) + 1e-6)) * w for w in waveforms]
-    mels_KM, counts_B = log_mel(loud, features)
+    mels_KM, counts_B = log_mel_spectrogram(loud, features)
     energies = [own.exp().mean().log() for own in mels_KM.split(counts_B.tolist())]
     return float(torch.stack(energies).mean())
 
@@ -168,7 +174,7 @@ def convert(weights: Weights, features: FeatureConfig, vocab_size: int) -> CTCEn
         longest_wave=LONGEST ** (width / (width - 2)),
     )
     model = CTCEncoder(config)
-    assert isinstance(model.input, ConvolutionStem)
+    assert isinstance(model.input, ConvSubsampling)
     taken = {"norm": (weights["encoder/layer_norm/gamma"], weights["encoder/layer_norm/beta"])}
     for number, name in ((1, "first"), (2, "second")):
         kernel_OIW = weights[f"encoder/conv{number}/weight"]
@@ -194,7 +200,7 @@ def near(found: Tensor, wanted: Tensor) -> float:
 def compare(model: CTCEncoder, weights: Weights, waveforms: list[NDArray[np.float32]]) -> None:
     """Print how near the model's frames are to Whisper's where both have the same windows."""
     late = [waveform[LATER:] for waveform in waveforms]
-    frames_TS, lengths_B = extract(late, model.config.features)
+    frames_TS, lengths_B = extract_features(late, model.config.features)
     ours_TD, _ = model.encode(frames_TS, lengths_B)
     hears, theirs = FeatureExtractor(model.config.features.num_mels), []
     for waveform, own in zip(waveforms, late, strict=True):
@@ -214,14 +220,14 @@ def heard(model: CTCEncoder, cuts: CutSet) -> list[Tensor]:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for begin in range(0, len(rows), 16):
             audio = [load(cut) for cut in rows[begin : begin + 16]]
-            frames_TS, lengths_B = extract(audio, model.config.features)
+            frames_TS, lengths_B = extract_features(audio, model.config.features)
             found += model.encode(frames_TS, lengths_B)[0].float().split(lengths_B.tolist())
     return found
 
 
 def load(cut: Any) -> NDArray[np.float32]:
     """Samples of a cut that is a whole file."""
-    return read_audio(cut.recording.sources[0].source, RATE)
+    return load_audio(cut.recording.sources[0].source, RATE)
 
 
 def learn_head(model: CTCEncoder, tokenizer: Tokenizer, cuts: CutSet, epochs: int) -> None:

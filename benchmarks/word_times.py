@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from omnirouter.config import Listening
-from omnirouter.data import espeak
-from omnirouter.data.espeak import SAMPLE_RATE, VARIANTS, Speech, Wave, draw_speech
-from omnirouter.data.grammar import sentence
+from omnirouter.config import VadOptions
 from omnirouter.serve.transcriber import load
+from omnirouter.synthesis import voices
+from omnirouter.synthesis.grammar import sentence
+from omnirouter.synthesis.voices import SAMPLE_RATE, VARIANTS, Speech, Wave, draw_speech
 
 WORD = 1  # espeak_EVENT_WORD in speak_lib.h
 
@@ -66,20 +66,20 @@ def speak_timed(speech: Speech) -> tuple[Wave, list[tuple[str, float]]]:
             index += 1
         return 0
 
-    with espeak._library() as (library, rate):
+    with voices._library() as (library, rate):
         library.espeak_SetSynthCallback(collect)
-        espeak._choose_voice(library, speech.voice)
+        voices._choose_voice(library, speech.voice)
         settings = {
-            espeak.RATE: speech.rate,
-            espeak.VOLUME: espeak.HEADROOM,
-            espeak.PITCH: speech.pitch,
-            espeak.PITCH_RANGE: speech.pitch_range,
+            voices.RATE: speech.rate,
+            voices.VOLUME: voices.HEADROOM,
+            voices.PITCH: speech.pitch,
+            voices.PITCH_RANGE: speech.pitch_range,
         }
         for parameter, value in settings.items():
             library.espeak_SetParameter(parameter, value, 0)
         text = speech.text.encode()
         size = ctypes.c_size_t(len(text) + 1)
-        library.espeak_Synth(text, size, 0, 1, 0, espeak.UTF8, None, None)
+        library.espeak_Synth(text, size, 0, 1, 0, voices.UTF8, None, None)
         library.espeak_Synchronize()
     wave = np.concatenate(chunks).astype(np.float32) / np.float32(32768)
     return np.asarray(soxr.resample(wave, rate, SAMPLE_RATE), dtype=np.float32), begins
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    model = load(options.checkpoint, listening=Listening(vad="off"))
+    model = load(options.checkpoint, listening=VadOptions(vad="off"))
     rng = np.random.default_rng(0)
     errors: dict[str, list[float]] = {"starts": [], "starts_of_right_words": [], "ends": []}
     for _ in range(options.utterances):

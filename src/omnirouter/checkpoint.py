@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnirouter.config import SHIPPED, BadInput, ModelConfig, OmnirouterError
-from omnirouter.int8 import restored
+from omnirouter.config import PRETRAINED_DIR, BadInput, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
+from omnirouter.quantization import dequantize
 from omnirouter.text import Tokenizer
 
 FORMAT = 1
@@ -118,12 +118,12 @@ def shipped() -> Path:
     Raises:
         BadInput: this installation lacks it.
     """
-    if not SHIPPED.is_dir():
+    if not PRETRAINED_DIR.is_dir():
         raise BadInput(
             "model: this installation comes without a trained model; name a checkpoint folder, "
             "such as best/ of a training run"
         )
-    return SHIPPED
+    return PRETRAINED_DIR
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -313,7 +313,7 @@ def _read(folder: str | Path) -> _Contents:
     tokenizer = Tokenizer.load(path / TOKENIZER)
     _require_fit(config, tokenizer, str(path))
     try:
-        tensors = restored(load_file(path / WEIGHTS))
+        tensors = dequantize(load_file(path / WEIGHTS))
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())
         raise BadInput(f"{path / WEIGHTS}: damaged or not readable ({reason})") from error

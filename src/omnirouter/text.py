@@ -1,4 +1,4 @@
-"""Text: training targets, word pieces and the normaliser behind every reported error rate.
+"""Text: training targets, word pieces and the normalizer behind every reported error rate.
 
 Word pieces are a sentencepiece unigram model (Sec. V-B) whose id 0 is the CTC blank and id 1 the
 unknown piece. Word error rates are taken on OpenAI's English Whisper normalisation (Sec. V-D).
@@ -28,21 +28,21 @@ _LONGEST_SENTENCE = 1 << 20  # bytes; sentencepiece silently drops sentences lon
 _SILENT = 3  # sentencepiece's log level above INFO, WARNING and ERROR
 
 
-def clean_text(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Turn a transcript into a training target: lower case, words separated by one space.
 
     Letters, their marks and digits stay, and apostrophes inside a word (typographic ones become
     plain ones). Soft hyphens, zero-width joiners and variation selectors go; everything else
     separates words, and so does the zero-width space, which Khmer and Thai write between them.
-    Numbers are not spelt out.
+    Numbers are not spelled out.
     """
     # NFKC loses some apostrophes and makes others; lower case can undo part of it
     folded = unicodedata.normalize("NFKC", text.translate(_FIRST)).lower()
     folded = unicodedata.normalize("NFKC", folded).translate(_APOSTROPHES)
-    return " ".join(_OUTER_APOSTROPHE.sub(" ", "".join(_spelt(folded))).split())
+    return " ".join(_OUTER_APOSTROPHE.sub(" ", "".join(_spelled(folded))).split())
 
 
-def _spelt(text: str) -> Iterator[str]:
+def _spelled(text: str) -> Iterator[str]:
     """Letters with their marks, digits and apostrophes; a space for each other character."""
     letter = False  # marks of anything else, such as the frame of a keycap emoji, do not stay
     for c in text:
@@ -51,21 +51,21 @@ def _spelt(text: str) -> Iterator[str]:
         yield c if letter or kind[0] == "N" or c == "'" else " "
 
 
-def whisper_normalise(text: str) -> str:
-    """Normalise English text as Whisper's evaluation does, references and hypotheses alike."""
-    return _whisper_normaliser()(text)
+def whisper_normalize(text: str) -> str:
+    """Normalize English text as Whisper's evaluation does, references and hypotheses alike."""
+    return _whisper_normalizer()(text)
 
 
 @cache
-def _whisper_normaliser() -> Callable[[str], str]:
+def _whisper_normalizer() -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
-    normaliser: Callable[[str], str] = EnglishTextNormalizer()
-    return normaliser
+    normalizer: Callable[[str], str] = EnglishTextNormalizer()
+    return normalizer
 
 
 class Tokenizer:
-    """Word pieces; give `encode` text of the kind the tokenizer was trained on (`clean_text`).
+    """Word pieces; give `encode` text of the kind the tokenizer was trained on (`normalize_text`).
 
     Args:
         model_bytes: a serialised sentencepiece model with blank id 0 and unknown id 1.
@@ -136,7 +136,7 @@ def train_tokenizer(
     """Train word pieces; the same sentences in the same order give the same tokenizer.
 
     Args:
-        sentences: training text, read once (`clean_text` of the transcripts).
+        sentences: training text, read once (`normalize_text` of the transcripts).
         vocab_size: exact number of ids V, blank and unknown included.
         alphabet: characters that get a piece though they may not occur in the sentences.
 

@@ -18,9 +18,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from omnirouter.train.loop import Trainer
-from omnirouter.train.step import Work
-from omnirouter.train.watch import Watch
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.step import MicroBatches
+from omnirouter.train.trainer import Trainer
 
 
 class Doomed(Trainer):
@@ -29,7 +29,7 @@ class Doomed(Trainer):
     target, delay = 0, 0.0
     timer: threading.Timer | None = None
 
-    def step(self, work: Work) -> None:
+    def step(self, work: MicroBatches) -> None:
         """As ever, but what goes in is written down before."""
         row = {"step": self.progress.step, "ids": [batch.ids for batch in work.batches]}
         with open(Path(self.config.out) / "order.jsonl", "a", encoding="utf-8") as file:
@@ -52,7 +52,7 @@ def child(order: dict[str, Any]) -> None:
     config = pickle.loads(Path(order["config"]).read_bytes())
     delay, target = order.get("delay", 0.0), order.get("target")
     timer = killer(delay) if delay and target is None else None
-    trainer = Doomed(config, resume=order["resume"], watch=Watch(config.steps))
+    trainer = Doomed(config, resume=order["resume"], watch=ProgressReporter(config.steps))
     if target is not None:
         trainer.target, trainer.delay = target, delay
     trainer.run()

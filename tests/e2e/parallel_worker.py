@@ -21,14 +21,14 @@ from rich.console import Console
 from torch import Tensor
 
 from omnirouter.config import OmnirouterError, RunConfig
-from omnirouter.data.batch import Batch
-from omnirouter.train import step, team, train
-from omnirouter.train.loop import Trainer, TrainResult
-from omnirouter.train.objective import Objective
-from omnirouter.train.parallel import whole
-from omnirouter.train.step import Work
-from omnirouter.train.team import Team
-from omnirouter.train.watch import Watch
+from omnirouter.data.dataset import Batch
+from omnirouter.train import distributed, step, train
+from omnirouter.train.distributed import DistributedContext
+from omnirouter.train.loss import LossTerms
+from omnirouter.train.parallel import full_tensor
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.step import MicroBatches
+from omnirouter.train.trainer import Trainer, TrainResult
 
 Job = Callable[[RunConfig], Any]
 
@@ -68,19 +68,19 @@ def work(job: Job, config: RunConfig, out: Path, rank: int, size: int, port: int
     torch.save(result, f"{out}.{rank}")
 
 
-def quiet(config: RunConfig) -> Watch:
-    return Watch(config.steps, console=Console(quiet=True))
+def quiet(config: RunConfig) -> ProgressReporter:
+    return ProgressReporter(config.steps, console=Console(quiet=True))
 
 
 def gone_early(config: RunConfig) -> str:
     """The first process ends while the other looks for it."""
-    store = team._store()
+    store = distributed._store()
     if os.environ["RANK"] == "0":
         store.get("the other is here")
         return "gone"
     store.set("the other is here", "yes")
-    team._store = lambda: store  # the one it has found already
-    Team(config.device)
+    distributed._store = lambda: store  # the one it has found already
+    DistributedContext(config.device)
     return "joined"
 
 
@@ -96,12 +96,12 @@ def poisoned(config: RunConfig) -> TrainResult:
     """Trains; the second process's third loss is NaN."""
     real, calls = step.objective, []
 
-    def objective(*arguments: Any) -> Objective:
+    def objective(*arguments: Any) -> LossTerms:
         part = real(*arguments)
         calls.append(part)
         if torch.distributed.get_rank() != 1 or len(calls) != 3:
             return part
-        return Objective(*(value * float("nan") for value in part))
+        return LossTerms(*(value * float("nan") for value in part))
 
     step.objective = objective  # type: ignore[assignment]
     return trained(config)
@@ -109,7 +109,7 @@ def poisoned(config: RunConfig) -> TrainResult:
 
 def gradients(config: RunConfig, join: bool = False) -> dict[str, Any]:
     """Losses, norm, and every parameter's whole gradient, of the first step."""
-    trainer = Trainer(config, resume=False, watch=quiet(config), team=Team("cpu"))
+    trainer = Trainer(config, resume=False, watch=quiet(config), team=DistributedContext("cpu"))
     with closing(trainer.batches()) as batches:  # type: ignore[type-var]
         work = trainer.take(batches)
     kept: dict[str, Tensor] = {}
@@ -117,10 +117,10 @@ def gradients(config: RunConfig, join: bool = False) -> dict[str, Any]:
     def keep(optimizers: object, finite: Tensor) -> None:
         assert finite
         for name, parameter in trainer.network.named_parameters():
-            kept[name] = whole(parameter.grad).clone()
+            kept[name] = full_tensor(parameter.grad).clone()
 
     step.update = keep  # type: ignore[assignment]
-    trainer.step(Work([one_batch(work.batches)], work.utterances) if join else work)
+    trainer.step(MicroBatches([one_batch(work.batches)], work.utterances) if join else work)
     return {
         "losses": trainer.last.losses,
         "norm": trainer.last.norm,

@@ -151,7 +151,7 @@ def test_a_folder_is_no_audio(refuse: Refuse, model: Path, tmp_path: Path) -> No
 def test_no_model_to_transcribe_with(
     refuse: Refuse, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnirouter.checkpoint.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
     assert "name a checkpoint folder" in refuse("transcribe", data / "0.wav")
 
 
@@ -351,7 +351,7 @@ def test_a_run_folder_in_the_place_of_its_model(refuse: Refuse, model: Path, dat
     assert f"did you mean {model}?" in refuse("evaluate", model.parent, data / "good.jsonl")
 
 
-def test_a_dense_model_has_no_routing_to_analyse(
+def test_a_dense_model_has_no_routing_to_analyze(
     refuse: Refuse, data: Path, tmp_path: Path
 ) -> None:
     tokenizer = train_tokenizer(TEXTS, 24)
@@ -360,7 +360,7 @@ def test_a_dense_model_has_no_routing_to_analyse(
     )
     state = CTCEncoder(config).state_dict()
     save_checkpoint(tmp_path / "d", model_state=state, config=config, tokenizer=tokenizer)
-    line = refuse("analyse", tmp_path / "d", data / "good.jsonl", "--out", tmp_path / "a")
+    line = refuse("analyze", tmp_path / "d", data / "good.jsonl", "--out", tmp_path / "a")
     assert "a dense model has no router" in line
 
 
@@ -407,7 +407,7 @@ def test_results_that_cannot_be_written_are_known_before_the_work(
     manifest, below_a_file = data / "good.jsonl", data / "0.wav" / "x"
     assert "0.wav" in refuse("evaluate", model, manifest, "--output", below_a_file)
     assert "is a folder" in refuse("evaluate", model, manifest, "--output", tmp_path)
-    assert "0.wav" in refuse("analyse", model, manifest, "--out", data / "0.wav")
+    assert "0.wav" in refuse("analyze", model, manifest, "--out", data / "0.wav")
     audio = data / "1.wav"
     assert "0.wav" in refuse("transcribe", audio, "--model", model, "--output-dir", data / "0.wav")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from omnirouter.checkpoint import load_checkpoint
-from omnirouter.config import SHIPPED
+from omnirouter.config import PRETRAINED_DIR
 
 pytestmark = pytest.mark.slow
 
@@ -131,9 +131,9 @@ def test_study(repository: Path, tmp_path: Path) -> None:
 
 def test_a_grown_model_begins_as_the_one_it_is_made_from(repository: Path, tmp_path: Path) -> None:
     """More blocks and wider experts, the same output."""
-    old = load_checkpoint(SHIPPED)
+    old = load_checkpoint(PRETRAINED_DIR)
     sizes = {"--layers": old.config.num_layers + 3, "--ffn-dim": old.config.ffn_dim + 32}
-    command = [sys.executable, str(repository / "benchmarks" / "grow.py"), str(SHIPPED)]
+    command = [sys.executable, str(repository / "benchmarks" / "grow.py"), str(PRETRAINED_DIR)]
     command += [str(tmp_path / "grown"), *(str(part) for pair in sizes.items() for part in pair)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     grown = load_checkpoint(tmp_path / "grown")

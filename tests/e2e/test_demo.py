@@ -11,13 +11,13 @@ import pytest
 
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import BadInput, DataConfig, ModelConfig, OptimConfig, RunConfig
-from omnirouter.data.synthetic import SyntheticConfig, make_corpus
-from omnirouter.study import demo
-from omnirouter.study.side_by_side import train_side_by_side
-from omnirouter.train.run import rows_of
+from omnirouter.report import demo
+from omnirouter.report.parallel_runs import train_side_by_side
+from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
+from omnirouter.train.run_dir import rows_of
 
 pytest.importorskip("espeakng_loader")
-SMALL = SyntheticConfig(hours=0.05, dev_utterances=4, test_utterances=4)
+SMALL = DemoCorpusConfig(hours=0.05, dev_utterances=4, test_utterances=4)
 
 
 def test_the_demo_leaves_table_report_and_checkpoints(
@@ -71,7 +71,7 @@ def test_all_three_models_see_the_same_data(tmp_path: Path) -> None:
 
 def test_one_bad_run_stops_the_others_with_its_message(tmp_path: Path) -> None:
     """Side by side, an error in one process is the error of the whole."""
-    manifests = make_corpus(tmp_path / "corpus", SMALL, progress=False)
+    manifests = make_demo_corpus(tmp_path / "corpus", SMALL, progress=False)
     good = RunConfig(
         out=str(tmp_path / "good"),
         model=ModelConfig(

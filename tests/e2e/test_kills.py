@@ -19,7 +19,7 @@ import soundfile
 import torch
 
 from omnirouter.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, RunConfig
-from omnirouter.train.run import rows_of
+from omnirouter.train.run_dir import rows_of
 
 pytestmark = [
     pytest.mark.slow,

@@ -20,15 +20,9 @@ import soundfile
 import torch
 import yaml
 
-from omnirouter.config import (
-    BadInput,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-)
-from omnirouter.train.run import rows_of
-from omnirouter.train.setup import micro_batches, turns_of_a_step
+from omnirouter.config import BadInput, DataConfig, ModelConfig, OptimConfig, RunConfig
+from omnirouter.train.run_dir import rows_of
+from omnirouter.train.setup import accumulation_steps, micro_batches
 
 sys.path.insert(0, str(Path(__file__).parent))  # where the processes find it too
 import parallel_worker as worker
@@ -207,9 +201,9 @@ def test_a_resumed_team_is_exact(manifest: Path, tmp_path: Path) -> None:
 
 def recipe_for(config: RunConfig, path: Path) -> Path:
     """A YAML recipe of a run."""
-    from omnirouter.train.run import RunFolder
+    from omnirouter.train.run_dir import RunDir
 
-    folder = RunFolder(config, resume=False)
+    folder = RunDir(config, resume=False)
     folder.describe(config)
     values = yaml.safe_load((folder.path / "config.yaml").read_text())
     (folder.path / "config.yaml").unlink()
@@ -317,7 +311,7 @@ def test_a_process_that_finds_nobody_left_says_so(manifest: Path, tmp_path: Path
 def test_fewer_micro_batches_than_processes_are_refused(manifest: Path, tmp_path: Path) -> None:
     """The line says what to set."""
     config = config_for(manifest, tmp_path / "run", batches=3)
-    assert [turns_of_a_step(config, processes) for processes in (1, 2, 3)] == [3, 2, 1]
+    assert [accumulation_steps(config, processes) for processes in (1, 2, 3)] == [3, 2, 1]
     with pytest.raises(BadInput, match=r"data\.device_seconds: .*set it to 3\.75 or less"):
-        turns_of_a_step(config, 4)
+        accumulation_steps(config, 4)
     assert micro_batches(replace(config, data=DataConfig())) == 16, "the paper's, on 16 devices"

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from omnirouter.cli import main
-from omnirouter.train.run import rows_of
+from omnirouter.train.run_dir import rows_of
 
 TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
 FAMILY: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ def test_trains_resumes_and_is_used(
     best = str(tmp_path / "whole/run/best")
     assert main(["transcribe", str(manifest.with_name("0.wav")), "--model", best]) == 0
     out = str(tmp_path / "routing")
-    assert main(["analyse", best, str(manifest), "--out", out, "--json"]) == 0
+    assert main(["analyze", best, str(manifest), "--out", out, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.split("\n", 1)[1])["routing"] == routing
     if routing == "omni":
         assert first["routers.0.bias_N"].abs().max() > 0

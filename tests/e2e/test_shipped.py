@@ -13,13 +13,18 @@ import pytest
 from lhotse import CutSet
 from safetensors import safe_open
 
-from omnirouter.audio import read_audio
+from omnirouter.audio.loading import load_audio
 from omnirouter.checkpoint import WEIGHTS, load_checkpoint
-from omnirouter.config import SHIPPED, SHIPPED_WORDS, LanguageModelConfig, Listening
-from omnirouter.data.prepare import read_manifest
-from omnirouter.decode import BeamSearch
+from omnirouter.config import (
+    PRETRAINED_DIR,
+    PRETRAINED_LANGUAGE_MODEL,
+    BeamSearchOptions,
+    VadOptions,
+)
+from omnirouter.data.manifests import read_manifest
+from omnirouter.decoding import BeamSearch
 from omnirouter.evaluate.score import score
-from omnirouter.serve.longform import LONGEST_S
+from omnirouter.serve.chunking import LONGEST_S
 from omnirouter.serve.transcriber import load
 
 MEBIBYTE = 2**20
@@ -27,21 +32,23 @@ RATE = 16_000
 SYNTHETIC_WER = 0.3
 SPEECH_WER = 0.42
 
-pytestmark = pytest.mark.skipif(not SHIPPED.is_dir(), reason="no model comes with this version")
+pytestmark = pytest.mark.skipif(
+    not PRETRAINED_DIR.is_dir(), reason="no model comes with this version"
+)
 
 
 def test_it_is_small_and_described() -> None:
-    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 64 * MEBIBYTE
-    with safe_open(SHIPPED / WEIGHTS, framework="pt") as weights:
+    assert sum(path.stat().st_size for path in PRETRAINED_DIR.iterdir()) < 64 * MEBIBYTE
+    with safe_open(PRETRAINED_DIR / WEIGHTS, framework="pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"I8", "F32"}  # noqa: SIM118
-    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
-    for part in ("licence", "Word error rate", "bad at", "LibriSpeech", "again"):
+    card = (PRETRAINED_DIR / "README.md").read_text(encoding="utf-8")
+    for part in ("license", "Word error rate", "bad at", "LibriSpeech", "again"):
         assert part.lower() in card.lower()
 
 
 def test_synthetic_speech() -> None:
     cuts = read_manifest(Path(__file__).parent / "speech" / "speech.jsonl")
-    assert score(load_checkpoint(SHIPPED), cuts, name="synthetic").wer <= SYNTHETIC_WER
+    assert score(load_checkpoint(PRETRAINED_DIR), cuts, name="synthetic").wer <= SYNTHETIC_WER
 
 
 def test_a_recording_becomes_text() -> None:
@@ -53,24 +60,26 @@ def test_a_recording_becomes_text() -> None:
 def test_a_whole_window_is_heard() -> None:
     """To its end: half a minute of speech without a pause goes through the model at once."""
     files = sorted((Path(__file__).parent / "speech").glob("*.flac"))
-    parts = [read_audio(file, RATE) for file in files]
+    parts = [load_audio(file, RATE) for file in files]
     samples = np.concatenate(parts * 2)[: int(LONGEST_S * RATE)]
-    (segment,) = load(listening=Listening(vad="off")).transcribe(samples).segments
+    (segment,) = load(listening=VadOptions(vad="off")).transcribe(samples).segments
     words, _ = np.histogram([word.start for word in segment.words], bins=6, range=(0, LONGEST_S))
     assert words.min() >= words.max() / 2
 
 
-@pytest.mark.skipif(not SHIPPED_WORDS.exists(), reason="no language model comes with this version")
+@pytest.mark.skipif(
+    not PRETRAINED_LANGUAGE_MODEL.exists(), reason="no language model comes with this version"
+)
 def test_its_language_model_finds_words(capfd: pytest.CaptureFixture[str]) -> None:
     """And it loads without a word on standard error."""
-    recogniser = load()
-    search = LanguageModelConfig(language_model=Path("english"))
-    recogniser.decoder = BeamSearch(recogniser.tokenizer, search)
+    recognizer = load()
+    search = BeamSearchOptions(language_model=Path("english"))
+    recognizer.decoder = BeamSearch(recognizer.tokenizer, search)
     assert capfd.readouterr().err == ""
     recording = Path(__file__).parent / "speech" / "0.flac"
-    assert recogniser.transcribe(recording).words
+    assert recognizer.transcribe(recording).words
 
 
 def test_recordings(speech: Path) -> None:
     rows = list(read_manifest(speech / "dev.jsonl"))[::15]
-    assert score(load_checkpoint(SHIPPED), CutSet(rows), name="dev").wer <= SPEECH_WER
+    assert score(load_checkpoint(PRETRAINED_DIR), CutSet(rows), name="dev").wer <= SPEECH_WER

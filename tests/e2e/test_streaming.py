@@ -1,4 +1,4 @@
-"""A model that streams: trained with chunks, on features normalised as the training data is."""
+"""A model that streams: trained with chunks, on features normalized as the training data is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import yaml
 
-from omnirouter.audio import levelled, log_mel
+from omnirouter.audio.features import log_mel_spectrogram, normalize_level
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import (
     AttentionContext,
@@ -24,7 +24,7 @@ from omnirouter.config import (
 )
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.train import train
-from omnirouter.train.run import rows_of
+from omnirouter.train.run_dir import rows_of
 
 TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
 RATE = 16_000
@@ -89,7 +89,7 @@ def config_for(manifest: Path, out: Path, steps: int) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def trained(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A model that has learnt the four sentences."""
+    """A model that has learned the four sentences."""
     config = config_for(manifest, tmp_path_factory.mktemp("run") / "run", 200)
     result = train(replace(config, validate_every=50, checkpoint_every=200, log_every=50))
     assert result.wer == 0.0
@@ -105,7 +105,9 @@ def test_statistics_are_those_of_the_training_data(trained: Checkpoint) -> None:
     """The checkpoint holds context, and mean and deviation of all mel frames it was trained on."""
     assert trained.config.attention_context == CONTEXT
     features = trained.config.features
-    mels, _ = log_mel([tune(text, number) for number, text in enumerate(TEXTS)], features)
+    mels, _ = log_mel_spectrogram(
+        [tune(text, number) for number, text in enumerate(TEXTS)], features
+    )
     # files hold 16 bits
     np.testing.assert_allclose(features.mean, mels.mean(dim=0), rtol=0, atol=0.01)
     np.testing.assert_allclose(features.std, mels.std(dim=0), rtol=0, atol=0.01)
@@ -118,7 +120,7 @@ def test_statistics_at_equal_loudness(manifest: Path, tmp_path: Path) -> None:
     loud = replace(config.model, features=asked, attention_context=AttentionContext())
     features = load_checkpoint(train(replace(config, model=loud)).best).config.features
     waveforms = [tune(text, number) for number, text in enumerate(TEXTS)]
-    mels = levelled(*log_mel(waveforms, features), features)
+    mels = normalize_level(*log_mel_spectrogram(waveforms, features), features)
     np.testing.assert_allclose(features.mean, mels.mean(dim=0), rtol=0, atol=0.01)
     np.testing.assert_allclose(features.std, mels.std(dim=0), rtol=0, atol=0.01)
 

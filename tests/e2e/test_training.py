@@ -30,18 +30,18 @@ from omnirouter.config import (
     ModelConfig,
     OmnirouterError,
     OptimConfig,
+    RouterConfig,
     RunConfig,
     TokenizerConfig,
 )
 from omnirouter.model import CTCEncoder
-from omnirouter.router_config import RouterConfig
 from omnirouter.text import train_tokenizer
 from omnirouter.train import train
-from omnirouter.train.loop import Trainer
-from omnirouter.train.run import rows_of
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.run_dir import rows_of
 from omnirouter.train.setup import micro_batch_s
+from omnirouter.train.trainer import Trainer
 from omnirouter.train.validation import DevScore, Validator
-from omnirouter.train.watch import Watch
 
 TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
 NO_AUGMENT = AugmentConfig(frequency_masks=0, time_masks=0, cape=False)
@@ -101,7 +101,7 @@ def config_for(manifest: Path, out: Path, routing: str = "omni", **changes: obje
 DIES = """
 import os, pickle, signal, sys, torch
 from omnirouter.train import train
-from omnirouter.train.loop import Trainer
+from omnirouter.train.trainer import Trainer
 
 after_step = Trainer.after_step
 
@@ -123,7 +123,7 @@ def losses(run: Path) -> dict[int, float]:
 
 
 @pytest.mark.parametrize("routing", ["dense", "switch", "omni"])
-def test_four_utterances_are_learnt_to_wer_zero(tmp_path: Path, routing: str) -> None:
+def test_four_utterances_are_learned_to_wer_zero(tmp_path: Path, routing: str) -> None:
     """Every variant can learn: four utterances end at WER 0."""
     manifest = write_corpus(tmp_path / "data")
     config = config_for(
@@ -253,7 +253,9 @@ def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
     start = load_checkpoint(first.best)
 
     kept = Trainer(
-        config_for(manifest, tmp_path / "kept", init=str(first.best)), resume=False, watch=Watch(1)
+        config_for(manifest, tmp_path / "kept", init=str(first.best)),
+        resume=False,
+        watch=ProgressReporter(1),
     )
     assert kept.tokenizer == start.tokenizer
     for key, value in start.model.state_dict().items():
@@ -263,7 +265,7 @@ def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
     train_tokenizer([*TEXTS, "a quick brown fox"], 30).save(other)
     config = config_for(manifest, tmp_path / "swapped", init=str(first.best))
     config = replace(config, tokenizer=TokenizerConfig(path=str(other)))
-    swapped = Trainer(config, resume=False, watch=Watch(1))
+    swapped = Trainer(config, resume=False, watch=ProgressReporter(1))
     assert swapped.network.config.vocab_size == 30
     body = [key for key in start.model.state_dict() if not key.startswith("head.")]
     for key in body:
@@ -281,7 +283,7 @@ def test_interrupt_saves_and_resumes(tmp_path: Path) -> None:
     config = replace(config, model=replace(config.model, layer_drop=0.5))
     train(config)
     config = replace(config, out=str(tmp_path / "cut"))
-    trainer = Trainer(config, resume=False, watch=Watch(12))
+    trainer = Trainer(config, resume=False, watch=ProgressReporter(12))
     original = trainer.step
 
     def step(batches: list) -> None:  # type: ignore[type-arg]
@@ -328,7 +330,7 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
     config = config_for(write_corpus(tmp_path / "data"), tmp_path / "run", steps=4)
     train(config)
     lower = replace(config, optim=replace(config.optim, peak_lr=1e-5, weight_decay=0.5))
-    trainer = Trainer(lower, resume=True, watch=Watch(4))
+    trainer = Trainer(lower, resume=True, watch=ProgressReporter(4))
     assert trainer.progress.step == 4
     (optimizer,) = trainer.optimizers
     assert [group["peak"] for group in optimizer.param_groups] == [1e-5, 1e-5]
@@ -342,7 +344,7 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
         replace(config, model=replace(config.model, positions="rope")),  # of the same shapes
         replace(config, optim=replace(config.optim, muon_lr=0.02)),
     ):
-        with pytest.raises(BadInput, match="another model or optimiser"):
+        with pytest.raises(BadInput, match="another model or optimizer"):
             train(other, resume=True)
 
 
@@ -361,7 +363,9 @@ def test_non_finite_losses_are_skipped_then_stop_the_run(tmp_path: Path) -> None
     """A non-finite step leaves the weights alone; too many in a row end the run with advice."""
     manifest = write_corpus(tmp_path / "data")
     trainer = Trainer(
-        config_for(manifest, tmp_path / "run", max_skipped=3), resume=False, watch=Watch(12)
+        config_for(manifest, tmp_path / "run", max_skipped=3),
+        resume=False,
+        watch=ProgressReporter(12),
     )
     with torch.no_grad():
         trainer.network.head.bias[1] = torch.nan
@@ -459,7 +463,7 @@ def test_hash_routers_are_fitted_though_the_first_state_was_never_written(tmp_pa
     config = replace(config, model=model, steps=2, checkpoint_every=2)
     train(config)
     config = replace(config, out=str(tmp_path / "cut"))
-    Trainer(config, resume=False, watch=Watch(2)).close()
+    Trainer(config, resume=False, watch=ProgressReporter(2)).close()
     train(config, resume=True)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 

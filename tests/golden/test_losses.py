@@ -39,8 +39,8 @@ from torch.optim.optimizer import (
 from omnirouter.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.train import train
-from omnirouter.train.run import rows_of
-from omnirouter.train.watch import Watch
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.run_dir import rows_of
 
 STEPS = 20
 TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
@@ -146,7 +146,7 @@ def losses(folder: Path) -> dict[str, list[float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(run, watch=Watch(20, console=Console(quiet=True)))
+        train(run, watch=ProgressReporter(20, console=Console(quiet=True)))
     finally:
         torch.set_num_threads(threads)
     found = [row for row in rows_of(folder / "run" / "metrics.jsonl") if row["kind"] == "train"]

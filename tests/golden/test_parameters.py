@@ -5,11 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omnirouter.config import PAPER_MODELS, PRESETS, ModelConfig, count_parameters
+from omnirouter.config import (
+    PAPER_MODELS,
+    PRESETS,
+    ModelConfig,
+    RouterConfig,
+    RoutingKind,
+    count_parameters,
+)
 from omnirouter.model import CTCEncoder
-from omnirouter.router_config import RouterConfig, Routing
 
-VARIANTS: tuple[Routing, ...] = ("omni-once", "hash", "base", "expert-choice", "speechmoe")
+VARIANTS: tuple[RoutingKind, ...] = ("omni-once", "hash", "base", "expert-choice", "speechmoe")
 
 # total, one frame's share, without the CTC head; millions
 MILLIONS = {

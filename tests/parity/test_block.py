@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.context import distance_slopes
-from omnirouter.model.layers import EncoderBlock, LocalConvolution
-from omnirouter.model.packing import Packing, packed_attention
+from omnirouter.model.attention_mask import distance_slopes
+from omnirouter.model.layers import DepthwiseConv, EncoderBlock
+from omnirouter.model.packing import PackedBatch, packed_attention
 from omnirouter.model.routing import RoutingContext
 
 CONFIG = ModelConfig(routing="dense", num_experts=1, dim=32, ffn_dim=48, num_layers=1, num_heads=4)
@@ -54,7 +54,7 @@ def pair() -> tuple[EncoderBlock, nn.TransformerEncoderLayer]:
 
 
 def run(block: EncoderBlock, x_TD: Tensor, lengths_B: Tensor) -> Tensor:
-    packing = Packing(lengths_B, x_TD.device)
+    packing = PackedBatch(lengths_B, x_TD.device)
     context = RoutingContext(layer=0, lengths_B=lengths_B)
     y_TD, routing = block(x_TD, packing, None, None, context)
     assert routing is None
@@ -111,7 +111,7 @@ def test_local_attention_equals_torchs(lengths: list[int], heads: int) -> None:
     slopes_H = distance_slopes(heads)
     qkv = torch.randn(3, sum(lengths), heads, 8, requires_grad=True)
     weight_THE = torch.randn(sum(lengths), heads, 8)
-    y_THE = packed_attention(*qkv, Packing(torch.tensor(lengths), qkv.device, slopes_H))
+    y_THE = packed_attention(*qkv, PackedBatch(torch.tensor(lengths), qkv.device, slopes_H))
     (gradient,) = torch.autograd.grad((y_THE * weight_THE).sum(), qkv)
 
     parts = []
@@ -132,10 +132,10 @@ def test_local_attention_equals_torchs(lengths: list[int], heads: int) -> None:
 def test_local_convolution_equals_torchs(lengths: list[int], width: int) -> None:
     """Each utterance by itself: the input plus torch's depthwise convolution of it."""
     torch.manual_seed(5)
-    layer = LocalConvolution(width, 16).double()
+    layer = DepthwiseConv(width, 16).double()
     nn.init.normal_(layer.filter_KD)
     x_TD = torch.randn(sum(lengths), 16, dtype=torch.float64)
-    packing = Packing(torch.tensor(lengths), x_TD.device, gap=width // 2)
+    packing = PackedBatch(torch.tensor(lengths), x_TD.device, gap=width // 2)
     kernel = layer.filter_KD.T[:, None]
     alone = [
         x + F.conv1d(x.T[None], kernel, padding=width // 2, groups=16)[0].T

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats.contingency import association
 
-from omnirouter.evaluate.routing import contingency, cramers_v
+from omnirouter.metrics.expert_load import contingency, cramers_v
 
 
 @given(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from omnirouter.audio import extract
+from omnirouter.audio.features import extract_features
 from omnirouter.config import AttentionContext, AugmentConfig, FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
-from omnirouter.model.context import windowed_attention
-from omnirouter.model.streaming import Past
+from omnirouter.model.attention_mask import windowed_attention
+from omnirouter.model.kv_cache import EncoderCache
 
 pytestmark = pytest.mark.gpu
 
@@ -30,7 +30,7 @@ def waves() -> list[np.ndarray]:
 
 def loss_of(model: CTCEncoder, targets: Sequence[Sequence[int]]) -> torch.Tensor:
     device = next(model.parameters()).device
-    output = model(*extract(waves(), model.config.features, device=device))
+    output = model(*extract_features(waves(), model.config.features, device=device))
     nll = ctc_loss(output.log_probs, output.lengths, targets).mean()
     return nll + load_balance_loss(output.routings)
 
@@ -39,8 +39,10 @@ def test_features_equal_the_cpu() -> None:
     """Log-mel, normalisation, warps and masks are the same function on both devices."""
     features = CONFIG.features
     augment = AugmentConfig(vtlp=(0.9, 1.1))
-    here, lengths = extract(waves(), features, augment=augment, seeds=[1, 2, 3, 4])
-    there, _ = extract(waves(), features, device="cuda", augment=augment, seeds=[1, 2, 3, 4])
+    here, lengths = extract_features(waves(), features, augment=augment, seeds=[1, 2, 3, 4])
+    there, _ = extract_features(
+        waves(), features, device="cuda", augment=augment, seeds=[1, 2, 3, 4]
+    )
     assert lengths.device.type == "cpu"
     torch.testing.assert_close(there.cpu(), here, atol=2e-3, rtol=1e-3)
 
@@ -50,7 +52,7 @@ def test_float32_encoder_equals_the_cpu(positions: str) -> None:
     """Log-probabilities and routing in float32, with TF32 off."""
     torch.manual_seed(0)
     model = CTCEncoder(replace(CONFIG, positions=positions)).eval()  # type: ignore[arg-type]
-    frames, lengths = extract(waves(), CONFIG.features)
+    frames, lengths = extract_features(waves(), CONFIG.features)
     with torch.no_grad():
         here = model(frames, lengths)
         there = model.cuda()(frames.cuda(), lengths)
@@ -61,7 +63,7 @@ def test_half_precision_attention_is_the_same_function() -> None:
     """The variable-length kernel under bf16 stays near float32, and utterances do not mix."""
     torch.manual_seed(0)
     model = CTCEncoder(replace(CONFIG, routing="dense", num_experts=1)).eval().cuda()
-    frames, lengths = extract(waves(), CONFIG.features, device="cuda")
+    frames, lengths = extract_features(waves(), CONFIG.features, device="cuda")
     with torch.no_grad():
         exact = model(frames, lengths).log_probs
         with torch.autocast("cuda", torch.bfloat16):
@@ -90,7 +92,7 @@ def chunked(positions: str) -> CTCEncoder:
 def test_chunks_equal_the_cpu(positions: str) -> None:
     """Log-probabilities and gradients under FlexAttention's mask, for lengths that vary."""
     model = chunked(positions)
-    frames, lengths = extract(waves(), model.config.features)
+    frames, lengths = extract_features(waves(), model.config.features)
     for own in (lengths, lengths.flip(0), lengths[:1]):
         part = frames[: int(own.sum())]
         model.cpu().zero_grad()
@@ -115,7 +117,7 @@ def test_chunks_equal_the_cpu(positions: str) -> None:
 def test_chunks_in_half_precision() -> None:
     """FlexAttention under bf16 stays near float32."""
     model = chunked("rope-local").eval().cuda()
-    frames, lengths = extract(waves(), model.config.features, device="cuda")
+    frames, lengths = extract_features(waves(), model.config.features, device="cuda")
     with torch.no_grad():
         exact = model(frames, lengths).log_probs
         with torch.autocast("cuda", torch.bfloat16):
@@ -127,8 +129,8 @@ def test_chunks_in_half_precision() -> None:
 def test_a_stream_on_a_gpu() -> None:
     """Chunk by chunk a GPU gives what it gives for the whole."""
     model = chunked("rope-local").eval().cuda()
-    frames, lengths = extract(waves()[:1], model.config.features, device="cuda")
-    past = Past(model.config)
+    frames, lengths = extract_features(waves()[:1], model.config.features, device="cuda")
+    past = EncoderCache(model.config)
     with torch.no_grad():
         whole = model(frames, lengths).log_probs
         parts = [

@@ -20,10 +20,10 @@ from omnirouter.config import AugmentConfig, DataConfig, ModelConfig, OptimConfi
 from omnirouter.model import ctc_loss
 from omnirouter.model.fused import _backward, _forward, bias_relu
 from omnirouter.train import step, train
-from omnirouter.train.loop import Trainer
-from omnirouter.train.objective import Objective, objective
-from omnirouter.train.run import rows_of
-from omnirouter.train.watch import Watch
+from omnirouter.train.loss import LossTerms, compute_loss
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.run_dir import rows_of
+from omnirouter.train.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 
@@ -64,8 +64,8 @@ def config_for(manifest: Path, out: Path, **changes: Any) -> RunConfig:
     return replace(config, **changes)
 
 
-def quiet() -> Watch:
-    return Watch(12, console=Console(quiet=True))
+def quiet() -> ProgressReporter:
+    return ProgressReporter(12, console=Console(quiet=True))
 
 
 def losses(folder: str) -> list[float]:
@@ -112,7 +112,7 @@ def waits(action: Callable[[], object]) -> int:
 def test_a_step_waits_for_nothing_but_ctc(
     manifest: Path, tmp_path: Path, routing: str, positions: str
 ) -> None:
-    """Features, encoder, losses, clipping, both optimisers and the non-finite guard."""
+    """Features, encoder, losses, clipping, both optimizers and the non-finite guard."""
     config = config_for(manifest, tmp_path / "run")
     model = replace(
         config.model,
@@ -139,9 +139,9 @@ def test_a_step_waits_for_nothing_but_ctc(
     trainer.close()
 
 
-def spoilt(*arguments: Any) -> Objective:
+def spoilt(*arguments: Any) -> LossTerms:
     """The objective, not a number."""
-    return Objective(*(value * float("nan") for value in objective(*arguments)))
+    return LossTerms(*(value * float("nan") for value in compute_loss(*arguments)))
 
 
 @pytest.mark.parametrize("muon_lr", [0.0, 0.01])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from omnirouter.audio import log_mel, normalise
+from omnirouter.audio.features import log_mel_spectrogram, normalize
 from omnirouter.config import FeatureConfig
 
 knf = pytest.importorskip("kaldi_native_fbank")
@@ -30,7 +30,7 @@ def test_log_mel_equals_kaldi(samples: int) -> None:
     rng = np.random.default_rng(samples)
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(samples) / 16_000)
     wave = (tone + 0.05 * rng.standard_normal(samples)).astype(np.float32)
-    mels, lengths = log_mel([wave, wave[: samples // 2 + 400]], FeatureConfig())
+    mels, lengths = log_mel_spectrogram([wave, wave[: samples // 2 + 400]], FeatureConfig())
     expected = kaldi_fbank(wave)
     assert lengths[0] == len(expected)
     np.testing.assert_allclose(mels[: len(expected)].numpy(), expected, atol=2e-3)
@@ -47,8 +47,8 @@ def test_whisper() -> None:
     mean = 2 * math.log(2**15) - std
     features = replace(plain, mean=(mean,) * 80, std=(std,) * 80)
     # Whisper's windows lie around multiples of 160; from sample 120 on ours do too
-    mels, lengths = log_mel([wave[120:] for wave in waves], features)
-    found = normalise(mels, lengths, features).split(lengths.tolist())
+    mels, lengths = log_mel_spectrogram([wave[120:] for wave in waves], features)
+    found = normalize(mels, lengths, features).split(lengths.tolist())
     for wave, ours in zip(waves, found, strict=True):
         theirs = whisper.FeatureExtractor()(wave, padding=0)[:, 2 : 2 + len(ours)].T
         np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-4)

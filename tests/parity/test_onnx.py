@@ -15,12 +15,18 @@ import pytest
 import soundfile
 import torch
 
-from omnirouter.audio import extract
+from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import AttentionContext, BadInput, FeatureConfig, Listening, ModelConfig
+from omnirouter.config import (
+    AttentionContext,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    RouterConfig,
+    VadOptions,
+)
 from omnirouter.model import CTCEncoder
-from omnirouter.router_config import RouterConfig
-from omnirouter.serve.export import OneUtterance, export
+from omnirouter.serve.export import OnnxEncoder, export
 from omnirouter.serve.onnx import OnnxTranscriber, is_export
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer, train_tokenizer
@@ -99,8 +105,8 @@ def test_what_is_traced_is_the_encoder(
     for length in LENGTHS[:5]:
         samples = noise(length)
         with torch.no_grad():
-            expected = encoder(*extract([samples], features)).log_probs
-            found = OneUtterance(encoder)(torch.from_numpy(samples))
+            expected = encoder(*extract_features([samples], features)).log_probs
+            found = OnnxEncoder(encoder)(torch.from_numpy(samples))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -113,8 +119,8 @@ def test_a_traced_stem_of_convolutions_is_the_encoders(routing: str) -> None:
     for length in LENGTHS[:5]:
         samples = noise(length)
         with torch.no_grad():
-            expected = encoder(*extract([samples], config.features)).log_probs
-            found = OneUtterance(encoder)(torch.from_numpy(samples))
+            expected = encoder(*extract_features([samples], config.features)).log_probs
+            found = OnnxEncoder(encoder)(torch.from_numpy(samples))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -188,7 +194,7 @@ def test_a_frame_passes_through_one_expert(exported: Path, tmp_path: Path, graph
 
 def test_the_text_is_that_of_torch(exported: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.flac", noise(60_000), 16_000)
-    listening = Listening(vad="off")
+    listening = VadOptions(vad="off")
     expected = Transcriber(checkpoint, listening=listening).transcribe(tmp_path / "a.flac")
     found = OnnxTranscriber(exported, listening=listening).transcribe(tmp_path / "a.flac")
     assert found.text == expected.text != ""
@@ -203,9 +209,9 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 from omnirouter.serve.onnx import OnnxTranscriber
-from omnirouter.config import Listening
+from omnirouter.config import VadOptions
 from omnirouter.cli import main
-model = OnnxTranscriber(sys.argv[1], listening=Listening(vad="off"))
+model = OnnxTranscriber(sys.argv[1], listening=VadOptions(vad="off"))
 print(model.transcribe(sys.argv[2]).text)
 options = ["--model", sys.argv[1], "--format", "srt"]
 raise SystemExit(main(["transcribe", sys.argv[2], *options, "--vad", "silero"]))
@@ -217,7 +223,7 @@ def test_neither_torch_nor_lhotse_is_needed(exported: Path, tmp_path: Path) -> N
     command = [sys.executable, "-c", WITHOUT_TORCH, str(exported), str(tmp_path / "a.wav")]
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0, result.stderr
-    model = OnnxTranscriber(exported, listening=Listening(vad="off"))
+    model = OnnxTranscriber(exported, listening=VadOptions(vad="off"))
     assert result.stdout.splitlines()[0] == model.transcribe(noise(60_000)).text
 
 
@@ -258,4 +264,4 @@ def test_what_others_put_into_an_export_stays(checkpoint: Checkpoint, tmp_path: 
     assert not killed.exists(), "what a killed export left goes with the next one"
     assert (out / "notes.txt").read_text() == "mine"
     assert is_export(out)
-    assert OnnxTranscriber(out, listening=Listening(vad="off")).transcribe(noise(16_000)).text
+    assert OnnxTranscriber(out, listening=VadOptions(vad="off")).transcribe(noise(16_000)).text

@@ -8,8 +8,8 @@ import jiwer
 import numpy as np
 import pytest
 
-from omnirouter.metrics import edit_counts, error_rate
-from omnirouter.text import whisper_normalise
+from omnirouter.metrics.wer import edit_counts, error_rate
+from omnirouter.text import whisper_normalize
 
 WORDS = [
     "the",
@@ -17,7 +17,7 @@ WORDS = [
     "turn",
     "on",
     "off",
-    "colour",
+    "color",
     "don't",
     "Mr.",
     "twenty",
@@ -54,18 +54,18 @@ def distance(a: list[str], b: list[str]) -> int:
 
 
 def test_word_and_character_rates_are_jiwers(pairs: tuple[list[str], list[str]]) -> None:
-    references, hypotheses = ([whisper_normalise(text).strip() for text in side] for side in pairs)
+    references, hypotheses = ([whisper_normalize(text).strip() for text in side] for side in pairs)
     assert error_rate(*pairs).rate == jiwer.wer(references, hypotheses)
     assert error_rate(*pairs, unit="character").rate == jiwer.cer(references, hypotheses)
-    assert error_rate(*pairs, normalise=False).rate == jiwer.wer(*pairs)
+    assert error_rate(*pairs, normalize=False).rate == jiwer.wer(*pairs)
 
 
 def test_counts_are_the_edit_distances(pairs: tuple[list[str], list[str]]) -> None:
     split = [[text.split() for text in side] for side in pairs]
-    errors, lengths = edit_counts(*pairs, normalise=False)
+    errors, lengths = edit_counts(*pairs, normalize=False)
     assert errors == [distance(a, b) for a, b in zip(*split, strict=True)]
     assert lengths == [len(reference) for reference in split[0]]
-    letters = edit_counts(*pairs, unit="character", normalise=False)
+    letters = edit_counts(*pairs, unit="character", normalize=False)
     assert letters[0][:40] == [
         distance(list(a), list(b)) for a, b in zip(pairs[0][:40], pairs[1][:40], strict=True)
     ]

@@ -8,16 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from omnirouter.audio import (
-    extract,
-    log_mel,
-    normalise,
+from omnirouter.audio.features import (
+    extract_features,
+    log_mel_spectrogram,
+    normalize,
     num_frames,
     num_mel_frames,
     stack_frames,
 )
+from omnirouter.audio.spec_augment import (
+    CAPE_SCALE,
+    CAPE_SHIFT_S,
+    cape_positions,
+    spec_augment,
+    warp,
+)
 from omnirouter.config import AugmentConfig, FeatureConfig
-from omnirouter.frames import CAPE_SCALE, CAPE_SHIFT_S, cape_positions, spec_augment, warp
 
 FEATURES = FeatureConfig()
 SMALL = FeatureConfig(num_mels=5)
@@ -46,9 +52,9 @@ def test_frame_arithmetic_is_what_extract_does(samples: list[int], stack: int) -
     """`num_mel_frames` and `num_frames` foretell the features' lengths, also of empty audio."""
     features = FeatureConfig(stack=stack)
     waves = [noise(i, n) for i, n in enumerate(samples)]
-    _, mel_lengths_B = log_mel(waves, features)
+    _, mel_lengths_B = log_mel_spectrogram(waves, features)
     assert mel_lengths_B.tolist() == [num_mel_frames(n, features) for n in samples]
-    frames_TS, lengths_B = extract(waves, features)
+    frames_TS, lengths_B = extract_features(waves, features)
     assert lengths_B.tolist() == [num_frames(n, features) for n in samples]
     assert frames_TS.shape == (sum(lengths_B), 80 * stack)
     assert frames_TS.dtype == torch.float32
@@ -81,19 +87,19 @@ def test_stacking_a_batch_is_stacking_each_utterance(seed: int, lengths: list[in
 def test_features_do_not_see_their_batch(seed: int, samples: list[int]) -> None:
     """Features of an utterance are the same alone and among others."""
     waves = [noise(seed + i, n) for i, n in enumerate(samples)]
-    frames_TS, lengths_B = extract(waves, FEATURES)
+    frames_TS, lengths_B = extract_features(waves, FEATURES)
     for wave, among in zip(waves, frames_TS.split(lengths_B.tolist()), strict=True):
-        alone, _ = extract([wave], FEATURES)
+        alone, _ = extract_features([wave], FEATURES)
         torch.testing.assert_close(alone, among, rtol=0, atol=1e-4)
 
 
 @given(seed=seeds, lengths=st.lists(st.integers(2, 60), min_size=1, max_size=5))
-def test_normalised_features_have_mean_0_and_variance_1(seed: int, lengths: list[int]) -> None:
+def test_normalized_features_have_mean_0_and_variance_1(seed: int, lengths: list[int]) -> None:
     """Per utterance and mel bin, whatever the level and spread before; a silent bin stays even."""
     mels_KM, lengths_B = mels(seed, lengths, SMALL)
     mels_KM = mels_KM * 3 - 7
     mels_KM[:, -1] = -15.9  # a bin without any energy
-    for own in normalise(mels_KM, lengths_B, SMALL).split(lengths):
+    for own in normalize(mels_KM, lengths_B, SMALL).split(lengths):
         assert own[:, :-1].mean(dim=0).abs().max() < 1e-4
         torch.testing.assert_close(
             own[:, :-1].var(dim=0, unbiased=False), torch.ones(4), rtol=0, atol=1e-3
@@ -195,7 +201,9 @@ def test_a_warped_tone_is_another_tone(seed: int, factor: float, hz: int) -> Non
     """VTLP moves a tone to the bin where a tone of that many times its frequency would be."""
 
     def tone(hz: float) -> Tensor:
-        return log_mel([0.1 * np.sin(2 * np.pi * hz * np.arange(800) / 16_000)], FEATURES)[0]
+        return log_mel_spectrogram(
+            [0.1 * np.sin(2 * np.pi * hz * np.arange(800) / 16_000)], FEATURES
+        )[0]
 
     lengths_B = torch.tensor([len(tone(hz))])
     augment = AugmentConfig(vtlp=(factor,))

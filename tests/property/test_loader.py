@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lhotse import CutSet, MonoCut
 
 from omnirouter.config import FeatureConfig
-from omnirouter.data.loader import Loader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
 
 configs = st.builds(
     LoaderConfig,
@@ -23,7 +23,7 @@ durations = st.lists(st.floats(0, 30) | st.sampled_from([0.0, 5.0, 5.0]), min_si
 
 def sample(seconds: list[float], data: LoaderConfig, *where: Any) -> list[tuple[int, int, Any]]:
     cuts = CutSet([MonoCut(str(i), 0.0, s, channel=0) for i, s in enumerate(seconds)])
-    loader = Loader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
+    loader = AsrDataLoader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
     return [
         (item.epoch, item.index, tuple((c.id, c.duration) for c in item.cuts))
         for item in loader._sample(loader._bins, *where)

@@ -63,7 +63,7 @@ def tied(routings: list[Routing]) -> Tensor:
 
 
 @given(seed=seeds, sizes=lengths)
-def test_a_stem_of_convolutions_sees_no_neighbour_utterance(seed: int, sizes: list[int]) -> None:
+def test_a_stem_of_convolutions_sees_no_neighbor_utterance(seed: int, sizes: list[int]) -> None:
     """Each utterance of a batch goes through it as if it were alone."""
     stem = build(seed, stem="convolutions").input
     frames, lengths_B = batch(seed, sizes)

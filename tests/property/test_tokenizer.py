@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnirouter.config import BLANK
-from omnirouter.text import UNKNOWN, clean_text, train_tokenizer
+from omnirouter.text import UNKNOWN, normalize_text, train_tokenizer
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789äéñøßżдж'"
 TOKENIZER = train_tokenizer(
@@ -36,8 +36,8 @@ def test_any_text_can_be_encoded_and_never_to_a_blank(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=40))
 def test_cleaning_twice_changes_nothing(text: str) -> None:
-    clean = clean_text(text)
-    assert clean_text(clean) == clean
+    clean = normalize_text(text)
+    assert normalize_text(clean) == clean
     assert clean == " ".join(clean.split())
 
 

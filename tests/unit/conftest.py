@@ -18,10 +18,10 @@ import torch
 import uvicorn
 
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import AttentionContext, FeatureConfig, Listening, ModelConfig
+from omnirouter.config import AttentionContext, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
-from omnirouter.serve.http.models import Served
-from omnirouter.serve.http.run import bound
+from omnirouter.serve.http.models import ServedModel
+from omnirouter.serve.http.server import bound
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer, train_tokenizer
 
@@ -99,12 +99,12 @@ def noise_file() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def served(checkpoints: dict[str, Checkpoint]) -> list[Served]:
+def served(checkpoints: dict[str, Checkpoint]) -> list[ServedModel]:
     """Two models of a server, `omni` and `switch`; they take all audio for speech."""
     found = []
     for name in ("omni", "switch"):
-        recogniser = Transcriber(checkpoints[name], listening=Listening(vad="off"))
-        found.append(Served(name, recogniser, checkpoints[name].config, created=1))
+        recognizer = Transcriber(checkpoints[name], listening=VadOptions(vad="off"))
+        found.append(ServedModel(name, recognizer, checkpoints[name].config, created=1))
     return found
 
 
@@ -144,4 +144,4 @@ def streamer(tokenizer: Tokenizer) -> Transcriber:
     )
     torch.manual_seed(8)  # one that hears many words
     checkpoint = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("live"))
-    return Transcriber(checkpoint, listening=Listening(vad="off"))
+    return Transcriber(checkpoint, listening=VadOptions(vad="off"))

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnirouter.audio import num_frames, resample
+from omnirouter.audio.features import num_frames
+from omnirouter.audio.loading import resample
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.augment import Augmenter, add_noise, mix, reverberate
-from omnirouter.data.loader import Loader, LoaderConfig
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.rooms import SOUND_M_S, draw_room, simulate
-from omnirouter.data.sounds import Sounds
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.manifests import read_manifest
+from omnirouter.data.noise import NoisePool
+from omnirouter.data.rir import SOUND_M_S, draw_room, simulate
 from omnirouter.data.telephone import gsm, mu_law, telephone
 
 RATE = 16_000
@@ -105,7 +106,7 @@ def test_a_resumed_loader_augments_as_if_it_had_never_stopped(tmp_path: Path, no
 
     def batches(epoch: int, index: int, count: int) -> list[Any]:
         cuts = read_manifest(tmp_path / "m.jsonl")
-        loader = Loader(cuts, features=FEATURES, tokenizer=None, data=data, augment=config)
+        loader = AsrDataLoader(cuts, features=FEATURES, tokenizer=None, data=data, augment=config)
         found = islice(loader.iterate(epoch, index, endless=True), count)
         return [(b.ids, [w.tobytes() for w in b.waveforms]) for b in found]
 
@@ -134,7 +135,7 @@ def test_volume_is_within_its_range() -> None:
     assert 1 < max(levels) <= 3
 
 
-def test_coloured_noise_has_the_asked_ratio() -> None:
+def test_colored_noise_has_the_asked_ratio() -> None:
     rng = np.random.default_rng(1)
     clean = np.sin(np.arange(RATE) / 10).astype(np.float32)
     for snr_db in (-5.0, 0.0, 20.0):
@@ -172,23 +173,23 @@ def test_sounds_of_folders_and_manifests(noises: Path, tmp_path: Path) -> None:
     ]
     manifest = tmp_path / "noise.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    both = Sounds("augment.noise", [str(noises), str(manifest)], RATE)
+    both = NoisePool("augment.noise", [str(noises), str(manifest)], RATE)
     assert len(both) == 4
     assert {len(both.stretch(n, rng)) for n in (RATE, RATE + 1) for _ in range(8)} == {
         RATE,
         RATE + 1,
     }
-    long = Sounds("x", [str(noises / "deep")], RATE)
+    long = NoisePool("x", [str(noises / "deep")], RATE)
     starts = {long.stretch(100, rng).tobytes() for _ in range(5)}
     assert len(starts) == 5
-    part = Sounds("x", [str(manifest)], RATE)
+    part = NoisePool("x", [str(manifest)], RATE)
     part.cuts = part.cuts[1:]
     whole = resample(soundfile.read(noises / "deep/long.flac", dtype="float32")[0], 8_000, RATE)
     found = part.stretch(RATE, rng)[100:1000]
     at = np.correlate(whole, found, "valid").argmax() - 100
     assert 2 * RATE - 2 <= at <= 5 * RATE
     short = soundfile.read(noises / "short.wav", dtype="float32")[0]
-    round_ = Sounds("x", [str(manifest)], RATE)
+    round_ = NoisePool("x", [str(manifest)], RATE)
     round_.cuts = round_.cuts[:1]
     assert np.bincount(np.isin(round_.stretch(20_000, rng), short), minlength=2)[0] == 0
 
@@ -315,7 +316,7 @@ def test_noise_that_breaks_later_rejects_the_utterance(tmp_path: Path) -> None:
     )
     cuts = read_manifest(tmp_path / "m.jsonl")
     data = LoaderConfig(max_seconds=9)
-    loader = Loader(cuts, features=FEATURES, tokenizer=None, data=data, augment=config)
+    loader = AsrDataLoader(cuts, features=FEATURES, tokenizer=None, data=data, augment=config)
     (tmp_path / "noise/n.wav").unlink()
     [batch] = loader.iterate()
     assert [r.kind for r in batch.rejected] == ["unreadable noise or impulse response"]

@@ -23,18 +23,18 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from omnirouter.cli import main
 from omnirouter.config import FeatureConfig, OmnirouterError
-from omnirouter.data import heard, pseudolabel
+from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.cuts import prepare_manifests
-from omnirouter.data.heard import Heard, open_store
-from omnirouter.data.labels import Segment
-from omnirouter.data.loader import Loader, LoaderConfig
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.pseudolabel import pseudo_label
-from omnirouter.data.recordings import find_sources
-from omnirouter.data.relabel import relabel
-from omnirouter.data.teacher import Heard as HeardInFile
-from omnirouter.data.teacher import TeacherConfig
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.manifests import read_manifest
+from omnirouter.pseudo_labels import pipeline, store
+from omnirouter.pseudo_labels.filters import LabeledSegment
+from omnirouter.pseudo_labels.pipeline import pseudo_label
+from omnirouter.pseudo_labels.relabel import relabel
+from omnirouter.pseudo_labels.source_files import find_sources
+from omnirouter.pseudo_labels.store import StoredHypothesis, open_store
+from omnirouter.pseudo_labels.teacher import SegmentHypothesis as HeardInFile
+from omnirouter.pseudo_labels.teacher import TeacherConfig
 from omnirouter.text import train_tokenizer
 
 RATE = 16_000
@@ -107,7 +107,9 @@ def test_training_lists_what_outlasts_its_audio(tmp_path: Path) -> None:
     cuts = read_manifest(write(tmp_path / "m.jsonl", rows))
     tokenizer = train_tokenizer(["one two"] * 3, 9)
     data = LoaderConfig(max_seconds=60)
-    found = list(Loader(cuts, features=FeatureConfig(), tokenizer=tokenizer, data=data).iterate())
+    found = list(
+        AsrDataLoader(cuts, features=FeatureConfig(), tokenizer=tokenizer, data=data).iterate()
+    )
     seconds = {i: len(w) / RATE for b in found for i, w in zip(b.ids, b.waveforms, strict=True)}
     assert seconds == {"longer than its file": 1.0, "fine": 0.5}
     rejected = {r.id: r.reason for b in found for r in b.rejected}
@@ -179,22 +181,24 @@ class Stub:
 
     def listen(self, samples: Any) -> HeardInFile:
         text = "we will meet again on friday"
-        segment = Segment(start=0.0, end=1.0, text=text, log_prob=-0.1, no_speech=0.1)
+        segment = LabeledSegment(start=0.0, end=1.0, text=text, log_prob=-0.1, no_speech=0.1)
         return HeardInFile("en", 1.0, 1.0, [segment, segment])
 
-    def transcribe(self, samples: Any, spans: Any, language: Any = None) -> list[Segment]:
-        return [Segment(start=a, end=b, text="yes", log_prob=0, no_speech=0) for a, b in spans]
+    def transcribe(self, samples: Any, spans: Any, language: Any = None) -> list[LabeledSegment]:
+        return [
+            LabeledSegment(start=a, end=b, text="yes", log_prob=0, no_speech=0) for a, b in spans
+        ]
 
 
 def hear_all(sources: Any, out: Path, config: TeacherConfig) -> Any:
     for source in sources:
-        yield source, pseudolabel.attempt(source, out, Stub())  # type: ignore[arg-type]
+        yield source, pipeline.with_retry(source, out, Stub())  # type: ignore[arg-type]
 
 
-def test_any_file_name_is_labelled(named: Path, tmp_path: Path) -> None:
-    out = tmp_path / "labelled"
+def test_any_file_name_is_labeled(named: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labeled"
     config = TeacherConfig()
-    loose = pseudolabel.FilterConfig(max_rate=99)
+    loose = pipeline.FilterConfig(max_rate=99)
     sources = find_sources(named, out)
     summary = pseudo_label(sources, out, config, dev_files=1, filters=loose, engine=hear_all)
     assert summary.failed == {}
@@ -235,7 +239,9 @@ def src(tmp_path: Path) -> Path:
 def test_a_place_that_is_read_only_is_one_line(
     command: str, src: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnirouter.data.teacher.Teacher.__init__", lambda self, config: None)
+    monkeypatch.setattr(
+        "omnirouter.pseudo_labels.teacher.Teacher.__init__", lambda self, config: None
+    )
     assert main(commands(src, Path("/sys/omnirouter"))[command]) in (1, 2)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -251,10 +257,10 @@ def full(*args: Any, **kwargs: Any) -> Any:
 @pytest.mark.parametrize(
     ("command", "writes"),
     [
-        ("prepare", "omnirouter.data.cuts.gzip.open"),
+        ("prepare", "omnirouter.corpora.validate.gzip.open"),
         ("tokenizer", "pathlib.Path.write_bytes"),
-        ("pseudo-label", "omnirouter.data.pseudolabel.write_whole"),
-        ("relabel", "omnirouter.data.pseudolabel.write_whole"),
+        ("pseudo-label", "omnirouter.pseudo_labels.pipeline.write_whole"),
+        ("relabel", "omnirouter.pseudo_labels.pipeline.write_whole"),
     ],
 )
 def test_a_full_disk_is_one_line_and_leaves_nothing_whole(
@@ -265,7 +271,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_whole(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("omnirouter.data.teacher.Teacher.__init__", lambda self, config: None)
+    monkeypatch.setattr(
+        "omnirouter.pseudo_labels.teacher.Teacher.__init__", lambda self, config: None
+    )
     with monkeypatch.context() as patched:
         patched.setattr(writes, full)
         assert main(commands(src, tmp_path / "out")[command]) == 1
@@ -282,9 +290,9 @@ def test_a_disk_that_fills_up_in_mid_work_costs_what_was_in_work(
     for number in range(3):
         shutil.copy(src / "a.wav", src / f"{number}.wav")
     out, config = tmp_path / "out", TeacherConfig()
-    loose = pseudolabel.FilterConfig(max_rate=99)
+    loose = pipeline.FilterConfig(max_rate=99)
     written: list[Path] = []
-    write_whole = pseudolabel.write_whole
+    write_whole = pipeline.write_whole
 
     def fills_up(path: Path, text: str) -> None:
         written.append(path)
@@ -297,7 +305,7 @@ def test_a_disk_that_fills_up_in_mid_work_costs_what_was_in_work(
         return pseudo_label(sources, out, config, dev_files=0, filters=loose, engine=hear_all)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pseudolabel, "write_whole", fills_up)
+        patched.setattr(pipeline, "write_whole", fills_up)
         with pytest.raises(OmnirouterError, match=r"cannot write to .*out: No space left"):
             run()
     assert len(list(out.glob("heard/*/*.json"))) == 2
@@ -312,7 +320,7 @@ def test_a_database_on_a_full_disk_is_one_line(
         raise sqlite3.OperationalError("database or disk is full")
 
     relabel(src / "train.jsonl", tmp_path / "fine", TeacherConfig(), teacher=Stub())
-    monkeypatch.setattr(heard.HeardStore, "add", fails)
+    monkeypatch.setattr(store.HypothesisStore, "add", fails)
     with pytest.raises(OmnirouterError, match=r"heard\.sqlite: database or disk is full"):
         relabel(src / "train.jsonl", tmp_path / "out", TeacherConfig(), teacher=Stub())
     assert not list((tmp_path / "out").glob("cuts*"))
@@ -321,10 +329,13 @@ def test_a_database_on_a_full_disk_is_one_line(
 def test_what_is_half_in_the_database_is_not_there(tmp_path: Path) -> None:
     """Utterances of a batch are kept all or none."""
     with open_store(tmp_path / "heard.sqlite") as store:
-        store.add("train", {"a": Heard("yes", 0.0, 0.0)})
-        broken: Any = {"b": Heard("yes", 0.0, 0.0), "c": Heard(object(), 0.0, 0.0)}  # type: ignore[arg-type]
+        store.add("train", {"a": StoredHypothesis("yes", 0.0, 0.0)})
+        broken: Any = {
+            "b": StoredHypothesis("yes", 0.0, 0.0),
+            "c": StoredHypothesis(object(), 0.0, 0.0),
+        }  # type: ignore[arg-type]
         with pytest.raises(sqlite3.Error):
             store.add("train", broken)
     with open_store(tmp_path / "heard.sqlite") as store:
-        found: Callable[[str], Heard | None] = lambda id: store.get("train", id)  # noqa: E731
+        found: Callable[[str], StoredHypothesis | None] = lambda id: store.get("train", id)  # noqa: E731
         assert [found(id) is not None for id in "abc"] == [True, False, False]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from omnirouter.bench import models, speech, timing, train_step, whisper
+from omnirouter.bench.parts import PARTS
 from omnirouter.cli import main
 from omnirouter.config import BadInput, ModelConfig, count_parameters
 from omnirouter.model import CTCEncoder
-from omnirouter.study.bench import models, speech, timing, train_step, whisper
-from omnirouter.study.bench.parts import PARTS
-from omnirouter.study.cost import forward_flops, training_flops
+from omnirouter.report.cost import forward_flops, training_flops
 
 LENGTHS = [12, 12, 12]  # of equal length, so that no padding is counted
 

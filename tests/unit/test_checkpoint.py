@@ -25,10 +25,9 @@ from omnirouter.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError
-from omnirouter.int8 import quantised, restored
+from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError, RouterConfig
 from omnirouter.model import CTCEncoder
-from omnirouter.router_config import RouterConfig
+from omnirouter.quantization import dequantize, quantize
 from omnirouter.text import Tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(
@@ -127,14 +126,14 @@ def test_weights_in_int8_load_as_float32(
     weights = tmp_path / "a" / "model.safetensors"
     large = {name: t.repeat(1, 64) for name, t in model.state_dict().items() if t.ndim == 2}
     large["blocks.0.zero"] = torch.zeros(64, 64)
-    back = restored(quantised(large))
+    back = dequantize(quantize(large))
     assert back.keys() == large.keys()
     for name, t in large.items():
         step = t.abs().amax(dim=1, keepdim=True) / 127
         assert ((back[name] - t).abs() <= 0.5001 * step).all(), name
         exact = t.numel() < 4096 or name.startswith("routers.") or not t.any()
         assert torch.equal(back[name], t) == exact, name
-    save_file(quantised(model.state_dict()), weights)
+    save_file(quantize(model.state_dict()), weights)
     loaded = load_checkpoint(tmp_path / "a")
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
 

@@ -24,9 +24,9 @@ from omnirouter.cli.scoring import named_manifests
 from omnirouter.config import (
     PRESETS,
     DataConfig,
-    Listening,
     OptimConfig,
     RunConfig,
+    VadOptions,
     count_parameters,
 )
 from omnirouter.evaluate.score import SetResult, score
@@ -284,7 +284,7 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_demo_takes_folder_steps_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(
-        "omnirouter.study.demo.run_demo", lambda out, **options: calls.append((out, options))
+        "omnirouter.report.demo.run_demo", lambda out, **options: calls.append((out, options))
     )
     assert main(["demo"]) == 0
     assert main(["demo", "--out", "d", "--steps", "5", "--seed", "3"]) == 0
@@ -294,7 +294,7 @@ def test_demo_takes_folder_steps_and_seed(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
-# --- evaluate, analyse, average ---
+# --- evaluate, analyze, average ---
 
 
 def test_evaluate_as_json_and_to_files(
@@ -387,10 +387,10 @@ def test_a_set_without_usable_audio_does_not_cost_the_others(
     assert capsys.readouterr().out == ""
 
 
-def test_analyse_writes_numbers_and_figures(
+def test_analyze_writes_numbers_and_figures(
     model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["analyse", model, str(manifest), "--out", str(tmp_path), "--examples", "1"]
+    arguments = ["analyze", model, str(manifest), "--out", str(tmp_path), "--examples", "1"]
     assert main([*arguments, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["cramers_v"] == json.loads((tmp_path / "routing.json").read_text())["cramers_v"]
@@ -416,7 +416,7 @@ def test_one_file_gives_its_text_and_nothing_else(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     audio = str(manifest.parent / "4.wav")
-    text = Transcriber(checkpoints["omni"], listening=Listening(vad="off")).transcribe(audio).text
+    text = Transcriber(checkpoints["omni"], listening=VadOptions(vad="off")).transcribe(audio).text
     assert text
     assert main(["transcribe", audio, "--model", model, *VAD_OFF]) == 0
     assert capsys.readouterr() == (text + "\n", "")
@@ -585,10 +585,10 @@ def test_export_tells_how_near_the_graphs_are(
     """Tracing takes a while: what is traced and compared is tested in tests/parity/test_onnx.py."""
     from omnirouter.serve import export
 
-    parity = export.Parity(max_difference=1e-4, same_piece=1.0, megabytes=2.5)
+    parity = export.ParityReport(max_difference=1e-4, same_piece=1.0, megabytes=2.5)
     made: list[Path] = []
 
-    def stand_in(checkpoint: Checkpoint, out: Path, **_: object) -> dict[str, export.Parity]:
+    def stand_in(checkpoint: Checkpoint, out: Path, **_: object) -> dict[str, export.ParityReport]:
         made.append(out)
         return {"fp32": parity, "int8": parity}
 

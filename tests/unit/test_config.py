@@ -17,9 +17,10 @@ from omnirouter.config import (
     FeatureConfig,
     ModelConfig,
     OptimConfig,
+    RouterConfig,
+    RouterLossConfig,
     RunConfig,
 )
-from omnirouter.router_config import RouterConfig, RouterLossConfig
 
 SMALL: dict[str, Any] = {"dim": 64, "num_heads": 2, "ffn_dim": 128, "num_layers": 4}
 

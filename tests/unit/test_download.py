@@ -18,11 +18,11 @@ import pytest
 
 from omnirouter.cli import main
 from omnirouter.config import OmnirouterError
-from omnirouter.data import download as module
-from omnirouter.data import sources
-from omnirouter.data.corpora import CORPORA
-from omnirouter.data.download import Remote, download
-from omnirouter.data.sources import DOWNLOADABLE, remotes
+from omnirouter.corpora import download as module
+from omnirouter.corpora import sources
+from omnirouter.corpora.download import Remote, download
+from omnirouter.corpora.registry import CORPORA
+from omnirouter.corpora.sources import DOWNLOADABLE, remotes
 
 DATA = bytes(range(256)) * 4000
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, Router
-from omnirouter.model.context import distance_slopes
+from omnirouter.model.attention_mask import distance_slopes
 from omnirouter.model.encoder import frame_positions, position_angles
 from omnirouter.model.layers import Dropout
-from omnirouter.model.packing import Packing, packed_attention
+from omnirouter.model.packing import PackedBatch, packed_attention
 
 TINY = ModelConfig(
     routing="switch",
@@ -141,7 +141,7 @@ def test_empty_batch(routing: Kind, positions: Positions, lengths: Sequence[int]
 
 
 def test_empty_utterance_among_others() -> None:
-    """An empty utterance takes no frame from its neighbours."""
+    """An empty utterance takes no frame from its neighbors."""
     values, _ = frames(4, 3)
     model = build()
     with_empty = model(values, torch.tensor([0, 4, 0, 3, 0]))
@@ -270,7 +270,7 @@ def test_distance_slopes(heads: int) -> None:
 def test_local_attention_falls_with_distance() -> None:
     """With nothing to choose by, a frame's weight is exp(-slope * distance) in every head."""
     size, slopes_H = 9, distance_slopes(2)
-    packing = Packing(torch.tensor([size]), torch.device("cpu"), slopes_H)
+    packing = PackedBatch(torch.tensor([size]), torch.device("cpu"), slopes_H)
     nothing_THE = torch.zeros(size, 2, size)
     each_THE = torch.eye(size)[:, None].expand(size, 2, size)  # so that the weights are the output
     weights_THT = packed_attention(nothing_THE, nothing_THE, each_THE, packing)
@@ -304,7 +304,7 @@ def test_dropout_is_seeded() -> None:
 
 
 def test_dropout_draws_evenly_over_all_elements() -> None:
-    """No position, and no neighbour of a dropped one, is favoured: bytes are independent."""
+    """No position, and no neighbor of a dropped one, is favored: bytes are independent."""
     torch.manual_seed(0)
     dropout, x = Dropout(0.25).train(), torch.ones(24)
     dropped = torch.stack([dropout(x) == 0 for _ in range(4000)]).float()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from omnirouter.train.flags import Flags
+from omnirouter.train.flags import AsyncFiniteCheck
 
 
 def test_flags_of_a_cpu_are_read_at_once() -> None:
-    flags = Flags()
+    flags = AsyncFiniteCheck()
     assert list(flags.read()) == []
     flags.put(1, torch.tensor(True))
     assert list(flags.read()) == [(1, True)]

@@ -17,7 +17,7 @@ import pytest
 
 import omnirouter
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
-from omnirouter.config import BadInput, Listening, OmnirouterError
+from omnirouter.config import BadInput, OmnirouterError, VadOptions
 from omnirouter.serve import hub
 from omnirouter.serve.transcriber import Transcriber
 
@@ -137,7 +137,7 @@ def test_what_is_published_can_be_loaded(stand_in: StandIn, checkpoint: Checkpoi
     assert found.meta == {"step": 1200, "dev_wer": 0.1234, "audio_hours": 5.5}
     assert all(b"/secret/place" not in content for content in stand_in.files.values())
     noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
-    listening = Listening(vad="off")
+    listening = VadOptions(vad="off")
     expected = Transcriber(checkpoint, listening=listening).transcribe(noise)
     assert Transcriber(found, listening=listening).transcribe(noise) == expected
 

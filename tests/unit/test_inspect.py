@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from omnirouter.cli import main
-from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.inspect import KINDS, Inspection, inspect_cuts
-from omnirouter.evaluate.inspect_page import histogram, page
+from omnirouter.data.inspect import KINDS, CorpusInspection, inspect_cuts
+from omnirouter.data.manifests import read_manifest
+from omnirouter.report.inspect_page import histogram, page
 
 RATE = 16_000
 
@@ -72,7 +72,7 @@ def troubled(tmp_path: Path) -> Path:
     return write(tmp_path, rows)
 
 
-def look(path: Path, **options: Any) -> Inspection:
+def look(path: Path, **options: Any) -> CorpusInspection:
     return inspect_cuts(read_manifest(path), **options)
 
 

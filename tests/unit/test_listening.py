@@ -20,9 +20,9 @@ import torch
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import listening, main
-from omnirouter.config import AttentionContext, FeatureConfig, Listening, ModelConfig
+from omnirouter.config import AttentionContext, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
-from omnirouter.serve.streaming import Stream, Update
+from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcriber import load
 from omnirouter.serve.transcript import Word
 from omnirouter.text import Tokenizer
@@ -61,7 +61,7 @@ def samples() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(model: str, samples: np.ndarray) -> tuple[Word, ...]:
-    words = load(model, listening=Listening(vad="off")).transcribe(samples).words
+    words = load(model, listening=VadOptions(vad="off")).transcribe(samples).words
     assert len(words) > 3
     return words
 
@@ -144,7 +144,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], lis
     def install(times: int) -> list[int]:
         calls: list[int] = []
 
-        def pushed(stream: Stream, data: np.ndarray) -> list[Update]:
+        def pushed(stream: Stream, data: np.ndarray) -> list[PartialResult]:
             calls.append(len(data))
             for _ in range(times if len(calls) == 2 else 0):
                 os.kill(os.getpid(), signal.SIGINT)
@@ -319,8 +319,8 @@ def words(*texts: str) -> tuple[Word, ...]:
     return tuple(Word(start=0.0, end=0.1, text=text, confidence=1.0) for text in texts)
 
 
-def update(final: str, partial: str = "", ended: bool = False) -> Update:
-    return Update(
+def update(final: str, partial: str = "", ended: bool = False) -> PartialResult:
+    return PartialResult(
         final=words(*final.split()),
         partial=words(*partial.split()),
         ended=ended,

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 import torch
 
-from omnirouter.model import Dispatch, Routing, ctc_loss, dispatch_of, load_balance_loss
+from omnirouter.model import ExpertCounts, Routing, count_assignments, ctc_loss, load_balance_loss
 
 FORMS: list[Literal["paper", "switch"]] = ["paper", "switch"]
 
@@ -73,8 +73,8 @@ def test_parts_of_several_devices_add_up_to_the_whole(form: Literal["paper", "sw
     whole = load_balance_loss(routing(slice(None)), form)
     expected = torch.autograd.grad(whole, logits)
     shares = [routing(slice(0, 7)), routing(slice(7, 10))]
-    counts = [dispatch_of(share) for share in shares]
-    total = Dispatch(*(torch.stack(both).sum(0) for both in zip(*counts, strict=True)))
+    counts = [count_assignments(share) for share in shares]
+    total = ExpertCounts(*(torch.stack(both).sum(0) for both in zip(*counts, strict=True)))
     assert float(total.frames) == 10
     parts = torch.stack([load_balance_loss(share, form, total) for share in shares]).sum()
     torch.testing.assert_close(parts, whole)

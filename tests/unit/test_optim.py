@@ -1,4 +1,4 @@
-"""The optimisers: who trains which parameter, and what Muon does to a matrix."""
+"""The optimizers: who trains which parameter, and what Muon does to a matrix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from omnirouter.config import ModelConfig, OptimConfig
 from omnirouter.model import CTCEncoder
-from omnirouter.train.optim import Muon, build_optimizers, orthogonalise, orthogonalise_each
+from omnirouter.train.optim import Muon, build_optimizers, orthogonalize, orthogonalize_each
 
 SMALL = ModelConfig(
     routing="omni", num_experts=2, dim=16, ffn_dim=32, num_layers=2, num_heads=2, vocab_size=12
@@ -40,12 +40,12 @@ def test_muon_gets_the_matrices_of_the_blocks_only() -> None:
     assert {"input.weight", "head.weight", "routers.0.weight_ND"} <= rest
 
 
-def test_orthogonalise_evens_out_singular_values() -> None:
+def test_orthogonalize_evens_out_singular_values() -> None:
     """Singular values that span three decades end within a factor of about two of 1."""
     generator = torch.Generator().manual_seed(0)
     for rows, columns in ((24, 24), (16, 64), (64, 16)):
         x = torch.randn(rows, columns, generator=generator)
-        values = torch.linalg.svdvals(orthogonalise(x).float())
+        values = torch.linalg.svdvals(orthogonalize(x).float())
         assert values.max() < 1.5
         assert values.median() > 0.5
 
@@ -92,6 +92,6 @@ def test_matrices_of_one_size_go_together_and_come_apart() -> None:
     torch.manual_seed(0)
     shapes = [(8, 16), (16, 8), (3, 8, 16), (2, 16, 8), (8, 16), (5, 5)]
     matrices = [torch.randn(shape) for shape in shapes]
-    for together, matrix in zip(orthogonalise_each(matrices), matrices, strict=True):
+    for together, matrix in zip(orthogonalize_each(matrices), matrices, strict=True):
         assert together.shape == matrix.shape
-        torch.testing.assert_close(together, orthogonalise(matrix), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(together, orthogonalize(matrix), atol=0.02, rtol=0.02)

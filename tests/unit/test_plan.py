@@ -20,16 +20,16 @@ from omnirouter.config import (
     ModelConfig,
     OmnirouterError,
     OptimConfig,
+    RouterConfig,
     RunConfig,
     count_parameters,
 )
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
-from omnirouter.router_config import RouterConfig
-from omnirouter.study.devices import H100
-from omnirouter.study.memory import activation_bytes, states
-from omnirouter.study.plan import Setting, plan, step_time
-from omnirouter.study.rates import PARTS, against, measured_rates
-from omnirouter.train.memory import naming_the_knob
+from omnirouter.report.devices import H100
+from omnirouter.report.memory_estimate import activation_bytes, states
+from omnirouter.report.plan import Setting, plan, step_time
+from omnirouter.report.rates import PARTS, against, measured_rates
+from omnirouter.train.memory import explain_oom
 from omnirouter.train.optim import build_optimizers, update
 
 PAPER = RunConfig(model=PRESETS["omni-559m"])
@@ -236,7 +236,7 @@ def test_what_a_run_begins_from_decides(tmp_path: Path, checkpoints: dict[str, C
 
 def test_this_machine_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU is timed for a moment; its memory is the machine's, shared by the processes."""
-    monkeypatch.setattr("omnirouter.study.devices.COPIED", 1 << 16)
+    monkeypatch.setattr("omnirouter.report.devices.COPIED", 1 << 16)
     run = RunConfig(model=MODELS["omni"], data=DataConfig(batch_hours=0.1, device_seconds=60.0))
     found = plan(run, devices=2, kind="cpu")
     assert found["device_source"].startswith("this machine, measured now")
@@ -247,19 +247,19 @@ def test_out_of_memory_names_the_knob() -> None:
     """In a step, on either kind of device; other errors stay what they are."""
     with (
         pytest.raises(OmnirouterError, match=r"step 1: .* set data\.device_seconds to 787\.5 or"),
-        naming_the_knob(PAPER, 0, several=False),
+        explain_oom(PAPER, 0, several=False),
     ):
         torch.empty(2**60, dtype=torch.uint8)
     with (
         pytest.raises(OmnirouterError, match=r"strategy to fsdp2; then go on with --resume"),
-        naming_the_knob(PAPER, 4, several=True),
+        explain_oom(PAPER, 4, several=True),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    with pytest.raises(RuntimeError, match="shapes"), naming_the_knob(PAPER, 0, several=False):
+    with pytest.raises(RuntimeError, match="shapes"), explain_oom(PAPER, 0, several=False):
         raise RuntimeError("shapes do not fit")
 
 
 def test_parts_of_the_plan_are_those_of_the_benchmark() -> None:
-    from omnirouter.study.bench import parts
+    from omnirouter.bench import parts
 
     assert set(PARTS) == set(parts.PARTS)

@@ -12,7 +12,7 @@ import torch
 
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig
-from omnirouter.data.prepare import read_manifest
+from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate import score as scoring
 from omnirouter.model import CTCEncoder, prepack
 from omnirouter.model.cpu_experts import fused

@@ -1,4 +1,4 @@
-"""Relabelling: the teacher's words, the corpus's beside them, and what a killed run leaves."""
+"""Relabeling: the teacher's words, the corpus's beside them, and what a killed run leaves."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lhotse import CutSet, SupervisionSegment
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data import relabel as module
-from omnirouter.data.labels import Segment
-from omnirouter.data.prepare import read_manifest
-from omnirouter.data.relabel import Relabelled, relabel, seconds_missing
-from omnirouter.data.teacher import RATE, TeacherConfig
+from omnirouter.data.manifests import read_manifest
+from omnirouter.pseudo_labels import relabel as module
+from omnirouter.pseudo_labels.filters import LabeledSegment
+from omnirouter.pseudo_labels.relabel import Relabeled, relabel, seconds_missing
+from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig
 
 TEXTS = ["Turn the light on.", "It's twenty dollars", "play it again", "", "call my sister", "yes"]
 
@@ -79,7 +79,9 @@ class Stub:
     def __call__(self, config: TeacherConfig) -> Any:
         return self
 
-    def transcribe(self, samples: Any, spans: Any, language: str | None = None) -> list[Segment]:
+    def transcribe(
+        self, samples: Any, spans: Any, language: str | None = None
+    ) -> list[LabeledSegment]:
         if self.fails_at is not None and len(self.calls) == self.fails_at:
             self.fails_at = None
             raise KeyboardInterrupt
@@ -87,13 +89,15 @@ class Stub:
         found = []
         for start, end in spans:
             inside = samples[int(start * RATE) : int(end * RATE)]
-            assert inside.min() == inside.max(), "one utterance and nothing of its neighbours"
+            assert inside.min() == inside.max(), "one utterance and nothing of its neighbors"
             text = self.heard[round(float(inside[0]) * 10) - 1]
-            found.append(Segment(start=start, end=end, text=text, log_prob=-0.25, no_speech=0.1))
+            found.append(
+                LabeledSegment(start=start, end=end, text=text, log_prob=-0.25, no_speech=0.1)
+            )
         return found
 
 
-def run(src: Path, out: Path, teacher: Any = None, **changes: Any) -> tuple[list[Relabelled], Any]:
+def run(src: Path, out: Path, teacher: Any = None, **changes: Any) -> tuple[list[Relabeled], Any]:
     config = TeacherConfig(**{"batch_size": 4, **changes})
     return relabel(src, out, config, teacher=teacher or Stub())
 
@@ -104,7 +108,7 @@ def test_cuts_have_the_teachers_words_and_keep_the_references(corpus: Path, tmp_
     assert failed == {}
     assert teacher.calls == [4, 2]
     cuts = {cut.id: cut for cut in CutSet.from_file(split.report.path)}
-    assert list(cuts) == ["u0", "u1", "u2", "u3", "u5"], "where nothing is heard nothing is learnt"
+    assert list(cuts) == ["u0", "u1", "u2", "u3", "u5"], "where nothing is heard nothing is learned"
     assert split.report.rejected == {"empty transcript": 1}
     [said] = cuts["u0"].supervisions
     assert (said.text, said.speaker) == ("turn a light on", "anna")
@@ -134,7 +138,7 @@ def test_words_stay_with_the_audio_they_were_heard_in(corpus: Path, tmp_path: Pa
 
 
 def test_the_teachers_errors_are_counted_by_file(corpus: Path, tmp_path: Path) -> None:
-    """After the Whisper normaliser; an utterance without a reference is not scored."""
+    """After the Whisper normalizer; an utterance without a reference is not scored."""
     [split], _ = run(corpus, tmp_path / "out")
     rows = lines(split.scores)
     found = {Path(row["file"]).name: (row["errors"], row["words"], row["wer"]) for row in rows}
@@ -162,7 +166,7 @@ def test_utterances_of_one_recording_are_counted_together(corpus: Path, tmp_path
     assert (row["utterances"], row["errors"], row["words"]) == (2, 2, 7)
 
 
-def test_relabelling_again_scores_against_the_first_reference(corpus: Path, tmp_path: Path) -> None:
+def test_relabeling_again_scores_against_the_first_reference(corpus: Path, tmp_path: Path) -> None:
     [first], _ = run(corpus, tmp_path / "out")
     [second], _ = run(first.report.path, tmp_path / "again")
     assert second.wer.errors == 3, "all but the utterance that was rejected"
@@ -220,7 +224,9 @@ def test_failures_are_listed_and_tried_again(corpus: Path, tmp_path: Path) -> No
     class Weak(Stub):
         """Cannot take more than one utterance, nor the third at all."""
 
-        def transcribe(self, samples: Any, spans: Any, language: Any = None) -> list[Segment]:
+        def transcribe(
+            self, samples: Any, spans: Any, language: Any = None
+        ) -> list[LabeledSegment]:
             if len(spans) > 1 or samples[0] == np.float32(0.3):
                 raise OmnirouterError("the teacher failed: out of memory")
             return super().transcribe(samples, spans, language)

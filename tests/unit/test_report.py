@@ -13,22 +13,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
+from omnirouter.analysis.random_experts import RandomExpertConfig
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
-from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.analyse import choose_examples, look, strip_examples
-from omnirouter.evaluate.disturb import DisturbConfig
+from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import SetResult, score_groups
-from omnirouter.evaluate.tables import (
-    Condition,
-    WerTable,
-    comparison_lines,
-    per_cent,
-    to_rich,
-)
-from omnirouter.study import model_report
-from omnirouter.study.model_report import Look
-from omnirouter.study.report import ModelReport, mark_differences, write_report
+from omnirouter.evaluate.tables import Condition, WerTable, comparison_lines, per_cent, to_rich
+from omnirouter.report import model_report
+from omnirouter.report.model_report import ReportOptions
+from omnirouter.report.report import ModelReport, mark_differences, write_report
 
 CONDITIONS = [Condition(name="clean", label="Clean"), Condition(name="noise", label="Noise <loud>")]
 PAPER = {  # Table I without SpeechCrawl
@@ -162,7 +156,7 @@ def models(checkpoints: dict[str, Checkpoint], manifest: Path) -> list[ModelRepo
     for name, checkpoint in checkpoints.items():
         metrics = [{"step": 10 * i, "kind": "train", "ctc": 90 - 3.0 * i} for i in range(20)]
         metrics += [{"step": 50, "kind": "validation", "wer": 0.9, "loss": 50.0}]
-        found = look(checkpoint, cuts) if checkpoint.config.routing != "dense" else None
+        found = analyze_routing(checkpoint, cuts) if checkpoint.config.routing != "dense" else None
         if found is not None:
             routing = {
                 "expert_usage": found.numbers.usage,
@@ -303,7 +297,7 @@ def test_a_run_is_measured_at_the_precision_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    for name in ("score", "disturb", "look"):
+    for name in ("score", "random_expert_test", "analyze_routing"):
         real = getattr(model_report, name)
 
         def spy(*arguments: Any, real: Any = real, **options: Any) -> Any:
@@ -311,10 +305,10 @@ def test_a_run_is_measured_at_the_precision_asked_for(
             return real(*arguments, **options)
 
         monkeypatch.setattr(model_report, name, spy)
-    few = DisturbConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
+    few = RandomExpertConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
     monkeypatch.setattr(model_report, "DisturbConfig", lambda: few)
     folder = Path(save_run(checkpoints["omni"], tmp_path / "omni", []))
-    options = Look(limit=2, examples=1, random_experts=True, precision="bf16")
+    options = ReportOptions(limit=2, examples=1, random_experts=True, precision="bf16")
     model_report.of_run(folder, "omni", {"test": read_manifest(manifest)}, options)
     assert seen == ["bf16"] * 3
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
+from omnirouter.analysis.phone_classes import fields_of
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
-from omnirouter.data.prepare import read_manifest
-from omnirouter.evaluate.running import evaluation_loader, field_of
+from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score, score_batches, score_groups
-from omnirouter.evaluate.sounds import fields_of
-from omnirouter.metrics import error_rate
+from omnirouter.evaluate.score_utterances import evaluation_loader, field_of
+from omnirouter.metrics.wer import error_rate
 
 
 def test_rate_is_that_of_the_listed_transcripts(

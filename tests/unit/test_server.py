@@ -18,24 +18,24 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from omnirouter.config import BadInput, Listening
+from omnirouter.config import BadInput, VadOptions
 from omnirouter.serve.http.app import create_app
 from omnirouter.serve.http.errors import Gone
-from omnirouter.serve.http.models import Served, named
+from omnirouter.serve.http.models import ServedModel, parse_model_args
 from omnirouter.serve.http.settings import Access, Limits, own_names
-from omnirouter.serve.http.uploads import unless_gone
-from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
+from omnirouter.serve.http.uploads import cancel_on_disconnect
+from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 
 ROUTE = "/v1/audio/transcriptions"
 HERE = "http://127.0.0.1:8000"
 KEY = "a key of sixteen letters or more"
 
 
-class Held(Recogniser):
+class Held(Recognizer):
     """Hears what another model hears, but only when it is let go; remembers its batches."""
 
-    def __init__(self, inner: Recogniser) -> None:
-        super().__init__(inner.features, inner.tokenizer, Listening(vad="off"))
+    def __init__(self, inner: Recognizer) -> None:
+        super().__init__(inner.features, inner.tokenizer, VadOptions(vad="off"))
         self.inner = inner
         self.go = threading.Event()
         self.begun = threading.Event()
@@ -48,11 +48,11 @@ class Held(Recogniser):
         return self.inner.log_probs(waveforms)
 
 
-class Broken(Recogniser):
+class Broken(Recognizer):
     """Fails on loud recordings."""
 
-    def __init__(self, inner: Recogniser) -> None:
-        super().__init__(inner.features, inner.tokenizer, Listening(vad="off"))
+    def __init__(self, inner: Recognizer) -> None:
+        super().__init__(inner.features, inner.tokenizer, VadOptions(vad="off"))
         self.inner = inner
 
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
@@ -62,12 +62,12 @@ class Broken(Recogniser):
 
 
 @pytest.fixture(scope="module")
-def client(served: list[Served]) -> Iterator[TestClient]:
+def client(served: list[ServedModel]) -> Iterator[TestClient]:
     with opened(served) as client:
         yield client
 
 
-def opened(models: Sequence[Served], **limits: Any) -> TestClient:
+def opened(models: Sequence[ServedModel], **limits: Any) -> TestClient:
     app = create_app(models, Limits(**limits), Access(hosts=own_names("127.0.0.1")))
     return TestClient(app, base_url=HERE, raise_server_exceptions=False)
 
@@ -90,12 +90,12 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 def test_formats(
-    client: TestClient, served: list[Served], noise_file: Callable[..., bytes]
+    client: TestClient, served: list[ServedModel], noise_file: Callable[..., bytes]
 ) -> None:
     """Each answer holds what the model hears, in its own form."""
     audio = noise_file(3.0)
     samples = 0.1 * np.random.default_rng(0).standard_normal(48_000)
-    expected = served[0].recogniser.transcribe((32_767 * samples).astype(np.int16)).words
+    expected = served[0].recognizer.transcribe((32_767 * samples).astype(np.int16)).words
     plain = ask(client, audio).json()
     assert plain["usage"] == {"type": "duration", "seconds": 3.0}
     assert plain["notices"] == []
@@ -188,11 +188,13 @@ def test_other_addresses(client: TestClient) -> None:
     assert client.get("/health").headers["x-content-type-options"] == "nosniff"
 
 
-def test_requests_share_batches(served: list[Served], noise_file: Callable[..., bytes]) -> None:
+def test_requests_share_batches(
+    served: list[ServedModel], noise_file: Callable[..., bytes]
+) -> None:
     """What arrives while the model is at work goes through it together, with the same result."""
-    model = Held(served[0].recogniser)
+    model = Held(served[0].recognizer)
     audio = [noise_file(1.0 + 0.1 * seed, seed=seed) for seed in range(7)]
-    with opened([Served("omni", model)]) as client, ThreadPoolExecutor(len(audio)) as pool:
+    with opened([ServedModel("omni", model)]) as client, ThreadPoolExecutor(len(audio)) as pool:
         first = pool.submit(ask, client, audio[0])
         assert model.begun.wait(20)
         others = [pool.submit(ask, client, data) for data in audio[1:]]
@@ -208,10 +210,10 @@ def test_requests_share_batches(served: list[Served], noise_file: Callable[..., 
         assert texts == [ask(client, data).json()["text"] for data in audio]
 
 
-def test_too_many_requests(served: list[Served], noise_file: Callable[..., bytes]) -> None:
-    model = Held(served[0].recogniser)
+def test_too_many_requests(served: list[ServedModel], noise_file: Callable[..., bytes]) -> None:
+    model = Held(served[0].recognizer)
     with (
-        opened([Served("omni", model)], max_requests=1) as client,
+        opened([ServedModel("omni", model)], max_requests=1) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         first = pool.submit(ask, client, noise_file(0.5))
@@ -227,10 +229,12 @@ def test_too_many_requests(served: list[Served], noise_file: Callable[..., bytes
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])
-def test_time_runs_out(served: list[Served], noise_file: Callable[..., bytes], stream: str) -> None:
+def test_time_runs_out(
+    served: list[ServedModel], noise_file: Callable[..., bytes], stream: str
+) -> None:
     """The answer says so, and the work is given up."""
-    model = Held(served[0].recogniser)
-    with opened([Served("omni", model)], timeout=0.2) as client:
+    model = Held(served[0].recognizer)
+    with opened([ServedModel("omni", model)], timeout=0.2) as client:
         answer = ask(client, noise_file(40.0, rate=2_000), stream=stream)
         if stream == "true":
             assert answer.status_code == 200
@@ -241,7 +245,7 @@ def test_time_runs_out(served: list[Served], noise_file: Callable[..., bytes], s
     assert sum(model.batches) <= 2  # the window at work, and one taken with it
 
 
-def test_too_large(served: list[Served], noise_file: Callable[..., bytes]) -> None:
+def test_too_large(served: list[ServedModel], noise_file: Callable[..., bytes]) -> None:
     with opened(served, max_upload_mb=0.1, max_minutes=1) as client:
         assert ask(client, noise_file(3.0)).status_code == 200
         for seconds in (4.0, 60.0):  # just above the limit, and far above
@@ -255,7 +259,7 @@ def test_too_large(served: list[Served], noise_file: Callable[..., bytes]) -> No
         assert client.post(ROUTE, content=chunks(), headers=headers).status_code == 413
 
 
-def test_slow_upload(served: list[Served]) -> None:
+def test_slow_upload(served: list[ServedModel]) -> None:
     """A caller that stops in the middle of its upload is sent away."""
     app = create_app(served, Limits(upload_timeout=0.1))
     sent: list[dict[str, Any]] = []
@@ -306,12 +310,12 @@ def test_nobody_waits() -> None:
 
     request: Any = SimpleNamespace(receive=receive)
     with pytest.raises(Gone):
-        asyncio.run(unless_gone(request, work()))
+        asyncio.run(cancel_on_disconnect(request, work()))
     assert given_up
 
 
 def test_one_failure_is_not_that_of_all(
-    served: list[Served], noise_file: Callable[..., bytes]
+    served: list[ServedModel], noise_file: Callable[..., bytes]
 ) -> None:
     """A batch that fails is tried window by window; what failed says nothing of the inside."""
     import io
@@ -320,8 +324,8 @@ def test_one_failure_is_not_that_of_all(
 
     loud = io.BytesIO()
     soundfile.write(loud, np.sign(np.sin(np.arange(16_000))) * 0.99, 16_000, format="WAV")
-    model = Held(Broken(served[0].recogniser))
-    with opened([Served("omni", model)]) as client, ThreadPoolExecutor(3) as pool:
+    model = Held(Broken(served[0].recognizer))
+    with opened([ServedModel("omni", model)]) as client, ThreadPoolExecutor(3) as pool:
         first = pool.submit(ask, client, noise_file(0.5))
         assert model.begun.wait(20)
         bad = pool.submit(ask, client, loud.getvalue())
@@ -334,7 +338,7 @@ def test_one_failure_is_not_that_of_all(
         assert error_of(bad.result())["code"] == "internal_error"
 
 
-def test_key(served: list[Served], noise_file: Callable[..., bytes]) -> None:
+def test_key(served: list[ServedModel], noise_file: Callable[..., bytes]) -> None:
     app = create_app(served, access=Access(api_key=KEY, hosts=own_names("127.0.0.1")))
     with TestClient(app, base_url=HERE, raise_server_exceptions=False) as client:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}):
@@ -373,18 +377,24 @@ def test_pages_of_other_sites_stay_out(
 
 def test_names_of_models(tmp_path: Any) -> None:
     best = str(tmp_path / "mine" / "best")
-    assert named([best, "a=x", "org/name"]) == {"mine": best, "a": "x", "name": "org/name"}
-    assert named(["exported/model.int8.onnx"]) == {"exported": "exported/model.int8.onnx"}
+    assert parse_model_args([best, "a=x", "org/name"]) == {
+        "mine": best,
+        "a": "x",
+        "name": "org/name",
+    }
+    assert parse_model_args(["exported/model.int8.onnx"]) == {
+        "exported": "exported/model.int8.onnx"
+    }
     for arguments in (["a=x", "a=y"], ["=x"], ["a="]):
         with pytest.raises(BadInput, match="model: "):
-            named(arguments)
+            parse_model_args(arguments)
 
 
 def test_an_export_is_served_without_torch() -> None:
     """Routes and command import neither torch nor lhotse by themselves."""
     program = (
         "import sys; sys.modules['torch'] = sys.modules['lhotse'] = None; "
-        "import omnirouter.serve.http.app, omnirouter.serve.http.run, omnirouter.cli.serving"
+        "import omnirouter.serve.http.app, omnirouter.serve.http.server, omnirouter.cli.serving"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

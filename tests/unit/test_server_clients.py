@@ -26,9 +26,9 @@ from starlette.testclient import TestClient
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.engine import Job
-from omnirouter.serve.http.models import Served
-from omnirouter.serve.http.run import bound
+from omnirouter.serve.http.jobs import Job
+from omnirouter.serve.http.models import ServedModel
+from omnirouter.serve.http.server import bound
 from omnirouter.serve.http.settings import Access, Limits, own_names
 
 Running = Callable[[Any], AbstractContextManager[str]]
@@ -36,7 +36,7 @@ KEY = "a key of sixteen letters or more"
 
 
 @pytest.fixture(scope="module")
-def address(served: list[Served], running: Running) -> Iterator[str]:
+def address(served: list[ServedModel], running: Running) -> Iterator[str]:
     access = Access(api_key=KEY, hosts=own_names("127.0.0.1"))
     with running(create_app(served, Limits(max_upload_mb=0.5), access)) as address:
         yield address
@@ -116,7 +116,7 @@ def test_a_broken_request_does_not_harm_the_next(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_answers_are_as_described(served: list[Served]) -> None:
+def test_answers_are_as_described(served: list[ServedModel]) -> None:
     """Statuses, content types and bodies are those of the server's own OpenAPI; none is 500."""
     described = schemathesis.openapi.from_asgi("/openapi.json", create_app(served))
     names = set()
@@ -197,7 +197,7 @@ def test_the_command_stops_gracefully(
 
 
 def test_what_does_not_end_in_time_is_told(
-    served: list[Served], noise_file: Callable[..., bytes]
+    served: list[ServedModel], noise_file: Callable[..., bytes]
 ) -> None:
     """At the end of the grace whoever waits has an answer in the usual shape, also in a stream."""
     app = create_app(served)
@@ -240,7 +240,7 @@ def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("omnirouter.checkpoint.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
     assert main(["serve", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) in (
         1,
         2,

@@ -13,20 +13,20 @@ import soundfile
 import torch
 from starlette.testclient import TestClient
 
-from omnirouter.audio import log_mel
+from omnirouter.audio.features import log_mel_spectrogram
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import Listening
-from omnirouter.evaluate.running import forward
+from omnirouter.config import VadOptions
+from omnirouter.evaluate.score_utterances import forward
 from omnirouter.serve.http.app import WEB, create_app
-from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.serve.transcriber import Transcriber
 
 ROUTE = "/v1/inspect"
 
 
-class Exported(Recogniser):
+class Exported(Recognizer):
     """Stands for an exported model: nobody can look into it."""
 
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
@@ -36,11 +36,11 @@ class Exported(Recogniser):
 @pytest.fixture(scope="module")
 def client(checkpoints: dict[str, Checkpoint]) -> Iterator[TestClient]:
     models = [
-        Served(name, Transcriber(found, listening=Listening(vad="off")), found.config)
+        ServedModel(name, Transcriber(found, listening=VadOptions(vad="off")), found.config)
         for name, found in checkpoints.items()
     ]
-    known = models[0].recogniser
-    models.append(Served("exported", Exported(known.features, known.tokenizer)))
+    known = models[0].recognizer
+    models.append(ServedModel("exported", Exported(known.features, known.tokenizer)))
     app = create_app(models, Limits(max_minutes=1.0))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
@@ -77,10 +77,10 @@ def test_routing_is_the_model_s(
         assert np.array_equal(experts, routing.expert_A.numpy())
         gates = torch.round(255 * routing.gate_A).numpy()
         assert np.abs(row(layer["gates"]) - gates).max() <= 1
-        # colours are experts under other names, one for one
+        # colors are experts under other names, one for one
         pairs = set(zip(experts.tolist(), row(layer["colours"]).tolist(), strict=True))
         assert len(pairs) == len({e for e, _ in pairs}) == len({c for _, c in pairs})
-    mel_KM = log_mel([part], checkpoints[name].config.features)[0].numpy()
+    mel_KM = log_mel_spectrogram([part], checkpoints[name].config.features)[0].numpy()
     shades = row(found["mel"]["data"]).reshape(-1, found["mel"]["bins"])
     assert shades.shape == mel_KM.shape
     assert np.corrcoef(shades.ravel(), mel_KM.ravel())[0, 1] > 0.98

@@ -16,13 +16,10 @@ from starlette.testclient import TestClient
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
-from omnirouter.config import (
-    LanguageModelConfig,
-    Listening,
-)
-from omnirouter.decode import BeamSearch
+from omnirouter.config import BeamSearchOptions, VadOptions
+from omnirouter.decoding import BeamSearch
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Transcript
 from omnirouter.text import Tokenizer
@@ -56,8 +53,8 @@ def recording(noise_file: Callable[..., bytes], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def model(checkpoints: dict[str, Checkpoint], tokenizer: Tokenizer, arpa: Path) -> Transcriber:
-    decoder = BeamSearch(tokenizer, LanguageModelConfig(language_model=arpa))
-    return Transcriber(checkpoints["omni"], listening=Listening(vad="off"), decoder=decoder)
+    decoder = BeamSearch(tokenizer, BeamSearchOptions(language_model=arpa))
+    return Transcriber(checkpoints["omni"], listening=VadOptions(vad="off"), decoder=decoder)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +69,7 @@ def expected(model: Transcriber, recording: Path) -> Transcript:
 
 @pytest.fixture(scope="module")
 def client(model: Transcriber) -> Iterator[TestClient]:
-    with TestClient(create_app([Served("omni", model)])) as client:
+    with TestClient(create_app([ServedModel("omni", model)])) as client:
         yield client
 
 
@@ -107,13 +104,13 @@ def test_events(client: TestClient, recording: Path, expected: Transcript) -> No
 def test_streams_go_without_it(streamer: Transcriber, tokenizer: Tokenizer, arpa: Path) -> None:
     """And say so."""
     checkpoint = streamer.checkpoint
-    decoder = BeamSearch(tokenizer, LanguageModelConfig(language_model=arpa))
-    model = Transcriber(checkpoint, listening=Listening(vad="off"), decoder=decoder)
+    decoder = BeamSearch(tokenizer, BeamSearchOptions(language_model=arpa))
+    model = Transcriber(checkpoint, listening=VadOptions(vad="off"), decoder=decoder)
     pcm = (3_000 * np.random.default_rng(0).standard_normal(32_000)).astype("<i2")
     best_path = streamer.transcribe(pcm)
     assert best_path.words and best_path.text != model.transcribe(pcm).text
     with (
-        TestClient(create_app([Served("live", model, checkpoint.config)])) as client,
+        TestClient(create_app([ServedModel("live", model, checkpoint.config)])) as client,
         client.websocket_connect(f"{STREAM}?model=live") as socket,
     ):
         (notice,) = socket.receive_json()["notices"]
@@ -158,7 +155,7 @@ def test_the_command_serves_what_transcribe_prints(
         with TestClient(app, base_url="http://127.0.0.1") as client:
             answers.append(client.post(ROUTE, data=form, files=files).json()["text"])
 
-    monkeypatch.setattr("omnirouter.serve.http.run.run", run)
+    monkeypatch.setattr("omnirouter.serve.http.server.run_server", run)
     assert main(["serve", *options, "--port", "0"]) == 0
     assert printed and answers == [printed]
 

@@ -15,9 +15,9 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.settings import Access, Limits, own_names
-from omnirouter.serve.recogniser import LogProbs, Recogniser
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcriber import Transcriber
 
 HERE = "http://127.0.0.1:8000"
@@ -29,17 +29,17 @@ END = json.dumps({"type": "end"})
 
 
 @pytest.fixture(scope="module")
-def models(streamer: Transcriber, served: list[Served]) -> list[Served]:
-    return [Served("live", streamer, streamer.checkpoint.config), *served]
+def models(streamer: Transcriber, served: list[ServedModel]) -> list[ServedModel]:
+    return [ServedModel("live", streamer, streamer.checkpoint.config), *served]
 
 
-def opened(models: list[Served], key: str = "", **limits: Any) -> TestClient:
+def opened(models: list[ServedModel], key: str = "", **limits: Any) -> TestClient:
     access = Access(api_key=key, hosts=own_names("127.0.0.1"))
     return TestClient(create_app(models, Limits(**limits), access), base_url=HERE)
 
 
 @pytest.fixture(scope="module")
-def client(models: list[Served]) -> Iterator[TestClient]:
+def client(models: list[ServedModel]) -> Iterator[TestClient]:
     with opened(models, max_minutes=0.5) as client:
         yield client
 
@@ -140,7 +140,7 @@ def test_wrong_messages(client: TestClient, pcm: bytes) -> None:
 
 
 def test_silent_callers_are_sent_away(
-    models: list[Served], streamer: Transcriber, pcm: bytes
+    models: list[ServedModel], streamer: Transcriber, pcm: bytes
 ) -> None:
     """With all the words of what they had said."""
     with opened(models, upload_timeout=0.1) as client:
@@ -179,7 +179,7 @@ def test_what_is_too_long_is_heard_up_to_there(
     assert words == streamer.transcribe(heard).text.split()
 
 
-def test_small_messages_take_few_turns(models: list[Served], pcm: bytes) -> None:
+def test_small_messages_take_few_turns(models: list[ServedModel], pcm: bytes) -> None:
     """Where others have their turns in between, a stream would never catch up."""
     with opened(models) as client:
         batcher = client.app.state.service.engine.batcher  # type: ignore[attr-defined]
@@ -200,7 +200,7 @@ def test_small_messages_take_few_turns(models: list[Served], pcm: bytes) -> None
     assert len(turns) < 40
 
 
-class Failing(Recogniser):
+class Failing(Recognizer):
     def log_probs(self, waveforms: Any) -> list[LogProbs]:
         raise AssertionError
 
@@ -209,13 +209,13 @@ class Failing(Recogniser):
 
 
 def test_failures_say_nothing_of_the_inside(streamer: Transcriber) -> None:
-    with opened([Served("live", Failing(streamer.features, streamer.tokenizer))]) as client:
+    with opened([ServedModel("live", Failing(streamer.features, streamer.tokenizer))]) as client:
         error = refused(client, f"{STREAM}?model=live")
     assert (error["code"], error["closed"]) == ("internal_error", 1011)
     assert "secret" not in error["message"]
 
 
-def test_who_may_stream(models: list[Served]) -> None:
+def test_who_may_stream(models: list[ServedModel]) -> None:
     """Pages of other sites, callers without the key, and too many are closed before they begin."""
     address = f"{STREAM}?model=live"
     with opened(models, max_requests=1) as client:
@@ -242,7 +242,7 @@ def test_who_may_stream(models: list[Served]) -> None:
 
 
 def test_over_the_network(
-    models: list[Served], streamer: Transcriber, pcm: bytes, running: Running
+    models: list[ServedModel], streamer: Transcriber, pcm: bytes, running: Running
 ) -> None:
     """With another implementation of WebSocket, several streams at the same time."""
     from websockets.sync.client import connect

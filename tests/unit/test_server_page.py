@@ -20,7 +20,7 @@ import httpx2 as httpx
 import pytest
 
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.settings import Access, own_names
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def address(served: list[Served], running: Running) -> Iterator[str]:
+def address(served: list[ServedModel], running: Running) -> Iterator[str]:
     with running(create_app(served, access=Access(hosts=own_names("127.0.0.1")))) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def locked(served: list[Served], running: Running) -> Iterator[str]:
+def locked(served: list[ServedModel], running: Running) -> Iterator[str]:
     access = Access(api_key=KEY, hosts=own_names("127.0.0.1"))
     with running(create_app(served[:1], access=access)) as address:
         yield address
@@ -149,7 +149,7 @@ def test_two_models_side_by_side(
     strips.nth(1).hover(position={"x": box["width"] / 2, "y": 0.9 * box["height"]})
     readout = page.locator("#readout").text_content() or ""
     assert re.search(
-        r"^2\.\d\d s · switch layer 1: expert [1-4], colour [1-4], gate 0\.\d\d", readout
+        r"^2\.\d\d s · switch layer 1: expert [1-4], color [1-4], gate 0\.\d\d", readout
     )
     assert "omni layer" not in readout
     for kind in ("srt", "vtt"):
@@ -340,9 +340,9 @@ def test_looks(
 
 # the smallest contrast of a visible text with what is behind it
 CONTRASTS = """() => {
-  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const light = (colour) => {
-    const [r, g, b] = parts(colour).map((part) => {
+  const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => {
+    const [r, g, b] = parts(color).map((part) => {
       const share = part / 255;
       return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
     });
@@ -350,8 +350,8 @@ CONTRASTS = """() => {
   };
   const behind = (element) => {
     for (let at = element; at; at = at.parentElement) {
-      const colour = getComputedStyle(at).backgroundColor;
-      if ((parts(colour)[3] ?? 1) > 0.5) return colour;
+      const color = getComputedStyle(at).backgroundColor;
+      if ((parts(color)[3] ?? 1) > 0.5) return color;
     }
     return getComputedStyle(document.documentElement).backgroundColor;
   };

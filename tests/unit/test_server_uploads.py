@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from omnirouter.audio.reader import AudioReader, NamedFile
 from omnirouter.config import BadInput
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import Served
+from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.reading import AudioStream, OpenFile
 
 ROUTE = "/v1/audio/transcriptions"
 FORM = "multipart/form-data; boundary=b"
@@ -31,7 +31,7 @@ FILE = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\
 
 
 @pytest.fixture(scope="module")
-def client(served: list[Served]) -> Iterator[TestClient]:
+def client(served: list[ServedModel]) -> Iterator[TestClient]:
     app = create_app(served, Limits(max_minutes=1.0))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
@@ -176,7 +176,7 @@ def test_changed_headers(data: bytes, changes: list[tuple[int, int]], cut: int) 
         del changed[len(changed) // (2 + cut % 7) :]
     read = 0
     try:
-        with AudioStream(OpenFile(io.BytesIO(bytes(changed)), "file"), 16_000) as stream:
+        with AudioReader(NamedFile(io.BytesIO(bytes(changed)), "file"), 16_000) as stream:
             for block in stream.blocks():
                 assert block.dtype == np.float32 and np.isfinite(block).all()
                 read += len(block)
@@ -198,7 +198,7 @@ def test_any_bytes(client: TestClient, data: bytes, kind: int) -> None:
     assert ask(client, start[kind] + data).status_code in (200, 400)
 
 
-def test_the_file_is_closed(served: list[Served], noise_file: Callable[..., bytes]) -> None:
+def test_the_file_is_closed(served: list[ServedModel], noise_file: Callable[..., bytes]) -> None:
     """Spooled uploads leave no open file behind, also when they are refused."""
     folder = Path("/proc/self/fd")
     if not folder.is_dir():

@@ -17,17 +17,18 @@ import soundfile
 from lhotse import CutSet
 from lhotse.utils import fastcopy
 
-from omnirouter.audio import AudioError
+from omnirouter.audio.loading import AudioError
 from omnirouter.cli import main
 from omnirouter.config import BadInput, FeatureConfig, OmnirouterError, SharConfig
-from omnirouter.data import cut_audio, shar, shar_export
+from omnirouter.corpora import shar_export
+from omnirouter.corpora.shar_export import export_shar
+from omnirouter.corpora.validate import SplitReport, prepare_manifests
+from omnirouter.data import cut_audio, shar
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.cuts import SplitReport, prepare_manifests
-from omnirouter.data.loader import Loader, LoaderConfig
-from omnirouter.data.prepare import read_manifest, read_manifests, read_training
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.manifests import read_manifest, read_manifests, read_training
 from omnirouter.data.shar import SharManifest, is_shar
-from omnirouter.data.shar_export import export_shar
-from omnirouter.data.vocabulary import read_texts
+from omnirouter.data.tokenizer_training import read_texts
 
 RATE = 16_000
 
@@ -178,9 +179,9 @@ def test_several_processes_end_with_an_interrupted_call(awkward: Path, tmp_path:
 # --- wherever a manifest can be given ---
 
 
-def loader(cuts: CutSet, workers: int = 0) -> Loader:
+def loader(cuts: CutSet, workers: int = 0) -> AsrDataLoader:
     data = LoaderConfig(max_seconds=2.0, shuffle=True, workers=workers)
-    return Loader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
+    return AsrDataLoader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from omnirouter.audio import extract
+from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import (
     BLANK,
     AttentionContext,
     BadInput,
     FeatureConfig,
-    Listening,
     ModelConfig,
+    VadOptions,
 )
-from omnirouter.decode import Hypothesis
+from omnirouter.decoding import Hypothesis
 from omnirouter.model import CTCEncoder
 from omnirouter.serve import streaming
-from omnirouter.serve.streaming import PAUSE_S, FrameStream, Update, WordStream
+from omnirouter.serve.streaming import PAUSE_S, PartialResult, StreamingDecoder, StreamingFeatures
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Word
 from omnirouter.text import Tokenizer
@@ -54,7 +54,7 @@ def model_of(tokenizer: Tokenizer, routing: str, **changes: object) -> Transcrib
         if "filter_KD" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     checkpoint = Checkpoint(model, tokenizer, config, {}, Path(routing))
-    return Transcriber(checkpoint, listening=Listening(vad="off"))
+    return Transcriber(checkpoint, listening=VadOptions(vad="off"))
 
 
 @pytest.fixture(scope="module")
@@ -76,20 +76,20 @@ def pieces(samples: np.ndarray, sizes: tuple[int, ...] = SIZES) -> list[np.ndarr
     return parts
 
 
-def log_probs(updates: list[Update]) -> np.ndarray:
+def log_probs(updates: list[PartialResult]) -> np.ndarray:
     return np.concatenate([update.log_probs for update in updates])
 
 
-def final(updates: list[Update]) -> tuple[Word, ...]:
+def final(updates: list[PartialResult]) -> tuple[Word, ...]:
     return tuple(word for update in updates for word in update.final)
 
 
 @pytest.mark.parametrize("count", [0, 399, 400, 560, 16_000, 50_001])
 def test_frames_are_those_of_the_whole(count: int) -> None:
     samples = noise(count)
-    stream = FrameStream(FEATURES)
+    stream = StreamingFeatures(FEATURES)
     found = [stream.push(part) for part in pieces(samples, (37, 1, 400, 9_999, 640))]
-    expected, _ = extract([samples], FEATURES)
+    expected, _ = extract_features([samples], FEATURES)
     torch.testing.assert_close(torch.cat([*found, stream.finish()]), expected, rtol=0, atol=1e-4)
 
 
@@ -162,7 +162,7 @@ def test_streams_do_not_mix(omni: Transcriber) -> None:
     """Two at the same time, in turns."""
     waves = [noise(30_000, seed) for seed in (1, 2)]
     streams = [omni.stream() for _ in waves]
-    updates: list[list[Update]] = [[], []]
+    updates: list[list[PartialResult]] = [[], []]
     for parts in zip(*(pieces(wave) for wave in waves), strict=True):
         for own, stream, part in zip(updates, streams, parts, strict=True):
             own += stream.push(part)
@@ -220,7 +220,7 @@ def test_words_are_those_of_the_whole(omni: Transcriber, tokenizer: Tokenizer, s
     rows = said(ids, tokenizer)
     end = len(ids) * 0.04
     expected, _ = omni.words(rows, 0.0, end)
-    stream = WordStream(omni)
+    stream = StreamingDecoder(omni)
     told: list[Word] = []
     bounds = [0, *sorted(rng.integers(0, len(ids), 20).tolist()), len(ids)]
     for begin, stop in pairwise(bounds):
@@ -239,7 +239,7 @@ def test_a_pause_ends_a_word(omni: Transcriber, tokenizer: Tokenizer) -> None:
     for piece in tokenizer.encode("play the"):
         ids += [piece, BLANK]
     begin, pause = len(ids), round(PAUSE_S / 0.04)
-    stream = WordStream(omni)
+    stream = StreamingDecoder(omni)
     new, partial, ended = stream.push(said(ids, tokenizer))
     assert ([w.text for w in new], [w.text for w in partial], ended) == (["play"], ["the"], False)
     new, partial, ended = stream.push(said([BLANK] * (pause - 2), tokenizer))
@@ -257,7 +257,7 @@ def test_a_word_without_end(
     """A model that never begins a new word is not held on to for ever."""
     monkeypatch.setattr(streaming, "LONGEST_S", 2.0)
     inside = np.flatnonzero(~omni.begins_V)[-2:].tolist()
-    stream = WordStream(omni)
+    stream = StreamingDecoder(omni)
     told: list[Word] = []
     for _ in range(40):
         told += stream.push(said(inside * 5, tokenizer))[0]

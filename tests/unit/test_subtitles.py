@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnirouter.config import BadInput
-from omnirouter.serve.subtitles import LONGEST_S, WRITERS, Layout, cues
+from omnirouter.serve.subtitles import LONGEST_S, WRITERS, SubtitleOptions, cues
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
 
@@ -25,28 +25,28 @@ TALK = spoken(("turn", 0.5, 0.8), ("the", 0.9, 1.0), ("light", 1.1, 1.5), ("off"
 
 
 def test_srt() -> None:
-    assert WRITERS["srt"]("a.wav", TALK, Layout()) == (
+    assert WRITERS["srt"]("a.wav", TALK, SubtitleOptions()) == (
         "1\n00:00:00,500 --> 00:00:01,500\nturn the light\n\n2\n01:01:01,200 --> 01:01:01,700\noff"
     )
 
 
 def test_vtt() -> None:
     transcript = spoken(("a<b", 0.0, 0.2), ("&c", 0.3, 0.9))
-    assert WRITERS["vtt"]("a.wav", transcript, Layout(max_line_width=3)) == (
+    assert WRITERS["vtt"]("a.wav", transcript, SubtitleOptions(max_line_width=3)) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:00.900\na&lt;b\n&amp;c"
     )
 
 
 def test_tsv_and_json_and_txt() -> None:
-    assert WRITERS["tsv"]("a.wav", TALK, Layout()) == (
+    assert WRITERS["tsv"]("a.wav", TALK, SubtitleOptions()) == (
         "start\tend\ttext\n500\t3661500\tturn the light off"
     )
-    assert json.loads(WRITERS["json"]("a.wav", TALK, Layout()))["audio"] == "a.wav"
-    assert WRITERS["txt"]("a.wav", TALK, Layout()) == "turn the light off"
+    assert json.loads(WRITERS["json"]("a.wav", TALK, SubtitleOptions()))["audio"] == "a.wav"
+    assert WRITERS["txt"]("a.wav", TALK, SubtitleOptions()) == "turn the light off"
 
 
 def test_nothing_said() -> None:
-    found = {name: write("a.wav", spoken(), Layout()) for name, write in WRITERS.items()}
+    found = {name: write("a.wav", spoken(), SubtitleOptions()) for name, write in WRITERS.items()}
     assert (found["txt"], found["srt"], found["vtt"]) == ("", "", "WEBVTT")
     assert found["tsv"] == "start\tend\ttext"
 
@@ -68,7 +68,7 @@ def test_cues_keep_to_the_layout(
     for text, gap, length in words:
         said.append(Word(text=text, start=time + gap, end=time + gap + length, confidence=1.0))
         time += gap + length
-    found = cues(said, Layout(max_line_width=width, max_line_count=count))
+    found = cues(said, SubtitleOptions(max_line_width=width, max_line_count=count))
     assert " ".join(line for cue in found for line in cue.lines).split() == [w.text for w in said]
     for cue in found:
         assert len(cue.lines) <= count
@@ -80,12 +80,14 @@ def test_cues_keep_to_the_layout(
 
 def test_a_word_that_never_ends_does_not_stay() -> None:
     """A cue stands for seven seconds at most, whatever the word's times say."""
-    (cue,) = cues(spoken(("aye", 1.0, 30.0)).words, Layout())
+    (cue,) = cues(spoken(("aye", 1.0, 30.0)).words, SubtitleOptions())
     assert (cue.start, cue.end) == (1.0, 8.0)
 
 
 def test_times_never_round_to_sixty_seconds() -> None:
-    text = WRITERS["srt"]("a", spoken(("x", 59.0, 59.9999), ("y", 3598.0, 3599.9999)), Layout())
+    text = WRITERS["srt"](
+        "a", spoken(("x", 59.0, 59.9999), ("y", 3598.0, 3599.9999)), SubtitleOptions()
+    )
     times = re.findall(r"\d\d:\d\d:\d\d,\d{3}", text)
     assert times == ["00:00:59,000", "00:01:00,000", "00:59:58,000", "01:00:00,000"]
 
@@ -93,4 +95,4 @@ def test_times_never_round_to_sixty_seconds() -> None:
 @pytest.mark.parametrize("name", ["max_line_width", "max_line_count"])
 def test_a_layout_without_room(name: str) -> None:
     with pytest.raises(BadInput, match=name):
-        Layout(**{name: 0})
+        SubtitleOptions(**{name: 0})

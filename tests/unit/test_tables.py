@@ -14,7 +14,7 @@ from omnirouter.cli import main
 from omnirouter.config import PRESETS, BadInput
 from omnirouter.evaluate import paper_tables
 from omnirouter.evaluate.published import TABLES, find_set, find_system
-from omnirouter.evaluate.results import SetRate, compare, named_files, read_results
+from omnirouter.evaluate.significance import SetRate, compare, named_files, read_results
 
 WORDS = ["red", "green", "blue", "house", "garden", "river", "stone", "window", "door", "tree"]
 

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 from omnirouter.config import BLANK, BadInput
-from omnirouter.text import UNKNOWN, Tokenizer, clean_text, train_tokenizer, whisper_normalise
+from omnirouter.text import UNKNOWN, Tokenizer, normalize_text, train_tokenizer, whisper_normalize
 
 TEXT = [
     "turn on the kitchen light",
@@ -37,7 +37,7 @@ TEXT = [
     ],
 )
 def test_clean_text_keeps_words_and_inner_apostrophes_only(raw: str, clean: str) -> None:
-    assert clean_text(raw) == clean
+    assert normalize_text(raw) == clean
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_clean_text_keeps_words_and_inner_apostrophes_only(raw: str, clean: str)
     ],
 )
 def test_marks_stay_with_letters_only(raw: str, clean: str) -> None:
-    assert clean_text(raw) == clean
-    assert clean_text(clean) == clean
+    assert normalize_text(raw) == clean
+    assert normalize_text(clean) == clean
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_marks_stay_with_letters_only(raw: str, clean: str) -> None:
 )
 def test_unseen_characters_do_not_split_words(raw: str, clean: str) -> None:
     """But the zero-width space does, which is there to separate them."""
-    assert clean_text(raw) == clean
+    assert normalize_text(raw) == clean
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_unseen_characters_do_not_split_words(raw: str, clean: str) -> None:
     ],
 )
 def test_ordinary_text_of_any_script_stays(text: str) -> None:
-    assert clean_text(text) == text
+    assert normalize_text(text) == text
 
 
-def test_whisper_normalise_is_the_english_one() -> None:
-    assert whisper_normalise("Mr. Smith won't pay twenty dollars, um") == (
+def test_whisper_normalize_is_the_english_one() -> None:
+    assert whisper_normalize("Mr. Smith won't pay twenty dollars, um") == (
         "mister smith will not pay $20"
     )
 

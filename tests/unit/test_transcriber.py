@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 import omnirouter
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
-from omnirouter.config import BLANK, PRESETS, SHIPPED, BadInput, Listening
-from omnirouter.data.prepare import read_manifest
+from omnirouter.config import BLANK, PRESETS, PRETRAINED_DIR, BadInput, VadOptions
+from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.model import EncoderOutput
-from omnirouter.serve.longform import LONGEST_S
-from omnirouter.serve.recogniser import TAIL_S, WORD_START
+from omnirouter.serve.chunking import LONGEST_S
+from omnirouter.serve.recognizer import TAIL_S, WORD_START
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer
 
 RATE = 16_000
-ALL = Listening(vad="off")  # random models hear words in noise, which is no speech
+ALL = VadOptions(vad="off")  # random models hear words in noise, which is no speech
 
 
 class Scripted(nn.Module):
@@ -228,8 +228,8 @@ def test_load_takes_a_checkpoint_folder(
 def test_load_without_a_path_gives_the_model_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if SHIPPED.is_dir():
-        assert omnirouter.load().checkpoint.path == SHIPPED
-    monkeypatch.setattr("omnirouter.checkpoint.SHIPPED", tmp_path / "nothing")
+    if PRETRAINED_DIR.is_dir():
+        assert omnirouter.load().checkpoint.path == PRETRAINED_DIR
+    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
     with pytest.raises(BadInput, match="name a checkpoint folder"):
         omnirouter.load()

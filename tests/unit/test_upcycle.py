@@ -11,7 +11,7 @@ import torch
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import BadInput
-from omnirouter.evaluate.routing import contingency, cramers_v, usage
+from omnirouter.metrics.expert_load import contingency, cramers_v, usage
 from omnirouter.model import Router
 from omnirouter.model.routing import RoutingContext
 from omnirouter.train.upcycle import Frames, UpcycleConfig, directions, upcycle

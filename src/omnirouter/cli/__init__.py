@@ -1,7 +1,7 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
 Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`data`, `labelling`, `making`, `scoring`, `comparing`, `transcription`, `serving`,
+functions (`data`, `labeling`, `making`, `scoring`, `comparing`, `transcription`, `serving`,
 `shipping`, `measuring`) whose signatures and docstrings become parsers (`parser`). Nothing here
 loads torch, so help and most errors come at once.
 """
@@ -16,13 +16,13 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 
-from omnirouter.cli.common import BAD, DONE, FAILED
 from omnirouter.cli.comparing import report, tables
 from omnirouter.cli.data import corpora, inspect, prepare, shar
-from omnirouter.cli.labelling import pseudo_label, relabel
+from omnirouter.cli.labeling import pseudo_label, relabel
 from omnirouter.cli.making import average, demo, presets, tokenizer, train, upcycle
 from omnirouter.cli.measuring import bench, plan
-from omnirouter.cli.scoring import analyse, evaluate
+from omnirouter.cli.options import BAD, DONE, FAILED
+from omnirouter.cli.scoring import analyze, evaluate
 from omnirouter.cli.serving import serve
 from omnirouter.cli.shipping import export
 from omnirouter.cli.transcription import transcribe
@@ -40,7 +40,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "tokenizer": tokenizer,
     "train": train,
     "evaluate": evaluate,
-    "analyse": analyse,
+    "analyze": analyze,
     "tables": tables,
     "report": report,
     "transcribe": transcribe,
@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "bench": bench,
     "plan": plan,
 }
+SPELLINGS = {"analyse": "analyze"}  # accepted, not shown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = arguments[0] if arguments else ""
+    command = SPELLINGS.get(command, command)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no UTF-8
     try:
@@ -122,7 +124,7 @@ def _without_command(arguments: list[str]) -> int:
         case []:
             print(overview(), file=sys.stderr)
             return BAD
-    from omnirouter.cli.explain import did_you_mean
+    from omnirouter.cli.complaints import did_you_mean
 
     near = did_you_mean(arguments[0], COMMANDS) or ";"
     raise BadInput(f"there is no command {arguments[0]}{near} there are {', '.join(COMMANDS)}")

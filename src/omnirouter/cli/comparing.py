@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from omnirouter.cli.common import DONE, Compute, require_writable
+from omnirouter.cli.options import DONE, Compute, require_writable
 from omnirouter.config import BadInput
 
 
@@ -33,10 +33,10 @@ def tables(
         output: write it to this file instead of printing it.
     """
     from omnirouter.checkpoint import write_atomically
-    from omnirouter.cli import show
+    from omnirouter.cli import console
     from omnirouter.evaluate import paper_tables
     from omnirouter.evaluate.published import TABLES
-    from omnirouter.evaluate.results import named_files, read_results
+    from omnirouter.evaluate.significance import named_files, read_results
 
     if table not in (0, *TABLES):
         raise BadInput(f"table: 0 for none of the paper's, or 1 to {len(TABLES)}, not {table}")
@@ -46,7 +46,7 @@ def tables(
     found = {name: read_results(path) for name, path in files.items()}
     built = paper_tables.build(found, TABLES.get(table))
     if table and built.unknown:
-        show.note(f"not in table {table}, left out: {', '.join(built.unknown)}")
+        console.note(f"not in table {table}, left out: {', '.join(built.unknown)}")
     if json or format == "json":
         import json as json_format
 
@@ -59,7 +59,7 @@ def tables(
         print(text, end="")
     else:
         write_atomically(output, lambda path: _write(path, text))
-        show.note(f"table: {output}")
+        console.note(f"table: {output}")
     return DONE
 
 
@@ -89,14 +89,14 @@ def report(
         limit: utterances of the first manifest whose routing is looked at.
         random_experts: also measure word errors with frames sent to random experts (slow).
     """
-    from omnirouter.cli import show
+    from omnirouter.cli import console
     from omnirouter.cli.scoring import counting, named_manifests
-    from omnirouter.data.prepare import read_manifest
-    from omnirouter.evaluate.results import named_files
+    from omnirouter.data.manifests import read_manifest
     from omnirouter.evaluate.score import require_words
+    from omnirouter.evaluate.significance import named_files
     from omnirouter.evaluate.tables import Condition
-    from omnirouter.study.model_report import Look, of_run, require_run
-    from omnirouter.study.report import write_report
+    from omnirouter.report.model_report import ReportOptions, of_run, require_run
+    from omnirouter.report.report import write_report
 
     if limit < 1:
         raise BadInput(f"limit: at least 1, not {limit}")
@@ -104,7 +104,7 @@ def report(
     manifests = named_manifests([cuts] if isinstance(cuts, str) else cuts or [])
     require_writable(out, manifests.values())
     sets = {name: read_manifest(path) for name, path in manifests.items()}
-    options = Look(
+    options = ReportOptions(
         limit=limit,
         random_experts=random_experts,
         device=compute.torch_device(),
@@ -117,7 +117,7 @@ def report(
     models = []
     for name, folder in folders.items():
         total = sum(sum(1 for _ in own) for own in sets.values())
-        with show.progress(name, total + limit, "utterances") as update:
+        with console.progress(name, total + limit, "utterances") as update:
             models.append(of_run(folder, name, sets, options, counting(update)))
     write_report(
         out,
@@ -129,7 +129,7 @@ def report(
             **{f"set {name}": str(path) for name, path in manifests.items()},
         },
     )
-    show.note(f"report: {out}")
+    console.note(f"report: {out}")
     return DONE
 
 

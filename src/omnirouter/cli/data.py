@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omnirouter.cli.common import DONE
+from omnirouter.cli.options import DONE
 from omnirouter.config import BadInput, SharConfig
 
 NOTES = 5  # shown of those on what was left out
 
 
 def corpora(*, json: bool = False) -> int:
-    """List the corpora that `prepare` knows: licence, hours, size, how to get each.
+    """List the corpora that `prepare` knows: license, hours, size, how to get each.
 
     Hours and sizes are the publishers', rounded, or reckoned from hours and sample rate; those of
     Common Voice are of release 27.0. A dash stands where they are not known.
@@ -21,12 +21,12 @@ def corpora(*, json: bool = False) -> int:
     Args:
         json: print a JSON list, with the layout each must have and where the figures come from.
     """
-    from omnirouter.cli import show
-    from omnirouter.data.corpora import CORPORA
+    from omnirouter.cli import console
+    from omnirouter.corpora.registry import CORPORA
 
     if json:
         rows = [{"name": name, **asdict(corpus)} for name, corpus in CORPORA.items()]
-        show.as_json(rows)
+        console.as_json(rows)
         return DONE
     groups: dict[str, list[list[str]]] = {}
     for name, corpus in CORPORA.items():
@@ -35,8 +35,8 @@ def corpora(*, json: bool = False) -> int:
         paper = ", ".join(corpus.splits)
         row = [name, hours, size, corpus.licence, paper, corpus.obtain]
         groups.setdefault(corpus.kind, []).append(row)
-    columns = ("name", "hours", "size", "licence", "test sets of the paper", "how to get it")
-    show.table(columns, groups, words=columns[3:])
+    columns = ("name", "hours", "size", "license", "test sets of the paper", "how to get it")
+    console.table(columns, groups, words=columns[3:])
     return DONE
 
 
@@ -55,7 +55,7 @@ def prepare(
     Writes OUT/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
     (listed in OUT/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
     data folder, or a folder of them), manifest (a JSONL or lhotse manifest, or a folder of them,
-    one per split), or synthetic (a text file, one sentence per line, read aloud by synthesisers
+    one per split), or synthetic (a text file, one sentence per line, read aloud by synthesizers
     into OUT/train.jsonl).
 
     Args:
@@ -77,28 +77,28 @@ def prepare(
     _require_corpus(corpus)
     if download:
         _download(corpus, src)
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
-    with show.progress("checking", None, "utterances") as update:
+    with console.progress("checking", None, "utterances") as update:
         if corpus == "manifest":
-            from omnirouter.data.cuts import prepare_manifests
+            from omnirouter.corpora.validate import prepare_manifests
 
             reports, notes = prepare_manifests(src, out, update)
         else:
-            from omnirouter.data.importing import prepare_corpus
+            from omnirouter.corpora.prepare import prepare_corpus
 
             reports, notes = prepare_corpus(corpus, src, out, update)
     for line in notes[:NOTES]:
-        show.note(f"omnirouter prepare: {line}")
+        console.note(f"omnirouter prepare: {line}")
     if len(notes) > NOTES:
-        show.note(f"omnirouter prepare: and {len(notes) - NOTES:,} notes more of this kind")
+        console.note(f"omnirouter prepare: and {len(notes) - NOTES:,} notes more of this kind")
     _show_reports([report.to_dict() for report in reports], json)
     return DONE
 
 
 def _require_corpus(name: str) -> None:
-    from omnirouter.cli.explain import did_you_mean
-    from omnirouter.data.corpora import CORPORA
+    from omnirouter.cli.complaints import did_you_mean
+    from omnirouter.corpora.registry import CORPORA
 
     known = (*CORPORA, "kaldi", "manifest", "synthetic")
     if name not in known:
@@ -107,32 +107,32 @@ def _require_corpus(name: str) -> None:
 
 
 def _download(corpus: str, src: Path) -> None:
-    from omnirouter.cli import show
-    from omnirouter.data.corpora import CORPORA
-    from omnirouter.data.download import download
-    from omnirouter.data.sources import DOWNLOADABLE, remotes
+    from omnirouter.cli import console
+    from omnirouter.corpora.download import download
+    from omnirouter.corpora.registry import CORPORA
+    from omnirouter.corpora.sources import DOWNLOADABLE, remotes
 
     if corpus not in DOWNLOADABLE:
         how = f": get it from {CORPORA[corpus].obtain}" if corpus in CORPORA else ""
         raise BadInput(f"--download: {corpus} cannot be downloaded by a program{how}")
-    with show.progress(f"downloading {corpus}", None, "MB") as update:
+    with console.progress(f"downloading {corpus}", None, "MB") as update:
         download(remotes(corpus), src, lambda done: update(done / 1e6))
 
 
 def _read_aloud(src: Path, out: Path, hours: float | None, seed: int | None, json: bool) -> int:
-    from omnirouter.data.reading import ReadingConfig, read_aloud
+    from omnirouter.synthesis.tts_corpus import TtsCorpusConfig, make_tts_corpus
 
     given = {name: v for name, v in (("hours", hours), ("seed", seed)) if v is not None}
-    config = ReadingConfig(**given)  # type: ignore[arg-type]
-    _show_reports([read_aloud([src], out, config).to_dict()], json)
+    config = TtsCorpusConfig(**given)  # type: ignore[arg-type]
+    _show_reports([make_tts_corpus([src], out, config).to_dict()], json)
     return DONE
 
 
 def _show_reports(reports: list[dict[str, Any]], json: bool) -> None:
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     if json:
-        show.as_json(reports)
+        console.as_json(reports)
         return
     rows = [
         [
@@ -143,7 +143,7 @@ def _show_reports(reports: list[dict[str, Any]], json: bool) -> None:
         ]
         for report in reports
     ]
-    show.table(("split", "utterances", "hours", "rejected"), {"": rows})
+    console.table(("split", "utterances", "hours", "rejected"), {"": rows})
     for report in reports:
         for kind, number in report["rejected"].items():
             print(f"{report['split']}: {number:,} rejected, {kind}")
@@ -165,13 +165,13 @@ def shar(cuts: Path, out: Path, archives: SharConfig, *, json: bool = False) -> 
         archives: what they hold.
         json: print a JSON list with an object per split.
     """
-    from omnirouter.cli import show
-    from omnirouter.data.shar_export import export_shar
+    from omnirouter.cli import console
+    from omnirouter.corpora.shar_export import export_shar
 
-    with show.progress("packing", None, "utterances") as update:
+    with console.progress("packing", None, "utterances") as update:
         reports, notes = export_shar(cuts, out, archives, update)
     for line in notes:
-        show.note(f"omnirouter shar: {line}")
+        console.note(f"omnirouter shar: {line}")
     _show_reports([report.to_dict() for report in reports], json)
     return DONE
 
@@ -187,7 +187,7 @@ def inspect(
     """Show what is in manifests and what is wrong with them.
 
     Hours, speakers, durations, speech rate, characters; and utterances to look at: unreadable,
-    silent, clipped, doubled, overlapping, in another script, without words once normalised.
+    silent, clipped, doubled, overlapping, in another script, without words once normalized.
 
     Args:
         cuts: manifests, JSONL or lhotse cuts, or Shar folders; quoted globs are expanded.
@@ -196,12 +196,12 @@ def inspect(
         threads: that read audio at the same time; as many as there are cores if not given.
         json: print a JSON object.
     """
-    from omnirouter.cli import show
-    from omnirouter.cli.common import require_writable
-    from omnirouter.data.prepare import read_manifests
-    from omnirouter.data.processes import available_cores
-    from omnirouter.evaluate.inspect import inspect_cuts
-    from omnirouter.evaluate.inspect_page import page
+    from omnirouter.cli import console
+    from omnirouter.cli.options import require_writable
+    from omnirouter.data.inspect import inspect_cuts
+    from omnirouter.data.manifests import read_manifests
+    from omnirouter.data.multiprocess import available_cores
+    from omnirouter.report.inspect_page import page
 
     threads = available_cores() if threads is None else threads
     if threads < 1:
@@ -209,7 +209,7 @@ def inspect(
     if html is not None:
         require_writable(html, map(Path, cuts))
     manifests = read_manifests(cuts)
-    with show.progress("inspecting", None, "utterances") as update:
+    with console.progress("inspecting", None, "utterances") as update:
         found = inspect_cuts(manifests, audio=not text_only, threads=threads, progress=update)
     if html is not None:
         unfinished = html.with_name(html.name + ".tmp")
@@ -217,15 +217,15 @@ def inspect(
         unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(html)
     if json:
-        show.as_json(found.to_dict())
+        console.as_json(found.to_dict())
         return DONE
     _show_inspection(found.to_dict())
     return DONE
 
 
 def _show_inspection(found: dict[str, Any]) -> None:
-    from omnirouter.cli import show
-    from omnirouter.evaluate.inspect import KINDS
+    from omnirouter.cli import console
+    from omnirouter.data.inspect import KINDS
 
     rates = ", ".join(f"{rate} Hz ({n:,})" for rate, n in found["sample_rates"].items())
     facts = [
@@ -239,7 +239,7 @@ def _show_inspection(found: dict[str, Any]) -> None:
         ["sample rates", rates or "not read"],
         ["characters", "".join(sorted(found["characters"])).strip()[:60]],
     ]
-    show.table(("", "all"), {"": facts}, words=("all",))
+    console.table(("", "all"), {"": facts}, words=("all",))
     rows = [
         [kind, f"{problem['count']:,}", problem["examples"][0], KINDS[kind]]
         for kind, problem in found["problems"].items()
@@ -247,6 +247,6 @@ def _show_inspection(found: dict[str, Any]) -> None:
     if not rows:
         print("nothing to look at")
         return
-    show.table(
+    console.table(
         ("to look at", "utterances", "the first", "meaning"), {"": rows}, ("the first", "meaning")
     )

@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from omnirouter.cli.common import DONE
-from omnirouter.config import BadInput, Listening
+from omnirouter.cli.options import DONE
+from omnirouter.config import BadInput, VadOptions
 
 if TYPE_CHECKING:
-    from omnirouter.serve.streaming import Stream, Update
+    from omnirouter.serve.streaming import PartialResult, Stream
 
 STDIN, MICROPHONE = "-", "microphone"
 READ_BYTES = 1 << 16  # at most, from standard input; what is there is taken at once
@@ -28,7 +28,7 @@ HEARD_S = 0.1  # of sound that a microphone gives at a time
 
 
 def require_streamable(
-    audio: Sequence[str], formats: Sequence[str], hearing: Listening, *, folder: bool
+    audio: Sequence[str], formats: Sequence[str], hearing: VadOptions, *, folder: bool
 ) -> None:
     """Whether these arguments of `transcribe` go with --stream.
 
@@ -58,7 +58,7 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
         BadInput: the source cannot be heard.
     """
     stream = begin(rate if source in (STDIN, MICROPHONE) else None)
-    push: Callable[[Any], list[Update]] = stream.push_pcm
+    push: Callable[[Any], list[PartialResult]] = stream.push_pcm
     parts: Iterator[Any]
     ended = threading.Event()  # by Ctrl-C, which is the way to end a microphone
     if source == STDIN:
@@ -136,9 +136,9 @@ def _standard_input() -> Iterator[bytes]:
 
 def _file(name: str, rate: int) -> Iterator[Any]:
     """Samples, a second at a time, as fast as the model can."""
-    from omnirouter.serve.reading import AudioStream
+    from omnirouter.audio.reader import AudioReader
 
-    with AudioStream(name, rate) as audio:
+    with AudioReader(name, rate) as audio:
         for block in audio.blocks():
             for first in range(0, len(block), rate):
                 yield block[first : first + rate]
@@ -200,7 +200,7 @@ class _Lines:
         self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self._line = ""
 
-    def __call__(self, update: Update) -> None:
+    def __call__(self, update: PartialResult) -> None:
         new = " ".join(word.text for word in update.final)
         if new:
             new = f" {new}" if self._line else new
@@ -225,7 +225,7 @@ class _Lines:
 class _Objects:
     """JSON lines, one for each final word."""
 
-    def __call__(self, update: Update) -> None:
+    def __call__(self, update: PartialResult) -> None:
         for word in update.final:
             print(json.dumps(asdict(word)), flush=True)
 

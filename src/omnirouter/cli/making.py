@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.cli.common import DONE, FAILED, Compute, require_writable
+from omnirouter.cli.options import DONE, FAILED, Compute, require_writable
 from omnirouter.config import (
     PAPER_MODELS,
     PRESETS,
@@ -20,7 +20,7 @@ from omnirouter.config import (
     RunConfig,
     count_parameters,
 )
-from omnirouter.data.vocabulary import VocabularyConfig
+from omnirouter.data.tokenizer_training import VocabularyConfig
 
 SHOWN_CHARACTERS = 20  # of those outside the alphabet
 
@@ -37,10 +37,10 @@ def demo(
 
     Args:
         out: folder for the corpus, the checkpoints and the report.
-        steps: optimiser steps of each model; give fewer than the built-in number on a slow machine.
+        steps: optimizer steps of each model; give fewer than the built-in number on a slow machine.
         seed: of the corpus and of training.
     """
-    from omnirouter.study.demo import run_demo
+    from omnirouter.report.demo import run_demo
 
     run_demo(out, steps=steps, seed=seed)
     return DONE
@@ -55,10 +55,10 @@ def presets(*, json: bool = False) -> int:
     Args:
         json: print a JSON list.
     """
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     if json:
-        show.as_json([_preset_row(name, config) for name, config in PRESETS.items()])
+        console.as_json([_preset_row(name, config) for name, config in PRESETS.items()])
         return DONE
     groups: dict[str, list[list[str]]] = {"in the paper": [], "not in the paper": []}
     for name, config in PRESETS.items():
@@ -67,7 +67,7 @@ def presets(*, json: bool = False) -> int:
         group = "in the paper" if name in PAPER_MODELS else "not in the paper"
         groups[group].append([*map(str, sizes), *millions])
     columns = ("name", "routing", "dim", "layers", "experts", "parameters", "active", "no head")
-    show.table(columns, groups)
+    console.table(columns, groups)
     return DONE
 
 
@@ -102,7 +102,7 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
             raise BadInput(f"{recipe}: is the folder of a run; add --resume to go on with it")
         run = replace(run, out=str(recipe))
     Compute(device=run.device).torch_device()
-    from omnirouter.cli import show
+    from omnirouter.cli import console
     from omnirouter.train import train as run_training
 
     result = run_training(run, resume=resume)
@@ -110,7 +110,7 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
         return FAILED if result.stopped == "interrupted" else DONE
     if result.stopped == "interrupted":
         again = f"omnirouter train {run.out} --resume"
-        show.note(f"interrupted after step {result.steps}, all saved; to go on: {again}")
+        console.note(f"interrupted after step {result.steps}, all saved; to go on: {again}")
         return FAILED
     why = "no better WER for a while" if result.stopped == "plateau" else "all steps done"
     minutes = result.seconds / 60
@@ -137,24 +137,24 @@ def tokenizer(
         out: folder to write to.
         json: print the report as JSON.
     """
-    from omnirouter.cli import show
-    from omnirouter.data.vocabulary import build_vocabulary, read_texts, write_vocabulary
+    from omnirouter.cli import console
+    from omnirouter.data.tokenizer_training import build_vocabulary, read_texts, write_vocabulary
 
     if (out / "tokenizer.model").exists():  # models may have been trained with it
         raise BadInput(f"--out: {out} holds a tokenizer already; choose another folder")
     require_writable(out / "tokenizer.model")
-    with show.progress("reading text", None, "sentences") as update:
+    with console.progress("reading text", None, "sentences") as update:
         made, report = build_vocabulary(lambda: read_texts(manifests), vocabulary, update)
     write_vocabulary(made, report, out)
     if json:
-        show.as_json(report.to_dict())
+        console.as_json(report.to_dict())
     else:
         _show_vocabulary(report.to_dict(), out)
     return DONE
 
 
 def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     facts = [
         ["sentences", f"{found['sentences']:,}"],
@@ -167,7 +167,7 @@ def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
         ["characters covered", f"{found['covered']:.4%}"],
         ["alphabet", found["alphabet"][:60]],
     ]
-    show.table(("", "all"), {"": facts}, words=("all",))
+    console.table(("", "all"), {"": facts}, words=("all",))
     for example in found["lost_examples"]:
         print(f"does not come back: {example}")
     if found["outside"]:
@@ -176,7 +176,7 @@ def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
             for item in found["outside"][:SHOWN_CHARACTERS]
         ]
         columns = ("not in the alphabet", "times", "name", "for example")
-        show.table(columns, {"": rows}, words=columns[2:])
+        console.table(columns, {"": rows}, words=columns[2:])
     if (more := len(found["outside"]) - SHOWN_CHARACTERS) > 0:
         print(f"and {more:,} characters more, listed in the report")
     print(f"written: {out / 'tokenizer.model'}, {out / 'tokenizer.json'}")

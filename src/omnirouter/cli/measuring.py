@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.cli.common import DONE, Compute, require_writable
+from omnirouter.cli.options import DONE, Compute, require_writable
 from omnirouter.config import BadInput, RunConfig
 
 
@@ -37,10 +37,10 @@ def bench(
             --quick.
         json: print a JSON object, benchmark to figures, machine and versions.
     """
-    from omnirouter.cli import show, tune_allocator
-    from omnirouter.cli.explain import did_you_mean
-    from omnirouter.study.bench import models
-    from omnirouter.study.bench.program import BENCHMARKS, run
+    from omnirouter.bench import models
+    from omnirouter.bench.program import BENCHMARKS, run
+    from omnirouter.cli import console, tune_allocator
+    from omnirouter.cli.complaints import did_you_mean
 
     for name in names or ():
         if name not in BENCHMARKS:
@@ -58,7 +58,7 @@ def bench(
     common += [] if rounds is None else ["--rounds", str(rounds)]
     found = {}
     for name in names or BENCHMARKS:
-        show.note(f"{name}: {BENCHMARKS[name]}")
+        console.note(f"{name}: {BENCHMARKS[name]}")
         own = ["--family", family] if name in ("stream", "train-step", "transcribe") else []
         folder = None if out is None else out.resolve()
         values, table = run(name, [*common, *own], folder=folder, allocator_tuned=tune_allocator())
@@ -66,7 +66,7 @@ def bench(
         if not json:
             print(f"\n{name}: {BENCHMARKS[name]}\n\n{table}\n", flush=True)
     if json:
-        show.as_json(found)
+        console.as_json(found)
     return DONE
 
 
@@ -96,8 +96,8 @@ def plan(
             '[a.json, b.json]'.
         json: print a JSON object; times in seconds, memory in bytes.
     """
-    from omnirouter.cli import show
-    from omnirouter.study.plan import plan as predict
+    from omnirouter.cli import console
+    from omnirouter.report.plan import plan as predict
 
     found = predict(
         run,
@@ -107,14 +107,14 @@ def plan(
         measured=measured or (),
     )
     if json:
-        show.as_json(found)
+        console.as_json(found)
     else:
         _print_plan(found)
     return DONE
 
 
 def _print_plan(found: dict[str, Any]) -> None:
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     strategies = found["strategies"]
     turns = found["micro_batches_per_device"]
@@ -147,6 +147,6 @@ def _print_plan(found: dict[str, Any]) -> None:
     ]
     names = [f"{name} (chosen)" if name == found["chosen"] else name for name in strategies]
     groups = {"memory of a device, GB": memory, "a step, ms": step, "the run": run}
-    show.table(("", *names), groups)
+    console.table(("", *names), groups)
     print(f"devices: {found['device_source']}")
     print(f"rates: {found['rates_source']}")

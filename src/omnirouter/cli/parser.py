@@ -16,7 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from omnirouter.cli.explain import explain
+from omnirouter.cli.complaints import explain
 from omnirouter.cli.recipe import take_recipe
 from omnirouter.config import BadInput
 

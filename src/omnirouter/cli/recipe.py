@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from omnirouter.cli.explain import did_you_mean
+from omnirouter.cli.complaints import did_you_mean
 from omnirouter.config import PRESETS, BadInput, RunConfig
 
 RUN_FILE = "config.yaml"  # of a run folder; itself a recipe

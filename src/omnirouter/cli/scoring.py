@@ -1,4 +1,4 @@
-"""Commands that look at a trained model: evaluate, analyse."""
+"""Commands that look at a trained model: evaluate, analyze."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnirouter.cli.common import DONE, Compute, Running, require_writable, status
-from omnirouter.config import BadInput, LanguageModelConfig
+from omnirouter.cli.options import DONE, Compute, Running, require_writable, status
+from omnirouter.config import BadInput, BeamSearchOptions
 
 if TYPE_CHECKING:
+    from omnirouter.analysis.collect import RoutingNumbers
     from omnirouter.checkpoint import Checkpoint
-    from omnirouter.data.batch import Rejected
-    from omnirouter.evaluate.collect import RoutingNumbers
+    from omnirouter.data.dataset import Rejected
     from omnirouter.evaluate.score import SetResult
 
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
@@ -25,7 +25,7 @@ def evaluate(
     checkpoint: Path,
     cuts: list[str],
     compute: Running,
-    search: LanguageModelConfig,
+    search: BeamSearchOptions,
     *,
     json: bool = False,
     group_by: str | None = None,
@@ -34,7 +34,7 @@ def evaluate(
 ) -> int:
     """Word error rate of a checkpoint on test sets, with 95% intervals.
 
-    Both sides are normalised as Whisper's evaluation does; the interval is a bootstrap over
+    Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
     utterances. Audio that cannot be used is left out, counted, and named on standard error.
 
     Args:
@@ -46,11 +46,11 @@ def evaluate(
             fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
         group_by: score each value of this field of the manifest apart, as NAME/VALUE.
         output: write the JSON object to this file too.
-        hypotheses: write what was recognised, and what was rejected and why, to this JSONL file.
+        hypotheses: write what was recognized, and what was rejected and why, to this JSONL file.
     """
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.data.prepare import read_manifest
-    from omnirouter.decode import BeamSearch
+    from omnirouter.data.manifests import read_manifest
+    from omnirouter.decoding import BeamSearch
 
     if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
         raise BadInput(f"hypotheses: {hypotheses} is where --output goes too; give another file")
@@ -83,14 +83,14 @@ def _score_all(
     **options: Any,
 ) -> int:
     """Score set after set into `results`; returns how many failed. Ctrl-C keeps what is done."""
-    from omnirouter.cli import show
+    from omnirouter.cli import console
     from omnirouter.evaluate.score import score, score_groups
 
     failed = 0
     for name, utterances in sets.items():
         total = sum(1 for _ in utterances)
         try:
-            with show.progress(name, total, "utterances") as update:
+            with console.progress(name, total, "utterances") as update:
                 options["progress"] = counting(update)
                 if group_by is None:
                     found = {name: score(model, utterances, name=name, **options)}
@@ -98,7 +98,7 @@ def _score_all(
                     groups = score_groups(model, utterances, group_by=group_by, **options)
                     found = {f"{name}/{group}": result for group, result in groups.items()}
         except (BadInput, KeyboardInterrupt) as error:
-            show.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
             failed += 1
             if isinstance(error, BadInput):
                 continue
@@ -109,7 +109,7 @@ def _score_all(
     return failed
 
 
-def analyse(
+def analyze(
     checkpoint: Path,
     cuts: str,
     compute: Compute,
@@ -138,11 +138,11 @@ def analyse(
             three seeds, three readings of the paper's test, so some fifty times the work.
         json: print the numbers as JSON.
     """
+    from omnirouter.analysis.analyze import analyze as run_analysis
+    from omnirouter.analysis.random_experts import RandomExpertConfig
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.cli import show
-    from omnirouter.data.prepare import read_manifests
-    from omnirouter.evaluate.analyse import analyse as run_analysis
-    from omnirouter.evaluate.disturb import DisturbConfig
+    from omnirouter.cli import console
+    from omnirouter.data.manifests import read_manifests
 
     if limit < 0 or examples < 1:
         raise BadInput(f"limit and examples: at least 0 and 1, not {limit} and {examples}")
@@ -151,7 +151,7 @@ def analyse(
     model = load_checkpoint(checkpoint, compute.torch_device())
     passes = 2 if random_experts else 1
     total = passes * min(limit or 10**9, sum(1 for _ in utterances))
-    with show.progress("analyse", total, "utterances") as update:
+    with console.progress("analyze", total, "utterances") as update:
         numbers = run_analysis(
             model,
             utterances,
@@ -159,20 +159,20 @@ def analyse(
             limit=limit or None,
             examples=examples,
             precision=compute.precision,
-            random_experts=DisturbConfig() if random_experts else None,
+            random_experts=RandomExpertConfig() if random_experts else None,
             progress=counting(update),
         )
     _list_rejected(cuts, numbers.rejected, "routing.json lists all")
-    show.note(f"routing.json and figures: {out}")
+    console.note(f"routing.json and figures: {out}")
     if json:
-        show.as_json(asdict(numbers))
+        console.as_json(asdict(numbers))
     else:
         _show_layers(numbers)
     return DONE
 
 
 def _show_layers(numbers: RoutingNumbers) -> None:
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     next_layer = [f"{value:.2f}" for value in numbers.cramers_v] + [""]
     rows = [
@@ -182,7 +182,7 @@ def _show_layers(numbers: RoutingNumbers) -> None:
         )
     ]
     columns = ("layer", "use of experts", "entropy (nats)", "Cramér's V with next")
-    show.table(columns, {"": rows})
+    console.table(columns, {"": rows})
 
 
 def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
@@ -201,8 +201,8 @@ def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
 
 def _expanded(pattern: str) -> list[Path]:
     """Manifests of a folder, of a glob, or the one that is named."""
-    from omnirouter.data.cuts import is_manifest
-    from omnirouter.data.prepare import find_manifests
+    from omnirouter.corpora.validate import is_manifest
+    from omnirouter.data.manifests import find_manifests
     from omnirouter.data.shar import is_shar
 
     folder = Path(pattern)
@@ -227,18 +227,18 @@ def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
 
 
 def _list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:
-    from omnirouter.cli import show
-    from omnirouter.data.loader import RejectLog
+    from omnirouter.cli import console
+    from omnirouter.data.dataloader import RejectLog
 
     if not rejected:
         return
     log = RejectLog()
     log.add(rejected)
-    show.note(f"{name}: {log.summary()}")
+    console.note(f"{name}: {log.summary()}")
     for item in rejected[:REJECTED_SHOWN]:
-        show.note(f"  {item.id}: {item.reason}")
+        console.note(f"  {item.id}: {item.reason}")
     if (more := len(log) - REJECTED_SHOWN) > 0:
-        show.note(f"  and {more} more; {where}")
+        console.note(f"  and {more} more; {where}")
 
 
 def _report(
@@ -250,7 +250,7 @@ def _report(
 ) -> None:
     """Write the files that were asked for, then print."""
     from omnirouter.checkpoint import write_atomically
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     if not results:
         return
@@ -262,7 +262,7 @@ def _report(
         lines = "".join(_utterances(results))
         write_atomically(hypotheses, lambda path: _write(path, lines))
     if json:
-        show.as_json(figures)
+        console.as_json(figures)
         return
     rows = [
         [
@@ -277,11 +277,11 @@ def _report(
         for name, result in results.items()
     ]
     columns = ("set", "WER", "95% interval", "errors/words", "hours", "RTFx", "rejected")
-    show.table(columns, {"": rows})
+    console.table(columns, {"": rows})
 
 
 def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
-    """JSON lines of what was recognised and rejected."""
+    """JSON lines of what was recognized and rejected."""
     from omnirouter.data.manifest import json_line
 
     for name, result in results.items():

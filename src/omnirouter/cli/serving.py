@@ -8,12 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnirouter.cli.common import DONE, Compute
-from omnirouter.config import BadInput, LanguageModelConfig, Listening
+from omnirouter.cli.options import DONE, Compute
+from omnirouter.config import BadInput, BeamSearchOptions, VadOptions
 from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
 
 if TYPE_CHECKING:
-    from omnirouter.serve.http.models import Served
+    from omnirouter.serve.http.models import ServedModel
 
 KEY_VARIABLE = "OMNIROUTER_API_KEY"
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "websockets")
@@ -71,8 +71,8 @@ class Network:
 
 def serve(
     compute: Compute,
-    listening: Listening,
-    search: LanguageModelConfig,
+    listening: VadOptions,
+    search: BeamSearchOptions,
     limits: Limits,
     network: Network,
     *,
@@ -99,13 +99,13 @@ def serve(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise BadInput(f'serve needs {missing[0]}: pip install "omnirouter[serve]"')
     from omnirouter.checkpoint import shipped
-    from omnirouter.cli import show
+    from omnirouter.cli import console
     from omnirouter.serve.http.app import create_app
-    from omnirouter.serve.http.models import named
-    from omnirouter.serve.http.run import Place, bound, run
+    from omnirouter.serve.http.models import parse_model_args
+    from omnirouter.serve.http.server import Place, bound, run_server
 
     wanted = [part for part in model.split(",") if part.strip()] or [str(shipped())]
-    places = named(wanted)
+    places = parse_model_args(wanted)
     access = network.access()
     opened = bound(network.host, network.port)
     try:
@@ -114,34 +114,34 @@ def serve(
         ]
         app = create_app(models, limits, access)
         if network.host not in LOOPBACK and not access.api_key:
-            show.note(
+            console.note(
                 "omnirouter serve: anybody who reaches this machine can use the server; set "
                 f"{KEY_VARIABLE} to ask for a key"
             )
         port = opened.getsockname()[1]
         address = f"[{network.host}]" if ":" in network.host else network.host
-        show.note(f"serving {', '.join(places)} at http://{address}:{port} (Ctrl-C stops)")
+        console.note(f"serving {', '.join(places)} at http://{address}:{port} (Ctrl-C stops)")
         place = Place(host=network.host, port=port, grace=network.grace, access_log=access_log)
-        run(app, opened, place, limits.max_requests)
+        run_server(app, opened, place, limits.max_requests)
     finally:
         opened.close()
     return DONE
 
 
 def _served(
-    name: str, place: str, compute: Compute, listening: Listening, search: LanguageModelConfig
-) -> Served:
-    from omnirouter.cli.transcription import recogniser_of
-    from omnirouter.serve import voice
-    from omnirouter.serve.http.models import Served
+    name: str, place: str, compute: Compute, listening: VadOptions, search: BeamSearchOptions
+) -> ServedModel:
+    from omnirouter.cli.transcription import recognizer_of
+    from omnirouter.serve import vad
+    from omnirouter.serve.http.models import ServedModel
     from omnirouter.serve.hub import fetch, is_hub_name
     from omnirouter.serve.onnx import OnnxTranscriber
 
-    if listening.vad == "silero" and not voice.available():
+    if listening.vad == "silero" and not vad.available():
         raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
     path = fetch(place) if is_hub_name(place) else Path(place)
-    recogniser = recogniser_of(path, compute, listening, search)
+    recognizer = recognizer_of(path, compute, listening, search)
     config = None
-    if not isinstance(recogniser, OnnxTranscriber):
-        config = recogniser.checkpoint.config  # type: ignore[attr-defined]
-    return Served(name, recogniser, config, int(path.stat().st_mtime))
+    if not isinstance(recognizer, OnnxTranscriber):
+        config = recognizer.checkpoint.config  # type: ignore[attr-defined]
+    return ServedModel(name, recognizer, config, int(path.stat().st_mtime))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from omnirouter.cli.common import DONE, require_writable
+from omnirouter.cli.options import DONE, require_writable
 from omnirouter.config import BadInput
 
 
@@ -25,17 +25,17 @@ def export(checkpoint: Path, out: Path, *, json: bool = False) -> int:
         raise BadInput("out: is the checkpoint itself; choose another folder")
     require_writable(out.parent / "export")
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.cli import show
+    from omnirouter.cli import console
     from omnirouter.serve.export import export as write_export
 
-    found = write_export(load_checkpoint(checkpoint), out, note=show.note)
+    found = write_export(load_checkpoint(checkpoint), out, note=console.note)
     if json:
-        show.as_json({name: asdict(parity) for name, parity in found.items()})
+        console.as_json({name: asdict(parity) for name, parity in found.items()})
         return DONE
     rows = [
         [name, f"{p.max_difference:.2g}", f"{p.same_piece:.1%}", f"{p.megabytes:.1f} MB"]
         for name, p in found.items()
     ]
-    show.table(("graph", "largest difference", "same piece", "size"), {"": rows})
+    console.table(("graph", "largest difference", "same piece", "size"), {"": rows})
     print(f"next: omnirouter transcribe AUDIO --model {out}")
     return DONE

@@ -12,22 +12,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnirouter.cli.common import Compute, require_writable, status
-from omnirouter.cli.explain import did_you_mean
+from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.listening import STDIN, listen, require_streamable, standard_input
-from omnirouter.config import BadInput, LanguageModelConfig, Listening, require_rate
-from omnirouter.serve.subtitles import WRITERS, Layout
+from omnirouter.cli.options import Compute, require_writable, status
+from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, require_rate
+from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
 from omnirouter.serve.transcript import Transcript
 
 if TYPE_CHECKING:
-    from omnirouter.serve.reading import OpenFile
-    from omnirouter.serve.recogniser import Recogniser
+    from omnirouter.audio.reader import NamedFile
+    from omnirouter.serve.recognizer import Recognizer
 
-Deliver = Callable[["Source", Transcript], None]
+Deliver = Callable[["AudioSource", Transcript], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hearing(Listening):
+class TranscribeOptions(VadOptions):
     """How audio is taken apart and batched.
 
     Attributes:
@@ -42,7 +42,7 @@ class Hearing(Listening):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writing(Layout):
+class OutputOptions(SubtitleOptions):
     """What is written of a transcript.
 
     Attributes:
@@ -69,7 +69,7 @@ class Writing(Layout):
 
 
 @dataclass(frozen=True)
-class Source:
+class AudioSource:
     """One recording: what it is called and where its output goes, without suffix."""
 
     name: str
@@ -79,9 +79,9 @@ class Source:
 def transcribe(
     audio: list[str],
     compute: Compute,
-    listening: Hearing,
-    search: LanguageModelConfig,
-    writing: Writing,
+    listening: TranscribeOptions,
+    search: BeamSearchOptions,
+    writing: OutputOptions,
     *,
     model: Path | None = None,
     overwrite: bool = False,
@@ -113,15 +113,15 @@ def transcribe(
     formats, output_dir = writing.formats(), writing.output_dir
     if stream:
         require_streamable(audio, formats, listening, folder=output_dir is not None)
-        recogniser = recogniser_of(model, compute, listening, search)
-        return listen(audio[0], recogniser.stream, listening.sample_rate, formats[0])
+        recognizer = recognizer_of(model, compute, listening, search)
+        return listen(audio[0], recognizer.stream, listening.sample_rate, formats[0])
     if len(formats) > 1 and output_dir is None:
         raise BadInput("format: several formats need --output-dir DIR")
     sources = _sources(audio)
     if len(sources) > 1 and output_dir is None and formats[0] not in ("txt", "json"):
         raise BadInput(f"format: {formats[0]} of several files needs --output-dir DIR")
     deliver: _Printing | _Files = _Printing(formats[0], writing, several=len(sources) > 1)
-    skipped: set[Source] = set()
+    skipped: set[AudioSource] = set()
     if output_dir is not None:
         _require_targets(sources, output_dir)
         deliver = _Files(formats, writing, output_dir)
@@ -130,71 +130,71 @@ def transcribe(
     wanted = [source for source in sources if source not in skipped]
     failed = len(skipped)
     if wanted:
-        failed += _run(recogniser_of(model, compute, listening, search), wanted, deliver)
+        failed += _run(recognizer_of(model, compute, listening, search), wanted, deliver)
     return status(failed, len(sources))
 
 
-def recogniser_of(
-    model: Path | None, compute: Compute, listening: Listening, search: LanguageModelConfig
-) -> Recogniser:
+def recognizer_of(
+    model: Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
+) -> Recognizer:
     """A checkpoint or an export ready for use; the model of the package if none is given.
 
     Raises:
         BadInput: it is not whole.
     """
-    from omnirouter.decode import BeamSearch
+    from omnirouter.decoding import BeamSearch
     from omnirouter.serve.onnx import OnnxTranscriber, is_export
 
-    recogniser: Recogniser
+    recognizer: Recognizer
     if model is not None and is_export(model):
         if compute.device == "cuda" or compute.precision == "bf16":
             raise BadInput(
                 "device and precision: an exported model runs on the CPU as it is; leave them out"
             )
-        recogniser = OnnxTranscriber(model, listening=listening)
+        recognizer = OnnxTranscriber(model, listening=listening)
     else:
         from omnirouter.checkpoint import load_checkpoint, shipped
         from omnirouter.serve.transcriber import Transcriber
 
         checkpoint = load_checkpoint(model or shipped(), compute.torch_device())
-        recogniser = Transcriber(checkpoint, precision=compute.precision, listening=listening)
+        recognizer = Transcriber(checkpoint, precision=compute.precision, listening=listening)
     if search.language_model is not None:
-        recogniser.decoder = BeamSearch(recogniser.tokenizer, search)
-    return recogniser
+        recognizer.decoder = BeamSearch(recognizer.tokenizer, search)
+    return recognizer
 
 
-def _run(recogniser: Recogniser, sources: Sequence[Source], deliver: Deliver) -> int:
+def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:
     """Transcribe all; gives how many failed."""
-    from omnirouter.cli import show
+    from omnirouter.cli import console
 
     failed = 0
     title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     with ExitStack() as stack:
-        update = stack.enter_context(show.progress(title, 100, "%"))
+        update = stack.enter_context(console.progress(title, 100, "%"))
         audio = _opened(sources, stack)
         progress = _percent(update, len(sources))
-        for number, found in recogniser.transcribe_many(audio, progress=progress):
+        for number, found in recognizer.transcribe_many(audio, progress=progress):
             if isinstance(found, BadInput):
-                show.note(f"omnirouter transcribe: {found}")
+                console.note(f"omnirouter transcribe: {found}")
                 failed += 1
             else:
                 deliver(sources[number], found)
     return failed
 
 
-def _sources(arguments: Sequence[str]) -> list[Source]:
+def _sources(arguments: Sequence[str]) -> list[AudioSource]:
     """Files named, found in folders or by globs, each once."""
-    found: dict[str, Source] = {}
+    found: dict[str, AudioSource] = {}
     for argument in arguments:
         if not argument:
             raise BadInput("audio: an argument is empty; name a file, or . for this folder")
         if argument == STDIN:
-            found[argument] = Source(argument, Path("stdin"))
+            found[argument] = AudioSource(argument, Path("stdin"))
             continue
         names = [] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         for name in names or [argument]:
             if not os.path.isdir(name):
-                found[name] = Source(name, Path(Path(name).stem))
+                found[name] = AudioSource(name, Path(Path(name).stem))
                 continue
             inside = _in_folder(Path(name))
             if not inside and not names:
@@ -203,14 +203,14 @@ def _sources(arguments: Sequence[str]) -> list[Source]:
     return list(found.values())
 
 
-def _in_folder(folder: Path) -> list[Source]:
-    from omnirouter.serve.reading import SUFFIXES
+def _in_folder(folder: Path) -> list[AudioSource]:
+    from omnirouter.audio.reader import SUFFIXES
 
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [Source(str(file), file.relative_to(folder).with_suffix("")) for file in files]
+    return [AudioSource(str(file), file.relative_to(folder).with_suffix("")) for file in files]
 
 
-def _require_targets(sources: Sequence[Source], folder: Path) -> None:
+def _require_targets(sources: Sequence[AudioSource], folder: Path) -> None:
     """The folder can be written to, and no two files would overwrite each other there."""
     require_writable(folder / "transcript")
     names = defaultdict(list)
@@ -229,10 +229,10 @@ class _Printing:
     """Prints transcripts, with several recordings each text behind its name."""
 
     kind: str
-    layout: Layout
+    layout: SubtitleOptions
     several: bool
 
-    def __call__(self, source: Source, transcript: Transcript) -> None:
+    def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         text = WRITERS[self.kind](source.name, transcript, self.layout)
         prefix = f"{source.name}: " if self.several and self.kind == "txt" else ""
         print(prefix + text, flush=True)
@@ -243,45 +243,45 @@ class _Files:
     """Writes transcripts into a folder, each file whole or not at all."""
 
     kinds: Sequence[str]
-    layout: Layout
+    layout: SubtitleOptions
     folder: Path
 
-    def __call__(self, source: Source, transcript: Transcript) -> None:
+    def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         from omnirouter.checkpoint import write_atomically
-        from omnirouter.cli import show
+        from omnirouter.cli import console
 
         for kind, target in zip(self.kinds, self._targets(source), strict=True):
             text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
             write_atomically(target, partial(_write, text))
-            show.note(f"{source.name}: {target}")
+            console.note(f"{source.name}: {target}")
 
-    def existing(self, sources: Sequence[Source]) -> set[Source]:
+    def existing(self, sources: Sequence[AudioSource]) -> set[AudioSource]:
         """Recordings of which some file is there already; says so."""
-        from omnirouter.cli import show
+        from omnirouter.cli import console
 
         found = set()
         for source in sources:
             if there := [path for path in self._targets(source) if path.exists()]:
                 advice = "add --overwrite to replace it"
-                show.note(f"omnirouter transcribe: {source.name}: {there[0]} exists; {advice}")
+                console.note(f"omnirouter transcribe: {source.name}: {there[0]} exists; {advice}")
                 found.add(source)
         return found
 
-    def _targets(self, source: Source) -> list[Path]:
+    def _targets(self, source: AudioSource) -> list[Path]:
         place = self.folder / source.target
         return [place.with_name(f"{place.name}.{kind}") for kind in self.kinds]
 
 
-def _opened(sources: Sequence[Source], stack: ExitStack) -> Iterator[str | OpenFile]:
+def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | NamedFile]:
     """Paths as they are; standard input as a file on disk, since it may be longer than memory."""
-    from omnirouter.serve.reading import OpenFile, spooled
+    from omnirouter.audio.reader import NamedFile, spool
 
     for source in sources:
         if source.name != STDIN:
             yield source.name
             continue
-        kept = stack.enter_context(spooled(standard_input()))
-        yield OpenFile(kept, "standard input")
+        kept = stack.enter_context(spool(standard_input()))
+        yield NamedFile(kept, "standard input")
 
 
 def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:

@@ -14,10 +14,11 @@ from lhotse.augmentation import ReverbWithImpulseResponse, Volume
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.audio import num_frames, resample
+from omnirouter.audio.features import num_frames
+from omnirouter.audio.loading import resample
 from omnirouter.config import AugmentConfig, FeatureConfig
-from omnirouter.data.rooms import draw_room
-from omnirouter.data.sounds import Sounds
+from omnirouter.data.noise import NoisePool
+from omnirouter.data.rir import draw_room
 from omnirouter.data.telephone import telephone
 
 # Streams of draws from the utterance's seed; SpecAugment draws from the seed itself
@@ -39,12 +40,12 @@ class Augmenter:
 
     def __init__(self, augment: AugmentConfig, features: FeatureConfig) -> None:
         self.augment, self.features = augment, features
-        self.noise: Sounds | None = None
-        self.responses: Sounds | None = None
+        self.noise: NoisePool | None = None
+        self.responses: NoisePool | None = None
         if augment.noise:
-            self.noise = Sounds("augment.noise", augment.noise, features.sample_rate)
+            self.noise = NoisePool("augment.noise", augment.noise, features.sample_rate)
         if augment.rirs:
-            self.responses = Sounds("augment.rirs", augment.rirs, features.sample_rate)
+            self.responses = NoisePool("augment.rirs", augment.rirs, features.sample_rate)
             self.responses.refuse_longer()
 
     def __call__(self, waveform: Wave, seed: int, *, least_frames: int = 0) -> Wave:

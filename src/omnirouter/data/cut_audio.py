@@ -11,7 +11,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
-from omnirouter.audio import AudioError, read_audio, resample
+from omnirouter.audio.loading import AudioError, load_audio, resample
 
 SPHERE = (".sph", ".wv1", ".wv2")  # of the LDC; libsndfile reads those that are not compressed
 
@@ -22,7 +22,7 @@ def text_of(cut: Cut) -> str:
 
 
 def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
-    """Audio of a cut as mono [samples]: a plain file by `read_audio`, anything else by lhotse.
+    """Audio of a cut as mono [samples]: a plain file by `load_audio`, anything else by lhotse.
 
     Raises:
         AudioError: it cannot be read.
@@ -32,7 +32,7 @@ def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
         path, channels = plain
         seconds = cut.duration or None
         try:
-            return read_audio(
+            return load_audio(
                 path, sample_rate, offset=cut.start, duration=seconds, channels=channels
             )
         except AudioError:

@@ -20,13 +20,13 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from omnirouter.audio import sound_length
+from omnirouter.audio.loading import sound_length
 from omnirouter.config import BadInput
 
 _FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
 _CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
 # A Recording must have a rate, but nobody opens the file when the manifest gives the duration. The
-# loader reads files through `omnirouter.audio`, which does not look at this one.
+# loader reads files through `omnirouter.audio.features`, which does not look at this one.
 _NOMINAL_RATE = 16_000
 
 
@@ -91,7 +91,7 @@ def _has_surrogates(text: str) -> bool:
     return False
 
 
-class Entry(NamedTuple):
+class LazyCut(NamedTuple):
     """An utterance of a manifest before anybody needs its cut, which takes longer than its id.
 
     Attributes:
@@ -174,14 +174,14 @@ class Manifest:
     def __iter__(self) -> Iterator[Cut]:
         return (entry.cut() for entry in self.entries())
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[LazyCut]:
         """The cuts, not made yet; no audio file is opened for those that are never made."""
         for number, row in json_rows(self.path):
             if "audio_filepath" in row:
                 id = _id(row)
-                yield Entry(id, partial(self._cut, id, row))
+                yield LazyCut(id, partial(self._cut, id, row))
             else:
-                yield Entry(str(row.get("id")), partial(self._lhotse_cut, number, row))
+                yield LazyCut(str(row.get("id")), partial(self._lhotse_cut, number, row))
 
     def ids(self) -> Iterator[str]:
         """Ids of lhotse cuts, as they stand in the file."""

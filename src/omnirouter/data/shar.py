@@ -17,7 +17,7 @@ from lhotse.cut import Cut
 
 from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import Member
-from omnirouter.data.manifest import Entry, Manifest
+from omnirouter.data.manifest import LazyCut, Manifest
 
 EMPTY = "nodata"  # the kind of member that stands for a cut without audio
 
@@ -61,12 +61,12 @@ class SharManifest:
     def __iter__(self) -> Iterator[Cut]:
         return (entry.cut() for entry in self.entries())
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[LazyCut]:
         """The cuts, not made yet; no archive is opened for shards of which none is ever made."""
         for cuts, archive in self.shards:
             located = enumerate(_located(cuts, archive))  # begins when it is first asked
             for place, entry in enumerate(cuts.entries()):
-                yield Entry(entry.id, partial(_with_audio, entry, place, located))
+                yield LazyCut(entry.id, partial(_with_audio, entry, place, located))
 
     def texts(self) -> Iterator[str]:
         """Transcripts alone, a supervision each, in the order of the cuts."""
@@ -74,7 +74,7 @@ class SharManifest:
             yield from cuts.texts()
 
 
-def _with_audio(entry: Entry, place: int, located: Iterator[tuple[int, Member | None]]) -> Cut:
+def _with_audio(entry: LazyCut, place: int, located: Iterator[tuple[int, Member | None]]) -> Cut:
     """The cut, with the place of its audio: the one of this number, those before it are passed."""
     cut = entry.cut()
     member = next(member for number, member in located if number == place)

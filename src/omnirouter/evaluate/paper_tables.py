@@ -1,6 +1,6 @@
 """Our results beside the paper's tables, as Markdown, LaTeX or JSON (Tables I-IV).
 
-`build` gathers the figures in a `SideBySide`, the three writers only format it.
+`build` gathers the figures in a `ComparisonTable`, the three writers only format it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from omnirouter.config import BadInput
 from omnirouter.evaluate.published import PublishedSet, PublishedTable, find_set, find_system
-from omnirouter.evaluate.results import Difference, SetRate, compare
+from omnirouter.evaluate.significance import Difference, SetRate, compare
 from omnirouter.evaluate.tables import MISSING, change, per_cent
 
 
@@ -33,7 +33,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideBySide:
+class ComparisonTable:
     """A table.
 
     Attributes:
@@ -60,7 +60,7 @@ class SideBySide:
 
 def build(
     results: Mapping[str, Mapping[str, SetRate]], published: PublishedTable | None
-) -> SideBySide:
+) -> ComparisonTable:
     """Set our systems beside the paper's.
 
     Args:
@@ -100,7 +100,7 @@ def build(
     paper = {} if published is None else _published(published)
     rows = _rows(ours, paper, published)
     ordered = {row.name: ours[row.name] for row in rows if row.name in ours}
-    return SideBySide(
+    return ComparisonTable(
         title="Word error rate" if published is None else published.title,
         sets=labels,
         mean_sets=counted,
@@ -160,7 +160,7 @@ def _differences(
 # --- writing ---
 
 
-def to_json(table: SideBySide) -> dict[str, Any]:
+def to_json(table: ComparisonTable) -> dict[str, Any]:
     """Plain values; rates as fractions, unknown ones as None."""
 
     def figures(rate: SetRate) -> dict[str, float | None]:
@@ -184,7 +184,7 @@ def to_json(table: SideBySide) -> dict[str, Any]:
     }
 
 
-def cells(table: SideBySide, bold: str) -> list[list[str]]:
+def cells(table: ComparisonTable, bold: str) -> list[list[str]]:
     """Head and rows of the printed table; the best of our rates in `bold` (a format).
 
     Each system has a column (or row) for the paper's rate, where the table has any, and ours.
@@ -226,7 +226,7 @@ def _mean(rates: Mapping[str, float], labels: Sequence[str]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def difference_cells(table: SideBySide) -> list[list[str]]:
+def difference_cells(table: ComparisonTable) -> list[list[str]]:
     """Head and rows of the relative changes, the paper's first; only the head if there are none."""
     grid = [["", "sets", "mean of changes", "change of mean", "p"]]
     for source, differences in (
@@ -252,7 +252,7 @@ def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
     return f"{change(value)} ({change(interval[0])} to {change(interval[1])})"
 
 
-def notes(table: SideBySide) -> list[str]:
+def notes(table: ComparisonTable) -> list[str]:
     """What a reader must know of the figures."""
     lines = ["Word error rate in per cent, in brackets the 95% bootstrap interval over utterances."]
     if any(row.published for row in table.rows):
@@ -266,7 +266,7 @@ def notes(table: SideBySide) -> list[str]:
     return lines
 
 
-def to_markdown(table: SideBySide) -> str:
+def to_markdown(table: ComparisonTable) -> str:
     """The table, its relative changes and notes, in Markdown."""
     parts = [f"**{table.title}**", _markdown(cells(table, "**{}**"))]
     changes = difference_cells(table)
@@ -280,7 +280,7 @@ def _markdown(grid: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, f"| --- |{' ---: |' * (len(grid[0]) - 1)}", *rows])
 
 
-def to_latex(table: SideBySide) -> str:
+def to_latex(table: ComparisonTable) -> str:
     """The same as two `tabular`s (package booktabs)."""
     parts = [f"% {table.title}", _latex(cells(table, r"\textbf{{{}}}"))]
     changes = difference_cells(table)

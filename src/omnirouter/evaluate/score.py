@@ -1,6 +1,6 @@
-"""Word error rate on test sets, Whisper normaliser on both sides, greedy as Sec. V-D or not.
+"""Word error rate on test sets, Whisper normalizer on both sides, greedy as Sec. V-D or not.
 
-`recognise` transcribes one batch; `score_batches` is what training's validation calls with the
+`recognize` transcribes one batch; `score_batches` is what training's validation calls with the
 model it holds in memory; `score` and `score_groups` read a manifest.
 """
 
@@ -17,9 +17,9 @@ from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
-from omnirouter.data.loader import Batch, Rejected
-from omnirouter.decode import Decoder, greedy
-from omnirouter.evaluate.running import (
+from omnirouter.data.dataloader import Batch, Rejected
+from omnirouter.decoding import Decoder, greedy
+from omnirouter.evaluate.score_utterances import (
     OnOutput,
     Precision,
     Progress,
@@ -28,14 +28,14 @@ from omnirouter.evaluate.running import (
     field_of,
     forward,
 )
-from omnirouter.metrics import error_rate
+from omnirouter.metrics.wer import error_rate
 from omnirouter.model.prepack import prepack
 
 NO_WORDS = "{}: there is not one word to compare with; evaluating needs transcripts"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recognised:
+class Recognized:
     """One utterance with what the model made of it.
 
     Attributes:
@@ -95,14 +95,14 @@ class SetResult:
         }
 
 
-def recognise(
+def recognize(
     checkpoint: Checkpoint,
     batch: Batch,
     *,
     precision: Precision = "fp32",
     on_output: OnOutput | None = None,
     decoder: Decoder | None = None,
-) -> list[Recognised]:
+) -> list[Recognized]:
     """Transcribe one batch.
 
     Args:
@@ -130,7 +130,7 @@ def recognise(
     share = elapsed / sum(seconds)
     rows = zip(batch.ids, batch.texts, hypotheses, seconds, strict=True)
     return [
-        Recognised(
+        Recognized(
             id=id_,
             reference=text,
             hypothesis=best.text,
@@ -154,17 +154,17 @@ def score_batches(
 
     Args:
         checkpoint: may hold a live model; its training mode is restored.
-        batches: of a `Loader` in evaluation mode.
+        batches: of a `AsrDataLoader` in evaluation mode.
         name: of the result.
         precision: `bf16` runs the encoder under autocast.
         progress: called after each batch with its number of utterances (rejected ones included) and
             its seconds of audio.
         on_output: called with each batch and the encoder's output.
     """
-    recognised, rejected = _recognise_all(
+    recognized, rejected = _recognize_all(
         checkpoint, batches, progress, precision=precision, on_output=on_output
     )
-    return _summarise(name, recognised, rejected)
+    return _summarize(name, recognized, rejected)
 
 
 def score(
@@ -198,9 +198,9 @@ def score(
     """
     checkpoint = _ready(checkpoint, device, precision)
     batches = evaluation_loader(checkpoint, cuts, batch_seconds)
-    result = _summarise(
+    result = _summarize(
         name,
-        *_recognise_all(checkpoint, batches, progress, precision=precision, decoder=decoder),
+        *_recognize_all(checkpoint, batches, progress, precision=precision, decoder=decoder),
     )
     require_readable(name, result.utterances, result.rejected)
     if not result.words:
@@ -244,15 +244,15 @@ def score_groups(
         raise BadInput(f"group_by: no utterance of the manifest has the field '{group_by}'")
     checkpoint = _ready(checkpoint, device, precision)
     batches = evaluation_loader(checkpoint, cuts, batch_seconds)
-    recognised, rejected = _recognise_all(
+    recognized, rejected = _recognize_all(
         checkpoint, batches, progress, precision=precision, decoder=decoder
     )
-    require_readable(group_by, len(recognised), rejected)
+    require_readable(group_by, len(recognized), rejected)
     results = {}
     for group in sorted({value or "(none)" for value in group_of.values()}):
-        results[group] = _summarise(
+        results[group] = _summarize(
             group,
-            [row for row in recognised if (group_of[row.id] or "(none)") == group],
+            [row for row in recognized if (group_of[row.id] or "(none)") == group],
             [row for row in rejected if (group_of.get(row.id) or "(none)") == group],
         )
     if not any(result.words for result in results.values()):
@@ -274,25 +274,25 @@ def require_readable(name: str, utterances: int, rejected: list[Rejected]) -> No
     raise BadInput(f"{name}: no utterance could be used{reason}")
 
 
-def _recognise_all(
+def _recognize_all(
     checkpoint: Checkpoint,
     batches: Iterable[Batch],
     progress: Progress | None,
     **options: Any,
-) -> tuple[list[Recognised], list[Rejected]]:
-    recognised: list[Recognised] = []
+) -> tuple[list[Recognized], list[Rejected]]:
+    recognized: list[Recognized] = []
     rejected: list[Rejected] = []
     with evaluating(checkpoint.model):
         for batch in batches:
-            rows = recognise(checkpoint, batch, **options)
-            recognised += rows
+            rows = recognize(checkpoint, batch, **options)
+            recognized += rows
             rejected += batch.rejected
             if progress is not None:
                 progress(len(rows) + len(batch.rejected), sum(row.audio_s for row in rows))
-    return recognised, rejected
+    return recognized, rejected
 
 
-def _summarise(name: str, rows: list[Recognised], rejected: list[Rejected]) -> SetResult:
+def _summarize(name: str, rows: list[Recognized], rejected: list[Rejected]) -> SetResult:
     audio_s = sum(row.audio_s for row in rows)
     if rows:
         rate = error_rate([row.reference for row in rows], [row.hypothesis for row in rows])

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.model.routing import Routing
-from omnirouter.model.streaming import Past
 
 
 class Embedding(NamedTuple):
@@ -42,9 +42,9 @@ class Encodes(Protocol):
         lengths_B: Tensor,
         positions_T: Tensor | None = None,
         *,
-        past: Past | None = None,
+        past: EncoderCache | None = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """Normalised output of the last block."""
+        """Normalized output of the last block."""
         ...
 
     def classify(self, x_TD: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class SharedEmbedding(nn.Module):
         lengths_B: Tensor,
         positions_T: Tensor | None,
         groups: Mapping[str, Tensor] | None,
-        past: Past | None = None,
+        past: EncoderCache | None = None,
     ) -> Embedding:
         """Embed a packed batch; arguments as those of `CTCEncoder.forward`."""
         network: Encodes = self.network  # type: ignore[assignment]

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import ModelConfig
-from omnirouter.frames import upload
-from omnirouter.model.context import slopes_of
+from omnirouter.model.attention_mask import alibi_slopes
 from omnirouter.model.embedding import Embedding, SharedEmbedding
-from omnirouter.model.layers import ConvolutionStem, Dropout, EncoderBlock, Rotation
-from omnirouter.model.packing import Packing, Surroundings
+from omnirouter.model.kv_cache import EncoderCache
+from omnirouter.model.layers import ConvSubsampling, Dropout, EncoderBlock, RotaryCache
+from omnirouter.model.packing import AttentionBackend, PackedBatch
+from omnirouter.model.router_variants import build_routers
 from omnirouter.model.routing import Routing, RoutingContext
-from omnirouter.model.routing_variants import build_routers
-from omnirouter.model.streaming import Past
 
 
 class EncoderOutput(NamedTuple):
@@ -48,7 +48,7 @@ class CTCEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.input = (
-            ConvolutionStem(config)
+            ConvSubsampling(config)
             if config.stem == "convolutions"
             else nn.Linear(config.features.width, config.dim)
         )
@@ -69,7 +69,7 @@ class CTCEncoder(nn.Module):
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
         groups: Mapping[str, Tensor] | None = None,
-        past: Past | None = None,
+        past: EncoderCache | None = None,
     ) -> EncoderOutput:
         """Encode a packed batch, or the next chunk of a stream.
 
@@ -101,17 +101,17 @@ class CTCEncoder(nn.Module):
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
         embedding: Embedding | None = None,
-        past: Past | None = None,
+        past: EncoderCache | None = None,
     ) -> tuple[Tensor, list[Routing]]:
-        """Everything below the head: normalised x_TD and the routings; see `forward`."""
+        """Everything below the head: normalized x_TD and the routings; see `forward`."""
         if int(lengths_B.sum()) != len(frames_TS):
             raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
         around = self._surroundings(lengths_B, frames_TS.device, past)
         begin = 0 if past is None else past.advance(len(frames_TS))
         if positions_T is None:
             positions_T = frame_positions(lengths_B) + begin
-        positions_T = upload(positions_T, frames_TS.device)
-        if isinstance(self.input, ConvolutionStem):
+        positions_T = to_device(positions_T, frames_TS.device)
+        if isinstance(self.input, ConvSubsampling):
             x_TD = self.input(frames_TS, lengths_B).float()
             positions_T = self.input.steps(positions_T)
         else:
@@ -120,7 +120,7 @@ class CTCEncoder(nn.Module):
         if self.config.positions != "sinusoidal":
             head_width = self.config.dim // self.config.heads
             angles = position_angles(positions_T, head_width, self.config.longest_wave)[:, None]
-            rotation = Rotation(angles.cos(), angles.sin())
+            rotation = RotaryCache(angles.cos(), angles.sin())
         else:
             wave = position_angles(positions_T, self.config.dim, self.config.longest_wave)
             x_TD = x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
@@ -143,16 +143,16 @@ class CTCEncoder(nn.Module):
         return self.norm(x_TD), routings
 
     def _surroundings(
-        self, lengths_B: Tensor, device: torch.device, past: Past | None
-    ) -> Sequence[Surroundings]:
+        self, lengths_B: Tensor, device: torch.device, past: EncoderCache | None
+    ) -> Sequence[AttentionBackend]:
         """What each layer's frames have around them."""
         if past is not None:
             return past.layers
         config = self.config
-        packing = Packing(
+        packing = PackedBatch(
             lengths_B,
             device,
-            slopes_of(config),
+            alibi_slopes(config),
             gap=config.local_width // 2,
             context=config.attention_context,
         )

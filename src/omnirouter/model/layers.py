@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import CONVOLVED, ModelConfig
-from omnirouter.frames import upload
 from omnirouter.model.cpu_experts import ACTIVATIONS, Kept, Way, Weights, experts_on_cpu
 from omnirouter.model.fused import bias_relu
-from omnirouter.model.packing import Surroundings
-from omnirouter.model.routing import Routes, Routing, RoutingContext
+from omnirouter.model.packing import AttentionBackend
+from omnirouter.model.routing import RouterProtocol, Routing, RoutingContext
 
 
 class Dropout(nn.Module):
@@ -41,22 +41,22 @@ class Dropout(nn.Module):
         return x * Kept(self.dropped).factors(x)
 
 
-class Rotation(NamedTuple):
+class RotaryCache(NamedTuple):
     """Cosines and sines of all frames' angles, [T, 1, E/2]; shared by all layers."""
 
     cos: Tensor
     sin: Tensor
 
 
-def rotate(x_THE: Tensor, rotation: Rotation) -> Tensor:
+def apply_rotary_emb(x_THE: Tensor, rotation: RotaryCache) -> Tensor:
     """Rotary position embedding (Su et al. 2021): turn the pairs (i, i + E/2) of every head."""
     a, b = x_THE.chunk(2, dim=-1)
     cos, sin = rotation
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_THE.dtype)
 
 
-class LocalConvolution(nn.Module):
-    """Adds to every frame a depthwise convolution over its neighbours in the same utterance.
+class DepthwiseConv(nn.Module):
+    """Adds to every frame a depthwise convolution over its neighbors in the same utterance.
 
     Begins as the identity. Such layers between attention and the residual stream are the "Canon
     layers" of Allen-Zhu (2025), there causal and for language models.
@@ -66,16 +66,16 @@ class LocalConvolution(nn.Module):
         super().__init__()
         self.filter_KD = nn.Parameter(torch.zeros(width, dim))
 
-    def forward(self, x_TD: Tensor, packing: Surroundings) -> Tensor:
+    def forward(self, x_TD: Tensor, packing: AttentionBackend) -> Tensor:
         """x_TD to y_TD."""
         return packing.convolve(x_TD, self.filter_KD)
 
 
-class ConvolutionStem(nn.Module):
+class ConvSubsampling(nn.Module):
     """Two convolutions over three mel frames each, with GELU, the second over every other frame.
 
     As in Whisper (Radford et al. 2022); what the second one gives within a stacked frame is
-    averaged. Both are written as products of joined neighbours, so that nothing is padded.
+    averaged. Both are written as products of joined neighbors, so that nothing is padded.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -87,7 +87,7 @@ class ConvolutionStem(nn.Module):
     def forward(self, frames_TS: Tensor, lengths_B: Tensor) -> Tensor:
         """Stacked frames of packed utterances to x_TD; beyond an utterance's ends all is zero."""
         ends_B = lengths_B[lengths_B > 0].cumsum(0)
-        return self.apart(frames_TS, upload(ends_B[:-1], frames_TS.device))
+        return self.apart(frames_TS, to_device(ends_B[:-1], frames_TS.device))
 
     def apart(self, frames_TS: Tensor, inner: Tensor) -> Tensor:
         """The same, given the first frame of every utterance but the first, int64 on the device."""
@@ -95,9 +95,9 @@ class ConvolutionStem(nn.Module):
         before_TM = self._before(x_TKM, inner)
         after_TM = F.pad(x_TKM[:, 0], (0, 0, 0, 1))[1:].index_fill(0, inner - 1, 0.0)
         x_TKM = torch.cat([before_TM[:, None], x_TKM, after_TM[:, None]], dim=1)
-        h_TKD = F.gelu(self.first(self._neighbours(x_TKM, step=1)))
+        h_TKD = F.gelu(self.first(self._neighbors(x_TKM, step=1)))
         h_TKD = torch.cat([self._before(h_TKD, inner)[:, None], h_TKD], dim=1)
-        return F.gelu(self.second(self._neighbours(h_TKD, step=2))).mean(dim=1)
+        return F.gelu(self.second(self._neighbors(h_TKD, step=2))).mean(dim=1)
 
     def steps(self, positions_T: Tensor) -> Tensor:
         """Positions counted in steps of the second convolution; the middle of those of a frame."""
@@ -110,7 +110,7 @@ class ConvolutionStem(nn.Module):
         return F.pad(x_TKD[:, -1], (0, 0, 1, 0))[:-1].index_fill(0, inner, 0.0)
 
     @staticmethod
-    def _neighbours(x_TKD: Tensor, step: int) -> Tensor:
+    def _neighbors(x_TKD: Tensor, step: int) -> Tensor:
         """Every `step`-th with the two behind it, joined: [T, K', 3 D]."""
         count = (x_TKD.shape[1] - CONVOLVED) // step + 1
         parts = (x_TKD[:, i : i + step * (count - 1) + 1 : step] for i in range(CONVOLVED))
@@ -126,11 +126,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=config.attention_bias)
         self.out = nn.Linear(config.dim, config.dim, bias=config.attention_bias)
 
-    def forward(self, x_TD: Tensor, packing: Surroundings, rotation: Rotation | None) -> Tensor:
+    def forward(
+        self, x_TD: Tensor, packing: AttentionBackend, rotation: RotaryCache | None
+    ) -> Tensor:
         """Attend within utterances; `rotation` turns queries and keys (RoPE)."""
         q, k, v = self.qkv(x_TD).view(-1, 3, self.heads, x_TD.shape[1] // self.heads).unbind(1)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+            q, k = apply_rotary_emb(q, rotation), apply_rotary_emb(k, rotation)
         with torch.autocast(x_TD.device.type, enabled=False):
             y_THE = packing.attend(q, k, v)
         return self.out(y_THE.flatten(1))  # type: ignore[no-any-return]
@@ -171,7 +173,7 @@ class Experts(nn.Module):
             (self.up_NFD, self.up_bias_NF),
             (self.down_NDF, self.down_bias_ND),
         ):
-            bound = 1 / math.sqrt(weight.shape[-1])  # as nn.Linear initialises the dense layer
+            bound = 1 / math.sqrt(weight.shape[-1])  # as nn.Linear initializes the dense layer
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
 
@@ -249,7 +251,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.local_width
-        self.local = LocalConvolution(width, config.dim) if width else None
+        self.local = DepthwiseConv(width, config.dim) if width else None
         self.attention_norm = nn.LayerNorm(config.dim)
         self.attention = SelfAttention(config)
         self.ffn_norm = nn.LayerNorm(config.dim)
@@ -259,9 +261,9 @@ class EncoderBlock(nn.Module):
     def forward(
         self,
         x_TD: Tensor,
-        packing: Surroundings,
-        rotation: Rotation | None,
-        router: Routes | None,
+        packing: AttentionBackend,
+        rotation: RotaryCache | None,
+        router: RouterProtocol | None,
         context: RoutingContext,
     ) -> tuple[Tensor, Routing | None]:
         """One block; returns its output and, with a router, where the frames went."""

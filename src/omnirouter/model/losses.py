@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import BLANK
-from omnirouter.frames import upload
 from omnirouter.model.routing import Routing
 
 
@@ -33,7 +33,7 @@ def ctc_loss(log_probs_TV: Tensor, lengths_B: Tensor, targets: Sequence[Sequence
     padded_TBV = _padded(log_probs_TV.float(), lengths_B)
     sizes_B = torch.tensor([len(t) for t in targets], dtype=torch.int64)
     flat = torch.tensor([piece for t in targets for piece in t], dtype=torch.int64)
-    flat = upload(flat, log_probs_TV.device)
+    flat = to_device(flat, log_probs_TV.device)
     return F.ctc_loss(
         padded_TBV, flat, lengths_B, sizes_B, blank=BLANK, reduction="none", zero_infinity=True
     )
@@ -46,11 +46,11 @@ def _padded(x_TV: Tensor, lengths_B: Tensor) -> Tensor:
     begin_T = (lengths_B.cumsum(0) - lengths_B).repeat_interleave(lengths_B)
     place_T = (torch.arange(len(column_T)) - begin_T) * utterances + column_T
     rows = x_TV.new_zeros(longest * utterances, x_TV.shape[1])
-    rows = rows.index_copy(0, upload(place_T, x_TV.device), x_TV)  # one kernel, however many
+    rows = rows.index_copy(0, to_device(place_T, x_TV.device), x_TV)  # one kernel, however many
     return rows.view(longest, utterances, -1)
 
 
-def disagreement(log_probs_TV: Tensor) -> Tensor:
+def consistency_loss(log_probs_TV: Tensor) -> Tensor:
     """How far two views of the same frames differ, summed over the frames; a scalar.
 
     The mean of both Kullback-Leibler divergences, each view a fixed target of the other (CR-CTC,
@@ -65,7 +65,7 @@ def disagreement(log_probs_TV: Tensor) -> Tensor:
     return (there + back) / 2
 
 
-class Dispatch(NamedTuple):
+class ExpertCounts(NamedTuple):
     """What went to which expert, counted; sums of it over several devices are again one.
 
     Attributes:
@@ -77,17 +77,17 @@ class Dispatch(NamedTuple):
     frames: Tensor
 
 
-def dispatch_of(routings: Sequence[Routing]) -> Dispatch:
+def count_assignments(routings: Sequence[Routing]) -> ExpertCounts:
     """Count the assignments of at least one layer."""
     counts = [_members(routing).sum(dim=0) for routing in routings]
     frames = counts[0].new_full((), len(routings[0].probs_TN))
-    return Dispatch(torch.stack(counts), frames)
+    return ExpertCounts(torch.stack(counts), frames)
 
 
 def load_balance_loss(
     routings: Sequence[Routing],
     form: Literal["paper", "switch"] = "paper",
-    dispatch: Dispatch | None = None,
+    dispatch: ExpertCounts | None = None,
 ) -> Tensor:
     """Sum over layers of N sum_j f_j rho_j (Eq. 5); a scalar, 0 without routings.
 
@@ -104,7 +104,7 @@ def load_balance_loss(
     if not routings or not len(routings[0].probs_TN):
         return torch.zeros(())
     if dispatch is None:
-        dispatch = dispatch_of(routings)
+        dispatch = count_assignments(routings)
     layers = zip(routings, dispatch.counts_LN, strict=True)
     losses = [_layer_loss(routing, form, counts_N, dispatch.frames) for routing, counts_N in layers]
     return torch.stack(losses).sum()

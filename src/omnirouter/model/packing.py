@@ -14,17 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import AttentionContext
-from omnirouter.frames import upload
-from omnirouter.model.context import Windows, visible, window_rows, windowed_attention
+from omnirouter.model.attention_mask import (
+    BlockMaskBuilder,
+    visible_range,
+    window_rows,
+    windowed_attention,
+)
 
 LARGEST_PADDING = (
     0.25  # share of padding up to which utterances are attended to together on the CPU
 )
 
 
-class Surroundings(Protocol):
-    """What frames have around them: `Packing`, or `streaming.LayerPast` in a stream."""
+class AttentionBackend(Protocol):
+    """What frames have around them: `PackedBatch`, or `streaming.LayerPast` in a stream."""
 
     def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
         """Softmax attention, [T, H, E]."""
@@ -35,7 +40,7 @@ class Surroundings(Protocol):
         ...
 
 
-class Packing:
+class PackedBatch:
     """How the utterances of a batch lie in the packed frames; made once, shared by all layers.
 
     Args:
@@ -88,14 +93,14 @@ class Packing:
     def boundaries(self) -> Tensor:
         """First frame of each utterance and the end of the last, int32 on the device."""
         ends = F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32)
-        return upload(ends, self.device)
+        return to_device(ends, self.device)
 
     @cached_property
     def gap_rows(self) -> Tensor:
         """Row of each frame when every utterance is followed by `gap` empty rows, [T]."""
         moved_B = torch.arange(len(self.lengths_B)) * self.gap
         moved_T = moved_B.repeat_interleave(self.lengths_B)
-        return upload(torch.arange(len(moved_T)) + moved_T, self.device)
+        return to_device(torch.arange(len(moved_T)) + moved_T, self.device)
 
     @cached_property
     def following(self) -> Tensor:
@@ -104,20 +109,20 @@ class Packing:
         begins_B = self.lengths_B.cumsum(0) - self.lengths_B
         frames = int(self.lengths_B.sum())
         position_T = torch.arange(frames) - begins_B.repeat_interleave(self.lengths_B)
-        following_T = visible(position_T, self.context)[1] - 1 - position_T
+        following_T = visible_range(position_T, self.context)[1] - 1 - position_T
         rows = following_T.new_zeros(frames + self.gap * (len(self.lengths_B) - 1), 1)
         rows[self.gap_rows.cpu(), 0] = following_T
-        return upload(rows, self.device)
+        return to_device(rows, self.device)
 
     @cached_property
-    def windows(self) -> Windows:
+    def windows(self) -> BlockMaskBuilder:
         """Which rows each row sees, for FlexAttention."""
         assert self.context is not None
         rows = window_rows(self.lengths_B, self.context)
-        return Windows(*(upload(t, self.device) for t in rows))
+        return BlockMaskBuilder(*(to_device(t, self.device) for t in rows))
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[PaddedGroup]:
         """Utterances of similar length together, shortest first; empty utterances are in none."""
         lengths = self.lengths_B.tolist()
         begins = (self.lengths_B.cumsum(0) - self.lengths_B).tolist()
@@ -133,12 +138,12 @@ class Packing:
                     continue
             members.append([utterance])
         return [
-            Group([begins[u] for u in group], [lengths[u] for u in group], self)
+            PaddedGroup([begins[u] for u in group], [lengths[u] for u in group], self)
             for group in members
         ]
 
 
-class Group:
+class PaddedGroup:
     """Utterances padded to [b, P] for attention; indices into the packed frames and back.
 
     Attributes:
@@ -150,36 +155,38 @@ class Group:
         targets: packed rows of those frames.
     """
 
-    def __init__(self, begins: list[int], lengths: list[int], packing: Packing) -> None:
+    def __init__(self, begins: list[int], lengths: list[int], packing: PackedBatch) -> None:
         device = packing.device
         column_P = torch.arange(max(lengths))
         begin_b, length_b = torch.tensor(begins)[:, None], torch.tensor(lengths)[:, None]
         real_bP = column_P < length_b
         rows_bP = begin_b + torch.minimum(column_P, length_b - 1)
         self.shape = real_bP.shape
-        self.rows = upload(rows_bP.flatten(), device)
+        self.rows = to_device(rows_bP.flatten(), device)
         self.bias: Tensor | None = None
         self.real: Tensor | None = None
         self.targets = self.rows
         if not bool(real_bP.all()):
             hidden_bP = torch.zeros(self.shape).masked_fill(~real_bP, -torch.inf)
-            self.bias = upload(hidden_bP[:, None, None], device)
-            self.real = upload(real_bP.flatten().nonzero()[:, 0], device)
-            self.targets = upload(rows_bP[real_bP], device)
+            self.bias = to_device(hidden_bP[:, None, None], device)
+            self.real = to_device(real_bP.flatten().nonzero()[:, 0], device)
+            self.targets = to_device(rows_bP[real_bP], device)
         if packing.context is not None:
-            first_P, end_P = visible(column_P, packing.context)
+            first_P, end_P = visible_range(column_P, packing.context)
             seen_PP = (column_P >= first_P[:, None]) & (column_P < end_P[:, None])
             # padding sees itself: where nothing is seen the softmax would not be a number
             seen_bPP = (seen_PP & real_bP[:, None]) | torch.eye(len(column_P), dtype=torch.bool)
             outside = torch.zeros(seen_bPP.shape).masked_fill(~seen_bPP, -torch.inf)
-            self.bias = upload(outside[:, None], device)
+            self.bias = to_device(outside[:, None], device)
         if packing.slopes_H is not None:
-            distance_PP = upload((column_P[:, None] - column_P).abs(), device)
-            local_HPP = -upload(packing.slopes_H, device)[:, None, None] * distance_PP
+            distance_PP = to_device((column_P[:, None] - column_P).abs(), device)
+            local_HPP = -to_device(packing.slopes_H, device)[:, None, None] * distance_PP
             self.bias = local_HPP[None] if self.bias is None else self.bias + local_HPP
 
 
-def _one_by_one(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, lengths: list[int]) -> Tensor:
+def _loop_over_utterances(
+    q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, lengths: list[int]
+) -> Tensor:
     """The fused kernel for each utterance."""
     done = [v_THE[:0]]
     for parts in zip(*(z.split(lengths) for z in (q_THE, k_THE, v_THE)), strict=True):
@@ -189,7 +196,7 @@ def _one_by_one(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, lengths: list[int])
     return torch.cat(done)
 
 
-def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packing) -> Tensor:
+def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: PackedBatch) -> Tensor:
     """Softmax attention of every utterance over itself, [T, H, E].
 
     On CUDA torch's variable-length kernel (half precision, no bias) does it, with a context
@@ -200,7 +207,7 @@ def packed_attention(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, packing: Packi
     half = q_THE.dtype in (torch.float16, torch.bfloat16)
     plain = packing.slopes_H is None and packing.context is None
     if plain and not q_THE.is_cuda and not half:
-        return _one_by_one(q_THE, k_THE, v_THE, packing.lengths_B.tolist())
+        return _loop_over_utterances(q_THE, k_THE, v_THE, packing.lengths_B.tolist())
     if q_THE.is_cuda and packing.context is not None:
         found = windowed_attention(q_THE, k_THE, v_THE, packing.windows, packing.slopes_H)
         if found is not None:

@@ -52,7 +52,7 @@ class RoutingContext:
     embedding_TE: Tensor | None = None
 
 
-class Routes(Protocol):
+class RouterProtocol(Protocol):
     """Anything that routes: called with x_TD and a context, gives a `Routing`."""
 
     def __call__(self, x_TD: Tensor, context: RoutingContext) -> Routing:

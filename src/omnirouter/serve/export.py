@@ -1,7 +1,7 @@
 """A checkpoint as an ONNX graph: samples of one utterance in, log-probabilities out.
 
 The features of `audio.py` are part of the graph. Each expert is two constant matrices over the rows
-that the router gave it, so a frame is computed once and int8 reaches the weights. `OneUtterance`
+that the router gave it, so a frame is computed once and int8 reaches the weights. `OnnxEncoder`
 runs the encoder's own modules; only what packs several utterances is written anew. T frames, D
 model width, N experts, V vocabulary.
 """
@@ -25,19 +25,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from omnirouter.audio import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
+from omnirouter.audio.features import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
 from omnirouter.checkpoint import Checkpoint, clear_leftovers, copy_entry, flush, write_atomically
 from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
 from omnirouter.model import CTCEncoder
-from omnirouter.model.context import distance_slopes, visible
+from omnirouter.model.attention_mask import distance_slopes, visible_range
 from omnirouter.model.encoder import position_angles
 from omnirouter.model.layers import (
-    ConvolutionStem,
+    ConvSubsampling,
+    DepthwiseConv,
     EncoderBlock,
     Experts,
-    LocalConvolution,
-    Rotation,
-    rotate,
+    RotaryCache,
+    apply_rotary_emb,
 )
 from omnirouter.model.routing import Router, Routing, RoutingContext
 from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, TOKENIZER, OnnxTranscriber
@@ -55,7 +55,7 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity:
+class ParityReport:
     """How far a graph is from the checkpoint it was made of, over several lengths of noise.
 
     Attributes:
@@ -71,7 +71,7 @@ class Parity:
 
 def export(
     checkpoint: Checkpoint, out: Path, *, note: Note = lambda text: None
-) -> dict[str, Parity]:
+) -> dict[str, ParityReport]:
     """Write a checkpoint as ONNX, in float32 and int8, and compare both with it.
 
     Args:
@@ -95,14 +95,14 @@ def export(
         )
     if out.exists() and not _replaceable(out):
         raise BadInput(f"{out}: exists and is no export; choose another folder or empty it")
-    found: dict[str, Parity] = {}
+    found: dict[str, ParityReport] = {}
 
     def write(folder: Path) -> None:
         folder.mkdir()
         note("tracing the graph")
         _trace(checkpoint, folder / GRAPHS["fp32"])
-        note("quantising to int8")
-        _quantise(checkpoint.config, folder / GRAPHS["fp32"], folder / GRAPHS["int8"])
+        note("quantizing to int8")
+        _quantize(checkpoint.config, folder / GRAPHS["fp32"], folder / GRAPHS["int8"])
         checkpoint.tokenizer.save(folder / TOKENIZER)
         features = asdict(checkpoint.config.features)
         text = json.dumps({"format": FORMAT, "features": features}, indent=2) + "\n"
@@ -142,7 +142,7 @@ def _keep_others(out: Path, folder: Path) -> None:
 def _trace(checkpoint: Checkpoint, path: Path) -> None:
     config = checkpoint.config
     rate = config.features.sample_rate
-    model = OneUtterance(checkpoint.model).eval()
+    model = OnnxEncoder(checkpoint.model).eval()
     samples = torch.from_numpy(_noise(TRACED_S, rate))
     least = round(config.features.window_s * rate)
     length = torch.export.Dim("samples", min=least, max=round(LONGEST_S * rate))
@@ -175,8 +175,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
-    """Weights to int8, by channel; activations are quantised as they come.
+def _quantize(config: ModelConfig, source: Path, target: Path) -> None:
+    """Weights to int8, by channel; activations are quantized as they come.
 
     Spectrum, first layer and routers stay in float32: rounding would move features and flip close
     routing decisions.
@@ -191,7 +191,7 @@ def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
     kept.append((window, 2 * (window // 2 + 1)))
     model = onnx.load(source)
     graph = model.graph
-    # the quantiser turns weights around and then trips over the shapes on record
+    # the quantizer turns weights around and then trips over the shapes on record
     del graph.value_info[:]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     exact = [
@@ -217,7 +217,7 @@ def _quantise(config: ModelConfig, source: Path, target: Path) -> None:
             path.replace(target.parent / path.name)
 
 
-def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, Parity]:
+def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, ParityReport]:
     features = checkpoint.config.features
     lengths = [max(seconds, 1.2 * features.window_s) for seconds in COMPARED_S]
     waveforms = [_noise(seconds, features.sample_rate) for seconds in lengths]
@@ -228,7 +228,7 @@ def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, Parity]:
         pairs = list(zip(graph.log_probs(waveforms), expected, strict=True))
         same = np.concatenate([a.argmax(axis=1) == b.argmax(axis=1) for a, b in pairs])
         size = sum(path.stat().st_size for path in folder.glob(f"{file}*"))
-        found[name] = Parity(
+        found[name] = ParityReport(
             max_difference=max(float(np.abs(a - b).max()) for a, b in pairs),
             same_piece=float(same.mean()),
             megabytes=round(size / 1e6, 2),
@@ -242,7 +242,7 @@ def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, Parity]:
 
 
 def _noise(seconds: float, rate: int) -> Samples:
-    """Coloured noise that waxes and wanes, the same each time."""
+    """Colored noise that waxes and wanes, the same each time."""
     rng = np.random.default_rng(round(1000 * seconds))
     noise = np.cumsum(rng.standard_normal(round(seconds * rate)))
     noise = np.diff(noise, prepend=0.0) + 0.05 * np.sin(noise)
@@ -250,7 +250,7 @@ def _noise(seconds: float, rate: int) -> Samples:
     return (0.05 * wave).astype(np.float32)
 
 
-class OneUtterance(nn.Module):
+class OnnxEncoder(nn.Module):
     """The encoder and its features for a single utterance [samples], to be traced."""
 
     def __init__(self, encoder: CTCEncoder) -> None:
@@ -265,7 +265,7 @@ class OneUtterance(nn.Module):
         frames_TS = _frames(samples, config.features)
         number_T = torch.arange(frames_TS.shape[0], device=frames_TS.device)
         position_T = number_T.to(torch.float32)
-        if isinstance(encoder.input, ConvolutionStem):
+        if isinstance(encoder.input, ConvSubsampling):
             x_TD = encoder.input.apart(frames_TS, number_T[:0])
             position_T = encoder.input.steps(position_T)
         else:
@@ -277,13 +277,13 @@ class OneUtterance(nn.Module):
         else:
             head_width = config.dim // config.heads
             angles = position_angles(position_T, head_width, config.longest_wave)[:, None]
-            rotation = Rotation(angles.cos(), angles.sin())
+            rotation = RotaryCache(angles.cos(), angles.sin())
         if config.positions == "rope-local":
             distance_TT = (number_T[:, None] - number_T).abs()
             bias_HTT = -distance_slopes(config.heads)[:, None, None] * distance_TT
         following_T = None
         if config.streams:
-            first_T, end_T = visible(number_T, config.attention_context)
+            first_T, end_T = visible_range(number_T, config.attention_context)
             following_T = end_T - 1 - number_T
             seen_TT = (number_T >= first_T[:, None]) & (number_T < end_T[:, None])
             outside_HTT = torch.where(seen_TT, 0.0, -torch.inf)[None]
@@ -322,18 +322,18 @@ def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
         mels_KM = mels_KM.maximum(mels_KM.amax(dim=(0, 1)) - WHISPER_RANGE)
     if features.normalisation == "loudness":
         mels_KM = mels_KM - mels_KM.exp().mean().clamp_min(torch.finfo(torch.float32).eps).log()
-    if features.learnt:
+    if features.learned:
         mean_M, std_M = (mels_KM.new_tensor(v) for v in (features.mean, features.std))
         mels_KM = (mels_KM - mean_M) / std_M
     else:
-        centred = mels_KM - mels_KM.mean(dim=0)
-        mels_KM = centred / centred.square().mean(dim=0).sqrt().clamp_min(SMALLEST_STD)
+        centerd = mels_KM - mels_KM.mean(dim=0)
+        mels_KM = centerd / centerd.square().mean(dim=0).sqrt().clamp_min(SMALLEST_STD)
     stacks = (count + features.stack - 1) // features.stack
     padded = torch.cat([mels_KM, mels_KM.new_zeros(features.stack - 1, features.num_mels)])
     return padded[: stacks * features.stack].reshape(-1, features.width)
 
 
-def _convolved(local: LocalConvolution, x_TD: Tensor, following_T: Tensor | None) -> Tensor:
+def _convolved(local: DepthwiseConv, x_TD: Tensor, following_T: Tensor | None) -> Tensor:
     """x_TD and the local convolution over it; `following_T` frames of a chunk come after each."""
     width = len(local.filter_KD)
     padded = F.pad(x_TD, (0, 0, width // 2, width // 2))
@@ -347,14 +347,14 @@ def _convolved(local: LocalConvolution, x_TD: Tensor, following_T: Tensor | None
 
 
 def _attend(
-    block: EncoderBlock, x_TD: Tensor, rotation: Rotation | None, bias_HTT: Tensor | None
+    block: EncoderBlock, x_TD: Tensor, rotation: RotaryCache | None, bias_HTT: Tensor | None
 ) -> Tensor:
     """x_TD and what attention adds to it."""
     heads, width = block.attention.heads, x_TD.shape[1]
     qkv = block.attention.qkv(block.attention_norm(x_TD))
     q, k, v = qkv.view(-1, 3, heads, width // heads).unbind(1)
     if rotation is not None:
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        q, k = apply_rotary_emb(q, rotation), apply_rotary_emb(k, rotation)
     scores_HTT = (q / math.sqrt(q.shape[-1])).transpose(0, 1) @ k.permute(1, 2, 0)
     if bias_HTT is not None:
         scores_HTT = scores_HTT + bias_HTT
@@ -363,7 +363,7 @@ def _attend(
 
 
 def _apart(experts: nn.Module) -> nn.ModuleList:
-    """Each expert with its own matrices: of a stack the quantiser sees no constants."""
+    """Each expert with its own matrices: of a stack the quantizer sees no constants."""
     if not isinstance(experts, Experts):
         return nn.ModuleList()
     found = nn.ModuleList()

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.config import BadInput, FeatureConfig, Listening
-from omnirouter.decode import Decoder
-from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
+from omnirouter.config import BadInput, FeatureConfig, VadOptions
+from omnirouter.decoding import Decoder
+from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.text import Tokenizer
 
 FORMAT = "omnirouter-onnx-1"
@@ -25,7 +25,7 @@ SUFFIX = ".onnx"
 GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 
 
-class OnnxTranscriber(Recogniser):
+class OnnxTranscriber(Recognizer):
     """An exported model ready for use on the CPU.
 
     Args:
@@ -44,7 +44,7 @@ class OnnxTranscriber(Recogniser):
         path: str | Path,
         *,
         threads: int = 0,
-        listening: Listening | None = None,
+        listening: VadOptions | None = None,
         decoder: Decoder | None = None,
     ) -> None:
         graph = Path(path) if is_graph(path) else Path(path, GRAPHS["fp32"])

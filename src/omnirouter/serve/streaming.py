@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnirouter.audio import normalise, num_mel_frames, stack_frames, window_mels
+from omnirouter.audio.features import normalize, num_mel_frames, stack_frames, window_mels
 from omnirouter.config import BLANK, BadInput, FeatureConfig, require_rate
-from omnirouter.model.streaming import Past
-from omnirouter.serve.longform import LONGEST_S
-from omnirouter.serve.recogniser import WORD_START, LogProbs, Recogniser, Samples, checked
+from omnirouter.model.kv_cache import EncoderCache
+from omnirouter.serve.chunking import LONGEST_S
+from omnirouter.serve.recognizer import WORD_START, LogProbs, Recognizer, Samples, to_float32_mono
 from omnirouter.serve.transcript import Word
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ PCM_BYTES = 2  # of a sample
 
 Found = tuple[
     tuple[Word, ...], tuple[Word, ...], bool
-]  # `final`, `partial`, `ended` of an `Update`
+]  # `final`, `partial`, `ended` of an `PartialResult`
 
 
 @dataclass(frozen=True, kw_only=True)
-class Update:
+class PartialResult:
     """What a chunk of the model has told; times are seconds from the stream's beginning.
 
     Attributes:
@@ -70,7 +70,7 @@ class Stream:
     """
 
     def __init__(self, model: Transcriber, sample_rate: int | None = None) -> None:
-        self._model, self._past = model, Past(model.checkpoint.config)
+        self._model, self._past = model, EncoderCache(model.checkpoint.config)
         if model.decoder is not None:
             raise BadInput("language_model: a stream is decoded without one; leave it out")
         own = model.features.sample_rate
@@ -79,13 +79,13 @@ class Stream:
         self._resampler = None
         if self.rate != own:
             self._resampler = soxr.ResampleStream(self.rate, own, 1, dtype="float32")
-        self._features, self._words = FrameStream(model.features), WordStream(model)
+        self._features, self._words = StreamingFeatures(model.features), StreamingDecoder(model)
         self._waiting = torch.zeros(0, model.features.width)  # frames of a chunk that is not full
         self._samples = 0
         self._odd = b""  # half a sample
         self._over = False
 
-    def push(self, samples: Any) -> list[Update]:
+    def push(self, samples: Any) -> list[PartialResult]:
         """Take the next mono samples [samples], any number of them.
 
         Args:
@@ -98,16 +98,16 @@ class Stream:
             BadInput: they are not mono numbers.
             ValueError: the stream has been finished.
         """
-        return self._push(checked(samples))
+        return self._push(to_float32_mono(samples))
 
-    def push_pcm(self, data: bytes) -> list[Update]:
+    def push_pcm(self, data: bytes) -> list[PartialResult]:
         """Take the next bytes of 16-bit little-endian mono samples; they may end within one."""
         data = self._odd + data
         whole = len(data) - len(data) % PCM_BYTES
         self._odd = data[whole:]
         return self.push(np.frombuffer(data[:whole], dtype="<i2"))
 
-    def finish(self) -> list[Update]:
+    def finish(self) -> list[PartialResult]:
         """End the stream: updates for what is left, of which the last has no partial words.
 
         Raises:
@@ -120,18 +120,18 @@ class Stream:
         seconds = self._samples / self._model.features.sample_rate
         words = self._words.finish(seconds)
         nothing = np.zeros((0, self._model.tokenizer.vocab_size), dtype=np.float32)
-        last = Update(
+        last = PartialResult(
             final=words, partial=(), ended=bool(words), seconds=seconds, log_probs=nothing
         )
         return [*updates, last]
 
-    def run(self, chunks: Iterable[Any]) -> Iterator[Update]:
+    def run(self, chunks: Iterable[Any]) -> Iterator[PartialResult]:
         """Updates for chunks of samples as they come, to the end of the stream."""
         for chunk in chunks:
             yield from self.push(chunk)
         yield from self.finish()
 
-    def _push(self, samples: Samples, *, last: bool = False) -> list[Update]:
+    def _push(self, samples: Samples, *, last: bool = False) -> list[PartialResult]:
         if self._over:
             raise ValueError("the stream has been finished; begin another")
         if self._resampler is not None:
@@ -140,7 +140,7 @@ class Stream:
         self._waiting = torch.cat([self._waiting, self._features.push(samples)])
         return self._chunks(least=self._past.chunk)
 
-    def _chunks(self, least: int) -> list[Update]:
+    def _chunks(self, least: int) -> list[PartialResult]:
         """Run the model over the frames that wait, as long as there are so many."""
         updates = []
         while len(self._waiting) >= least:
@@ -148,7 +148,7 @@ class Stream:
             log_probs_TV = self._model.next_log_probs(chunk, self._past)
             final, partial, ended = self._words.push(log_probs_TV)
             updates.append(
-                Update(
+                PartialResult(
                     final=final,
                     partial=partial,
                     ended=ended,
@@ -159,7 +159,7 @@ class Stream:
         return updates
 
 
-class FrameStream:
+class StreamingFeatures:
     """Samples to stacked frames: what `audio.extract` gives, as soon as it is known.
 
     Args:
@@ -182,7 +182,7 @@ class FrameStream:
         starts = torch.arange(count) * self._shift
         mels_KM = window_mels(torch.from_numpy(self._samples), starts, features)
         self._samples = self._samples[count * self._shift :].copy()
-        mels_KM = normalise(mels_KM, torch.tensor([count]), features)
+        mels_KM = normalize(mels_KM, torch.tensor([count]), features)
         mels_KM = torch.cat([self._mels_KM, mels_KM])
         whole = len(mels_KM) - len(mels_KM) % features.stack
         self._mels_KM = mels_KM[whole:]
@@ -194,20 +194,20 @@ class FrameStream:
         return stack_frames(mels_KM, torch.tensor([len(mels_KM)]), self._features)[0]
 
 
-class WordStream:
-    """Log-probabilities to words: what `Recogniser.words` gives, as soon as it is known.
+class StreamingDecoder:
+    """Log-probabilities to words: what `Recognizer.words` gives, as soon as it is known.
 
     The last word may still grow, so it is held back until the next one begins or a pause follows.
 
     Args:
-        recogniser: decodes the best path.
+        recognizer: decodes the best path.
     """
 
-    def __init__(self, recogniser: Recogniser) -> None:
-        self._recogniser = recogniser
-        frame_s = recogniser.features.frame_s
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer = recognizer
+        frame_s = recognizer.features.frame_s
         self._pause, self._longest = round(PAUSE_S / frame_s), round(LONGEST_S / frame_s)
-        self._held = np.zeros((0, recogniser.tokenizer.vocab_size), dtype=np.float32)
+        self._held = np.zeros((0, recognizer.tokenizer.vocab_size), dtype=np.float32)
         self._first = 0  # frame of the stream that `_held` begins with
 
     def push(self, log_probs_TV: LogProbs) -> Found:
@@ -243,12 +243,12 @@ class WordStream:
     def _told(self, end: float | None = None) -> tuple[Word, ...]:
         """The words of what is held."""
         end = self._seconds(len(self._held)) if end is None else end
-        return self._recogniser.words(self._held, self._seconds(0), end)[0]
+        return self._recognizer.words(self._held, self._seconds(0), end)[0]
 
     def _last_word(self) -> int:
         """Held frame at which the last word's first piece peaks; 0 if there is but one word."""
-        tokenizer = self._recogniser.tokenizer
-        hypothesis = self._recogniser.decode(self._held)
+        tokenizer = self._recognizer.tokenizer
+        hypothesis = self._recognizer.decode(self._held)
         ids = hypothesis.ids
         for first in range(len(ids) - 1, 0, -1):
             begins = tokenizer.pieces(ids[first : first + 1])[0].startswith(WORD_START)
@@ -258,7 +258,7 @@ class WordStream:
         return 0
 
     def _seconds(self, frame: int) -> float:
-        return round((self._first + frame) * self._recogniser.features.frame_s, 3)
+        return round((self._first + frame) * self._recognizer.features.frame_s, 3)
 
     def _forget(self, frames: int) -> None:
         self._held = self._held[frames:]

@@ -19,7 +19,7 @@ LEAST_S = 0.5  # that a cue stands, if the next one leaves it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class SubtitleOptions:
     """What a cue of a subtitle may hold.
 
     Attributes:
@@ -45,7 +45,7 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def cues(words: Sequence[Word], layout: Layout) -> list[Cue]:
+def cues(words: Sequence[Word], layout: SubtitleOptions) -> list[Cue]:
     """Words as cues."""
     groups: list[tuple[list[Word], list[str]]] = []
     for word in words:
@@ -71,17 +71,17 @@ def cues(words: Sequence[Word], layout: Layout) -> list[Cue]:
     return found
 
 
-def as_txt(name: str, transcript: Transcript, layout: Layout) -> str:
+def as_txt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """The text."""
     return transcript.text
 
 
-def as_json(name: str, transcript: Transcript, layout: Layout) -> str:
+def as_json(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """One object on one line: audio, text, duration, segments with their words."""
     return json.dumps({"audio": name, **transcript.to_dict()}, ensure_ascii=False)
 
 
-def as_tsv(name: str, transcript: Transcript, layout: Layout) -> str:
+def as_tsv(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """Start and end in milliseconds and the text of each segment, as Whisper writes it."""
     rows = ["start\tend\ttext"]
     for segment in transcript.segments:
@@ -89,7 +89,7 @@ def as_tsv(name: str, transcript: Transcript, layout: Layout) -> str:
     return "\n".join(rows)
 
 
-def as_srt(name: str, transcript: Transcript, layout: Layout) -> str:
+def as_srt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """SubRip subtitles."""
     blocks = [
         f"{number}\n{_span(cue, ',')}\n" + "\n".join(cue.lines) + "\n"
@@ -98,7 +98,7 @@ def as_srt(name: str, transcript: Transcript, layout: Layout) -> str:
     return "\n".join(blocks).rstrip("\n")
 
 
-def as_vtt(name: str, transcript: Transcript, layout: Layout) -> str:
+def as_vtt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """WebVTT subtitles."""
     return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript.words, layout))])
 
@@ -109,7 +109,7 @@ def _vtt_cues(found: Sequence[Cue]) -> Iterator[str]:
         yield f"{_span(cue, '.')}\n{text}"
 
 
-Writer = Callable[[str, Transcript, Layout], str]
+Writer = Callable[[str, Transcript, SubtitleOptions], str]
 WRITERS: dict[str, Writer] = {
     "txt": as_txt,
     "srt": as_srt,

@@ -9,22 +9,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from omnirouter.audio import extract
+from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
-from omnirouter.config import Listening
-from omnirouter.decode import Decoder
+from omnirouter.config import VadOptions
+from omnirouter.decoding import Decoder
 from omnirouter.model import EncoderOutput
+from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.model.prepack import prepack
-from omnirouter.model.streaming import Past
 from omnirouter.serve.hub import fetch, is_hub_name, push
-from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
-from omnirouter.serve.streaming import Stream, Update
+from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
+from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
-__all__ = ["Segment", "Stream", "Transcriber", "Transcript", "Update", "Word", "load"]
+__all__ = ["PartialResult", "Segment", "Stream", "Transcriber", "Transcript", "Word", "load"]
 
 
-class Transcriber(Recogniser):
+class Transcriber(Recognizer):
     """A checkpoint ready for use.
 
     Args:
@@ -39,7 +39,7 @@ class Transcriber(Recogniser):
         checkpoint: Checkpoint,
         *,
         precision: Literal["fp32", "bf16"] = "fp32",
-        listening: Listening | None = None,
+        listening: VadOptions | None = None,
         decoder: Decoder | None = None,
     ) -> None:
         super().__init__(checkpoint.config.features, checkpoint.tokenizer, listening, decoder)
@@ -53,12 +53,12 @@ class Transcriber(Recogniser):
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at the model's rate."""
         device = next(self.checkpoint.model.parameters()).device
-        frames_TS, lengths = extract(waveforms, self.features, device=device)
+        frames_TS, lengths = extract_features(waveforms, self.features, device=device)
         log_probs_TV = self._forward(frames_TS, lengths)
         return [part.numpy() for part in log_probs_TV.split(lengths.tolist())]
 
     def stream(self, sample_rate: int | None = None) -> Stream:
-        """Begin to recognise speech while it comes; the model must have an `attention_context`.
+        """Begin to recognize speech while it comes; the model must have an `attention_context`.
 
         Any number of streams can be open at the same time: they share nothing but the weights.
 
@@ -70,13 +70,15 @@ class Transcriber(Recogniser):
         """
         return Stream(self, sample_rate)
 
-    def next_log_probs(self, frames_TS: Tensor, past: Past) -> LogProbs:
+    def next_log_probs(self, frames_TS: Tensor, past: EncoderCache) -> LogProbs:
         """Log-probabilities [T, V] of the next chunk of a stream, whose frames are on the CPU."""
         device = next(self.checkpoint.model.parameters()).device
         return self._forward(frames_TS.to(device), torch.tensor([len(frames_TS)]), past).numpy()
 
     @torch.no_grad()
-    def _forward(self, frames_TS: Tensor, lengths_B: Tensor, past: Past | None = None) -> Tensor:
+    def _forward(
+        self, frames_TS: Tensor, lengths_B: Tensor, past: EncoderCache | None = None
+    ) -> Tensor:
         device, half = frames_TS.device.type, self.precision == "bf16"
         extra = {} if past is None else {"past": past}
         with torch.autocast(device, torch.bfloat16, enabled=half):
@@ -102,7 +104,7 @@ class Transcriber(Recogniser):
 
 
 def load(
-    path: str | Path | None = None, device: str = "cpu", *, listening: Listening | None = None
+    path: str | Path | None = None, device: str = "cpu", *, listening: VadOptions | None = None
 ) -> Transcriber:
     """Load a model for use.
 

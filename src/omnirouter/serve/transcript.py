@@ -44,8 +44,8 @@ class Transcript:
     """What was said in one recording.
 
     Attributes:
-        text: all of it; empty if nothing was recognised.
-        segments: stretches in which something was recognised.
+        text: all of it; empty if nothing was recognized.
+        segments: stretches in which something was recognized.
         duration: of the audio, in seconds.
     """
 

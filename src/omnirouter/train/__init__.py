@@ -1,5 +1,5 @@
-"""Training: the loop, its optimiser and the run folder."""
+"""Training: the loop, its optimizer and the run folder."""
 
-from omnirouter.train.loop import TrainResult, train
+from omnirouter.train.trainer import TrainResult, train
 
 __all__ = ["TrainResult", "train"]

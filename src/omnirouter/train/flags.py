@@ -16,7 +16,7 @@ class _Asked(NamedTuple):
     copied: torch.cuda.Event | None
 
 
-class Flags:
+class AsyncFiniteCheck:
     """Flags of steps on their way from the device to the host, oldest first."""
 
     def __init__(self) -> None:

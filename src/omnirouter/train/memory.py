@@ -14,7 +14,7 @@ CPU_ALLOCATOR = "DefaultCPUAllocator"  # in torch's message when the C library h
 
 
 @contextmanager
-def naming_the_knob(config: RunConfig, step: int, *, several: bool) -> Iterator[None]:
+def explain_oom(config: RunConfig, step: int, *, several: bool) -> Iterator[None]:
     """Say in one line what to lower when a step does not fit into memory.
 
     Args:

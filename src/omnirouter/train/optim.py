@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from omnirouter.config import OptimConfig
-from omnirouter.train.parallel import part, part_like, part_of_state, whole
+from omnirouter.train.parallel import full_tensor, local_state, to_local, to_local_like
 
 MUON_MOMENTUM = 0.95
 MUON_ITERATIONS = 3
@@ -69,7 +69,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.requires_grad and parameter.ndim >= 2 and "bias" not in name
 
 
-def set_rates(optimizers: Sequence[Optimizer], step: int, config: OptimConfig) -> float:
+def set_lr(optimizers: Sequence[Optimizer], step: int, config: OptimConfig) -> float:
     """Give every parameter group its rate for `step`; the one of `peak_lr` is returned."""
     rate = learning_rate(step, config)
     for optimizer in optimizers:
@@ -98,10 +98,10 @@ def load_states(optimizers: Sequence[Optimizer], states: Sequence[dict[str, Any]
     """Take up saved `state_dict`s, but for rates and decay: a resumed run may lower them.
 
     Raises:
-        ValueError: they belong to other optimisers or parameters.
+        ValueError: they belong to other optimizers or parameters.
     """
     for optimizer, state in zip(optimizers, states, strict=True):
-        state = part_of_state(optimizer, state)
+        state = local_state(optimizer, state)
         own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         optimizer.load_state_dict(state)
         for group, settings in zip(optimizer.param_groups, own, strict=True):
@@ -145,36 +145,36 @@ class Muon(Optimizer):
             befores.append([momentum.clone(), parameter.clone()] if flag is not None else [])
             assert grad is not None
             momentum.lerp_(grad, 1 - MUON_MOMENTUM)
-            wanted.append(whole(grad.lerp(momentum, MUON_MOMENTUM)))  # of FSDP2's parts
+            wanted.append(full_tensor(grad.lerp(momentum, MUON_MOMENTUM)))  # of FSDP2's parts
         for parameter, change, before in zip(
-            parameters, orthogonalise_each(wanted), befores, strict=True
+            parameters, orthogonalize_each(wanted), befores, strict=True
         ):
-            change = part_like(change, parameter)
+            change = to_local_like(change, parameter)
             rows, columns = parameter.shape[-2:]
             parameter.mul_(1 - lr * weight_decay)
             parameter.add_(change.to(parameter.dtype), alpha=-lr * max(1.0, rows / columns) ** 0.5)
             for now, old in zip(
                 (self.state[parameter]["momentum"], parameter), before, strict=False
             ):
-                part(now).copy_(torch.where(flag > 0, part(old), part(now)))
+                to_local(now).copy_(torch.where(flag > 0, to_local(old), to_local(now)))
 
 
-def orthogonalise_each(matrices: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonalise` of each stack or matrix; those of one size go through it together."""
+def orthogonalize_each(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """`orthogonalize` of each stack or matrix; those of one size go through it together."""
     if len(matrices) == 1:
-        return [orthogonalise(matrices[0])]
+        return [orthogonalize(matrices[0])]
     by_size: dict[torch.Size, list[int]] = defaultdict(list)
     for number, matrix in enumerate(matrices):
         by_size[matrix.shape[-2:]].append(number)
     done: dict[int, Tensor] = {}
     for size, numbers in by_size.items():
         stacks = [matrices[i].bfloat16().reshape(-1, *size) for i in numbers]
-        parts = orthogonalise(torch.cat(stacks)).split([len(stack) for stack in stacks])
+        parts = orthogonalize(torch.cat(stacks)).split([len(stack) for stack in stacks])
         done |= {i: y.reshape(matrices[i].shape) for i, y in zip(numbers, parts, strict=True)}
     return [done[number] for number in range(len(matrices))]
 
 
-def orthogonalise(x: Tensor) -> Tensor:
+def orthogonalize(x: Tensor) -> Tensor:
     """Bring the singular values of [..., rows, columns] near 1 (Newton-Schulz), in bfloat16."""
     a, b, c = MUON_POLYNOMIAL
     wide = x.shape[-2] <= x.shape[-1]

@@ -17,14 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from omnirouter.config import RunConfig
 from omnirouter.model import CTCEncoder, EncoderOutput
-from omnirouter.train.team import Team
+from omnirouter.train.distributed import DistributedContext
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 
 STATE_BYTES = 16  # per parameter: weight, gradient and AdamW's two moments in float32
 
 
-def choose_strategy(config: RunConfig, network: nn.Module, team: Team) -> Strategy:
+def choose_strategy(config: RunConfig, network: nn.Module, team: DistributedContext) -> Strategy:
     """DDP, unless `strategy` says FSDP2, or weights and AdamW's state would fill half a GPU."""
     if team.size == 1:
         return "single"
@@ -37,7 +37,7 @@ def choose_strategy(config: RunConfig, network: nn.Module, team: Team) -> Strate
     return "ddp"
 
 
-class Engine:
+class ParallelModel:
     """A model as a team trains it; called with the encoder's arguments.
 
     Args:
@@ -47,7 +47,7 @@ class Engine:
         config: precision, strategy and layer drop.
     """
 
-    def __init__(self, network: CTCEncoder, team: Team, config: RunConfig) -> None:
+    def __init__(self, network: CTCEncoder, team: DistributedContext, config: RunConfig) -> None:
         self.network, self.team = network.to(team.device), team
         self.strategy = choose_strategy(config, network, team)
         self.half = config.precision == "bf16"
@@ -84,12 +84,12 @@ class Engine:
     def clip(self, largest: float) -> Tensor:
         """Scale the gradients down to a norm of `largest`; returns the norm before, a scalar."""
         norm: Any = nn.utils.clip_grad_norm_(self.network.parameters(), largest)
-        whole_norm: Tensor = whole(norm)
+        whole_norm: Tensor = full_tensor(norm)
         return whole_norm
 
     def state(self, *, keep: bool = True) -> dict[str, Tensor]:
         """Whole weights, if to `keep`; all processes must ask for them at the same time."""
-        return {name: whole(t, keep=keep) for name, t in self.network.state_dict().items()}
+        return {name: full_tensor(t, keep=keep) for name, t in self.network.state_dict().items()}
 
     def for_use(self) -> CTCEncoder:
         """An encoder this process can run by itself: the trained one, or a copy made whole."""
@@ -116,7 +116,7 @@ class _Root(nn.Module):
         return run()
 
 
-def _shard(network: CTCEncoder, team: Team) -> Any:
+def _shard(network: CTCEncoder, team: DistributedContext) -> Any:
     """Cut the parameters up (FSDP2), gathered block by block; the rest once for the whole pass.
 
     The routers belong to the rest: blocks are handed them, and an Omni router serves all blocks.
@@ -130,7 +130,7 @@ def _shard(network: CTCEncoder, team: Team) -> Any:
     return fully_shard(_Root(network), mesh=mesh)
 
 
-def whole(t: Any, *, keep: bool = True) -> Any:
+def full_tensor(t: Any, *, keep: bool = True) -> Any:
     """A tensor of which every process holds a part, gathered; anything else as it is.
 
     A process that is not to `keep` it only gives its part, and gets an empty tensor.
@@ -141,12 +141,12 @@ def whole(t: Any, *, keep: bool = True) -> Any:
     return gathered if keep else gathered.new_empty(0)
 
 
-def part(t: Any) -> Any:
+def to_local(t: Any) -> Any:
     """This process's part of a tensor that is cut up; any other tensor itself."""
     return t.to_local() if hasattr(t, "to_local") else t
 
 
-def part_like(t: Tensor, parameter: Tensor) -> Tensor:
+def to_local_like(t: Tensor, parameter: Tensor) -> Tensor:
     """This process's part of a whole tensor, cut up as `parameter` is; itself if that is whole."""
     if not hasattr(parameter, "full_tensor"):
         return t
@@ -158,19 +158,19 @@ def part_like(t: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(t.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
-def whole_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
+def full_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
     """An optimizer's `state_dict` with whole tensors; all processes must ask at the same time."""
     state = optimizer.state_dict()
     return state | {
         "state": {
-            number: {name: whole(value, keep=keep) for name, value in own.items()}
+            number: {name: full_tensor(value, keep=keep) for name, value in own.items()}
             for number, own in state["state"].items()
         }
     }
 
 
-def part_of_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `whole_state`, for the parameters of `optimizer`.
+def local_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `full_state`, for the parameters of `optimizer`.
 
     Raises:
         ValueError: it is the state of another number of parameters.
@@ -181,7 +181,7 @@ def part_of_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> di
     cut = deepcopy({key: value for key, value in state.items() if key != "state"})
     cut["state"] = {
         number: {
-            name: part_like(value, parameters[number])
+            name: to_local_like(value, parameters[number])
             if isinstance(value, Tensor) and value.shape == parameters[number].shape
             else value
             for name, value in own.items()

@@ -12,23 +12,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from omnirouter.audio import SMALLEST_STD, extract, levelled, log_mel
+from omnirouter.audio.features import (
+    SMALLEST_STD,
+    extract_features,
+    log_mel_spectrogram,
+    normalize_level,
+)
 from omnirouter.checkpoint import TOKENIZER, load_checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
-from omnirouter.data.loader import Loader, LoaderConfig
-from omnirouter.data.prepare import read_manifests, read_training
-from omnirouter.data.vocabulary import read_texts, reservoir
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.manifests import read_manifests, read_training
+from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
-from omnirouter.model.routing_variants import HashRouter
-from omnirouter.text import Tokenizer, clean_text, train_tokenizer
-from omnirouter.train.team import Team
+from omnirouter.model.router_variants import HashRouter
+from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
+from omnirouter.train.distributed import DistributedContext
 
 HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabulary
 DEV_SECONDS = 120.0  # audio in one validation batch
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation, a value per mel bin
+FeatureStatistics = tuple[
+    tuple[float, ...], tuple[float, ...]
+]  # mean and deviation, a value per mel bin
 
 
 def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:
@@ -64,11 +71,11 @@ def _model_file(path: str) -> Path:
 
 def _sentences(config: RunConfig) -> Iterator[str]:
     for text in read_texts(config.data.train):
-        yield clean_text(text)
+        yield normalize_text(text)
     for name in config.tokenizer.texts:
         try:
             with open(name, encoding="utf-8") as file:
-                yield from map(clean_text, file)
+                yield from map(normalize_text, file)
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"tokenizer.texts: cannot read {name} as text ({error})") from error
 
@@ -132,7 +139,10 @@ def continued(asked: ModelConfig, start: ModelConfig, vocab_size: int) -> ModelC
 
 
 def with_statistics(
-    config: ModelConfig, loader: Loader, state: Mapping[str, Any] | None, team: Team
+    config: ModelConfig,
+    loader: AsrDataLoader,
+    state: Mapping[str, Any] | None,
+    team: DistributedContext,
 ) -> ModelConfig:
     """A model's configuration with mean and deviation of its features, where it needs them.
 
@@ -148,7 +158,7 @@ def with_statistics(
         BadInput: there is no audio to take them from.
     """
     features = config.features
-    if not features.learnt or features.mean or features.std:
+    if not features.learned or features.mean or features.std:
         return config
     mean, std = (state or {}).get("statistics", ((), ()))
     if not mean:
@@ -157,7 +167,7 @@ def with_statistics(
     return replace(config, features=replace(features, mean=mean, std=std))
 
 
-def feature_statistics(loader: Loader, features: FeatureConfig) -> Statistics:
+def feature_statistics(loader: AsrDataLoader, features: FeatureConfig) -> FeatureStatistics:
     """Mean and standard deviation of every mel bin, over an hour of training data or all of it.
 
     Raises:
@@ -167,7 +177,9 @@ def feature_statistics(loader: Loader, features: FeatureConfig) -> Statistics:
     count, seconds = 0, 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:
-            mels_KM = levelled(*log_mel(batch.waveforms, features), features).double()
+            mels_KM = normalize_level(
+                *log_mel_spectrogram(batch.waveforms, features), features
+            ).double()
             sums_2M += torch.stack([mels_KM.sum(0), mels_KM.square().sum(0)])
             count, seconds = count + len(mels_KM), seconds + batch.seconds
             if seconds >= STATISTICS_S:
@@ -180,7 +192,9 @@ def feature_statistics(loader: Loader, features: FeatureConfig) -> Statistics:
     return mean, std
 
 
-def fit_routers(model: CTCEncoder, config: RunConfig, loader: Loader, device: torch.device) -> None:
+def fit_routers(
+    model: CTCEncoder, config: RunConfig, loader: AsrDataLoader, device: torch.device
+) -> None:
     """Fit what routers know of the data before the first step: the codes of hash routing.
 
     A model that starts from a checkpoint (`init`) keeps its own.
@@ -193,7 +207,7 @@ def fit_routers(model: CTCEncoder, config: RunConfig, loader: Loader, device: to
     parts, seconds = [], 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:
-            frames_TS, _ = extract(batch.waveforms, config.model.features, device=device)
+            frames_TS, _ = extract_features(batch.waveforms, config.model.features, device=device)
             parts.append(frames_TS.cpu().numpy())
             seconds += batch.seconds
             if seconds >= CODE_SECONDS:
@@ -209,10 +223,10 @@ def fit_routers(model: CTCEncoder, config: RunConfig, loader: Loader, device: to
             ) from error
 
 
-def train_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader:
+def train_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader:
     """Batches of `data.train`, shuffled and augmented."""
     data = config.data
-    return Loader(
+    return AsrDataLoader(
         read_training(data.train, data.weights),
         features=config.model.features,
         tokenizer=tokenizer,
@@ -230,12 +244,12 @@ def train_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader:
     )
 
 
-def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> Loader | None:
+def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
     """Batches of `data.dev` as they are; None without one."""
     data = config.data
     if not data.dev:
         return None
-    return Loader(
+    return AsrDataLoader(
         read_manifests(data.dev),
         features=config.model.features,
         tokenizer=None,
@@ -255,7 +269,7 @@ def micro_batch_s(config: RunConfig) -> float:
     return seconds * (1 + 1e-9)  # what fits exactly is to fit
 
 
-def turns_of_a_step(config: RunConfig, processes: int) -> int:
+def accumulation_steps(config: RunConfig, processes: int) -> int:
     """Micro-batches of a step in each process.
 
     Raises:

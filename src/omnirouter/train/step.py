@@ -1,4 +1,4 @@
-"""One optimiser step (Sec. V-C): CTC plus load balance, over all micro-batches and processes.
+"""One optimizer step (Sec. V-C): CTC plus load balance, over all micro-batches and processes.
 
 With several processes each computes its part of the step's loss; the parts add up. DDP and FSDP2
 average gradients, so a part is multiplied by the number of processes before it goes backward.
@@ -13,19 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omnirouter.audio import extract
+from omnirouter.audio.features import extract_features
+from omnirouter.audio.spec_augment import cape_positions
 from omnirouter.config import RunConfig
-from omnirouter.data.batch import Batch
-from omnirouter.frames import cape_positions
-from omnirouter.model import Dispatch, EncoderOutput, dispatch_of
-from omnirouter.train.objective import Load, Objective, group_numbers, objective
-from omnirouter.train.optim import set_rates, update
-from omnirouter.train.parallel import Engine
+from omnirouter.data.dataset import Batch
+from omnirouter.model import EncoderOutput, ExpertCounts, count_assignments
+from omnirouter.train.loss import ExpertBiasUpdater, LossTerms, compute_loss, group_numbers
+from omnirouter.train.optim import set_lr, update
+from omnirouter.train.parallel import ParallelModel
 
 SILENCE_S = 0.1  # what a process without a batch runs, so that it keeps step; its weight is 0
 
 
-class Work(NamedTuple):
+class MicroBatches(NamedTuple):
     """What a step is to be made of.
 
     Attributes:
@@ -37,7 +37,7 @@ class Work(NamedTuple):
     utterances: int
 
 
-class Done(NamedTuple):
+class StepResult(NamedTuple):
     """What a step leaves.
 
     Attributes:
@@ -59,7 +59,7 @@ class Done(NamedTuple):
     dropped: set[int]
 
 
-class Stepper:
+class TrainStep:
     """Makes the steps of a run.
 
     Args:
@@ -69,19 +69,19 @@ class Stepper:
     """
 
     def __init__(
-        self, config: RunConfig, engine: Engine, optimizers: list[torch.optim.Optimizer]
+        self, config: RunConfig, engine: ParallelModel, optimizers: list[torch.optim.Optimizer]
     ) -> None:
         self.config, self.engine, self.optimizers = config, engine, optimizers
         self.team = engine.team
 
-    def step(self, work: Work, number: int) -> Done:
+    def step(self, work: MicroBatches, number: int) -> StepResult:
         """Step `number`, counted from 0: losses, gradients, update."""
         self.engine.network.train()
-        rate = set_rates(self.optimizers, number, self.config.optim)
+        rate = set_lr(self.optimizers, number, self.config.optim)
         dropped = self.dropped_layers(number)
         losses = torch.zeros(2, dtype=torch.float64, device=self.team.device)
         output, batch, turns = None, None, len(work.batches)
-        load = Load(self.config, self.team.device)
+        load = ExpertBiasUpdater(self.config, self.team.device)
         for turn, own in enumerate(work.batches, 1):
             with self.engine.accumulating(last=turn == turns):
                 result = self.forward(own, dropped, number)
@@ -98,7 +98,7 @@ class Stepper:
         load.rebalance(self.engine.network, self.team.total, finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        return Done(losses, norm, finite, rate, output, batch, dropped)
+        return StepResult(losses, norm, finite, rate, output, batch, dropped)
 
     def forward(self, batch: Batch, dropped: set[int], number: int) -> EncoderOutput:
         """Features, augmentation and model for one micro-batch; for an empty one, silence."""
@@ -111,7 +111,7 @@ class Stepper:
             waveforms = [np.zeros(int(SILENCE_S * features.sample_rate), dtype=np.float32)]
             seeds = [0]
         seeds = views_of(seeds, self.config.views)
-        frames_TS, lengths_B = extract(
+        frames_TS, lengths_B = extract_features(
             waveforms,
             features,
             device=self.team.device,
@@ -129,19 +129,19 @@ class Stepper:
 
     def objective(
         self, batch: Batch, output: EncoderOutput, utterances: int, micro_batches: int
-    ) -> Objective:
+    ) -> LossTerms:
         """This micro-batch's share of the step's loss; see `objective.objective`."""
         dispatch = self.dispatch(batch, output)
-        return objective(output, batch, self.config, utterances, micro_batches, dispatch)
+        return compute_loss(output, batch, self.config, utterances, micro_batches, dispatch)
 
-    def dispatch(self, batch: Batch, output: EncoderOutput) -> Dispatch | None:
+    def dispatch(self, batch: Batch, output: EncoderOutput) -> ExpertCounts | None:
         """Counts over all processes of what went to which expert; None if there is but one."""
         if self.team.size == 1 or not output.routings:
             return None
-        counts_LN, frames = dispatch_of(output.routings)
+        counts_LN, frames = count_assignments(output.routings)
         row = torch.cat([counts_LN.flatten(), frames[None]]) * float(len(batch) > 0)
         row = self.team.total(row)
-        return Dispatch(row[:-1].view_as(counts_LN), row[-1])
+        return ExpertCounts(row[:-1].view_as(counts_LN), row[-1])
 
     def dropped_layers(self, number: int) -> set[int]:
         """Layers this step leaves out; the same on every device."""

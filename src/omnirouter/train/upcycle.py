@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from omnirouter.audio import extract
+from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig
-from omnirouter.data.batch import RejectLog
-from omnirouter.data.loader import Loader, LoaderConfig
-from omnirouter.data.prepare import read_manifest
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataset import RejectLog
+from omnirouter.data.manifests import read_manifest
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.layers import EncoderBlock, Experts
 from omnirouter.model.routing import RoutingContext
@@ -214,12 +214,12 @@ def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
         BadInput: the manifest is wrong, or holds no audio that can be read.
     """
     data = LoaderConfig(max_seconds=BATCH_SECONDS, shuffle=True, seed=seed)
-    loader = Loader(read_manifest(manifest), features=features, tokenizer=None, data=data)
+    loader = AsrDataLoader(read_manifest(manifest), features=features, tokenizer=None, data=data)
     parts, rejected, seconds = [], RejectLog(), 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:
             if len(batch):
-                parts.append(extract(batch.waveforms, features))
+                parts.append(extract_features(batch.waveforms, features))
             rejected.add(batch.rejected)
             seconds += batch.seconds
             if seconds >= APART_SECONDS:

@@ -17,15 +17,15 @@ import numpy as np
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
 from omnirouter.config import BLANK, BadInput, RunConfig
-from omnirouter.data.batch import Batch, Rejected
-from omnirouter.data.loader import Deal
+from omnirouter.data.dataloader import RankSharding
+from omnirouter.data.dataset import Batch, Rejected
 from omnirouter.evaluate.score import require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss
-from omnirouter.text import Tokenizer, clean_text
-from omnirouter.train.run import Progress, RunFolder
+from omnirouter.text import Tokenizer, normalize_text
+from omnirouter.train.distributed import DistributedContext
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.run_dir import RunDir, TrainProgress
 from omnirouter.train.setup import dev_loader
-from omnirouter.train.team import Team
-from omnirouter.train.watch import Watch
 
 NO_WORDS = (
     "data.dev: no words in the transcripts; give it transcripts, or leave it out to train without "
@@ -65,9 +65,9 @@ class Validator:
         self,
         config: RunConfig,
         tokenizer: Tokenizer,
-        folder: RunFolder,
-        watch: Watch,
-        team: Team,
+        folder: RunDir,
+        watch: ProgressReporter,
+        team: DistributedContext,
     ) -> None:
         self.config, self.tokenizer, self.folder, self.watch = config, tokenizer, folder, watch
         self.team = team
@@ -87,12 +87,12 @@ class Validator:
             for batch in batches:
                 found += len(batch)
                 rejected += batch.rejected
-                if any(map(clean_text, batch.texts)):
+                if any(map(normalize_text, batch.texts)):
                     return
         require_readable("data.dev", found, rejected)
         raise BadInput(NO_WORDS)
 
-    def validate(self, network: CTCEncoder, progress: Progress) -> None:
+    def validate(self, network: CTCEncoder, progress: TrainProgress) -> None:
         """Score `network`; it becomes best/ if it is the best yet, or there is no development set.
 
         Raises:
@@ -114,7 +114,7 @@ class Validator:
         if self.config.average and not math.isnan(score.loss):
             self._keep(network, progress, score.wer)
 
-    def average(self, network: CTCEncoder, progress: Progress) -> None:
+    def average(self, network: CTCEncoder, progress: TrainProgress) -> None:
         """Average the kept checkpoints of `network`; the result becomes best/ if it is better."""
         # a run resumed from an older state may list some that are gone
         names = [name for name in progress.averaged if (self.folder.path / name).is_dir()]
@@ -143,14 +143,14 @@ class Validator:
         sums = np.zeros(4)  # loss, utterances, blank frames, frames
 
         def measure(batch: Batch, output: EncoderOutput) -> None:
-            tokens = [self.tokenizer.encode(clean_text(text)) for text in batch.texts]
+            tokens = [self.tokenizer.encode(normalize_text(text)) for text in batch.texts]
             nll_B = ctc_loss(output.log_probs, output.lengths, tokens)
             frames = len(output.log_probs)
             sums[:] += [float(nll_B.sum()), len(nll_B), blank_share(output) * frames, frames]
 
         result = score_batches(
             Checkpoint(network, self.tokenizer, network.config, meta={}, path=self.folder.path),
-            self.data.iterate(deal=Deal(self.team.rank, self.team.size, self.team.size)),
+            self.data.iterate(deal=RankSharding(self.team.rank, self.team.size, self.team.size)),
             name="dev",
             precision=self.config.precision,
             on_output=measure,
@@ -174,7 +174,7 @@ class Validator:
             "utterances, less dropout and masking, or more steps"
         )
 
-    def _keep(self, network: CTCEncoder, progress: Progress, wer: float) -> None:
+    def _keep(self, network: CTCEncoder, progress: TrainProgress, wer: float) -> None:
         """Keep the weights for averaging, and drop those that are too old for it."""
         path = self.folder.path / f"weights-{progress.step:09d}"
         self._save(path, network, progress, wer)
@@ -183,7 +183,7 @@ class Validator:
         for name in names[: -self.config.average] if self.team.first else ():
             shutil.rmtree(self.folder.path / name, ignore_errors=True)
 
-    def _save(self, path: Path, network: CTCEncoder, progress: Progress, wer: float) -> None:
+    def _save(self, path: Path, network: CTCEncoder, progress: TrainProgress, wer: float) -> None:
         """Write a checkpoint folder."""
         if not self.team.first:
             return

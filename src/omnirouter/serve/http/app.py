@@ -12,13 +12,13 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 import omnirouter
-from omnirouter.serve.http import errors, live, looking, transcriptions
-from omnirouter.serve.http.engine import Engine
-from omnirouter.serve.http.gate import Gate
-from omnirouter.serve.http.measures import CONTENT_TYPE_LATEST, Measures
-from omnirouter.serve.http.models import ModelCard, ModelList, Served, card, find
+from omnirouter.serve.http import errors, inspect_routes, transcriptions, websocket
+from omnirouter.serve.http.jobs import JobRunner
+from omnirouter.serve.http.middleware import AccessMiddleware
+from omnirouter.serve.http.models import ModelCard, ModelList, ServedModel, card, find
+from omnirouter.serve.http.prometheus import CONTENT_TYPE_LATEST, Metrics
 from omnirouter.serve.http.settings import FIELDS_BYTES, Access, Limits
-from omnirouter.serve.http.transcriptions import Service
+from omnirouter.serve.http.transcriptions import AppState
 
 MOST_FIELDS = 64
 WEB = Path(__file__).parent / "web"
@@ -38,7 +38,7 @@ class Health(BaseModel):
 
 
 def create_app(
-    models: Sequence[Served], limits: Limits | None = None, access: Access | None = None
+    models: Sequence[ServedModel], limits: Limits | None = None, access: Access | None = None
 ) -> FastAPI:
     """The application that serves `models`.
 
@@ -47,8 +47,8 @@ def create_app(
         limits: what it takes on.
         access: who may use it; anybody who reaches it if not given.
     """
-    limits, measures = limits or Limits(), Measures()
-    engine = Engine(measures)
+    limits, measures = limits or Limits(), Metrics()
+    engine = JobRunner(measures)
     measures.gauge(
         "omnirouter_windows_waiting",
         "Windows of audio that wait for a model.",
@@ -69,19 +69,21 @@ def create_app(
         redoc_url=None,
         form_limits={"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": FIELDS_BYTES},
     )
-    app.state.service = Service({m.name: m for m in models}, limits, engine, measures)
+    app.state.service = AppState({m.name: m for m in models}, limits, engine, measures)
     app.include_router(transcriptions.router)
-    app.include_router(looking.router)
-    app.include_router(live.router)
+    app.include_router(inspect_routes.router)
+    app.include_router(websocket.router)
     _add_facts(app)
     _add_page(app)
     errors.install(app)
-    app.add_middleware(Gate, access=access or Access(), limits=limits, measures=measures)
+    app.add_middleware(
+        AccessMiddleware, access=access or Access(), limits=limits, measures=measures
+    )
     return app
 
 
 def _add_facts(app: FastAPI) -> None:
-    service: Service = app.state.service
+    service: AppState = app.state.service
 
     @app.get("/v1/models", tags=["models"], responses=errors.answers(401, 403))
     async def list_models() -> ModelList:

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from omnirouter.serve.recogniser import LogProbs, Recogniser, Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 
 GATHER_S = 0.005  # that a window waits for company when the thread is idle
 
@@ -39,14 +39,14 @@ class _Item:
     """A window that waits, or (without a model) other work for this thread."""
 
     future: Future[Any]
-    recogniser: Recogniser | None = None
+    recognizer: Recognizer | None = None
     samples: Samples | None = None
     work: Callable[[], Any] | None = None
     seconds: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        if self.recogniser is not None and self.samples is not None:
-            self.seconds = len(self.samples) / self.recogniser.features.sample_rate
+        if self.recognizer is not None and self.samples is not None:
+            self.seconds = len(self.samples) / self.recognizer.features.sample_rate
 
 
 class Batcher:
@@ -71,9 +71,9 @@ class Batcher:
         """Windows and other work that nobody has begun."""
         return len(self._items)
 
-    def submit(self, recogniser: Recogniser, samples: Samples) -> Future[LogProbs]:
+    def submit(self, recognizer: Recognizer, samples: Samples) -> Future[LogProbs]:
         """Log-probabilities [T, V] of samples [samples] at the model's rate."""
-        return self._put(_Item(Future(), recogniser, samples))
+        return self._put(_Item(Future(), recognizer, samples))
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
         """Do something else with a model."""
@@ -108,15 +108,15 @@ class Batcher:
         with self._changed:
             while not self._items and not self._stopped:
                 self._changed.wait()
-            if len(self._items) == 1 and self._items[0].recogniser is not None:
+            if len(self._items) == 1 and self._items[0].recognizer is not None:
                 self._changed.wait(GATHER_S)
             if not self._items:
                 return []
             first = self._items.popleft()
             batch, left, seconds = [first], deque[_Item](), first.seconds
-            most = first.recogniser.listening.batch_seconds if first.recogniser else 0.0
+            most = first.recognizer.listening.batch_seconds if first.recognizer else 0.0
             for item in self._items:
-                same = item.recogniser is not None and item.recogniser is first.recogniser
+                same = item.recognizer is not None and item.recognizer is first.recognizer
                 if same and seconds + item.seconds <= most:
                     batch.append(item)
                     seconds += item.seconds
@@ -138,14 +138,14 @@ class Batcher:
                 items[0].future.set_exception(error)
             return
         seconds = sum(item.seconds for item in items)
-        if items[0].recogniser is not None:
+        if items[0].recognizer is not None:
             self._observer.batch(len(items), seconds, self._clock() - start)
         for item, result in zip(items, results, strict=True):
             item.future.set_result(result)
 
 
 def _results(items: Sequence[_Item]) -> Sequence[Any]:
-    recogniser = items[0].recogniser
-    if recogniser is None:
+    recognizer = items[0].recognizer
+    if recognizer is None:
         return [item.work() for item in items if item.work is not None]
-    return recogniser.log_probs([item.samples for item in items if item.samples is not None])
+    return recognizer.log_probs([item.samples for item in items if item.samples is not None])

@@ -47,7 +47,7 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
-class Problem(HTTPException):
+class ApiError(HTTPException):
     """A request that is refused or failed.
 
     Args:
@@ -83,9 +83,9 @@ class Problem(HTTPException):
         return JSONResponse(self.body(), self.status_code, headers=self.headers)
 
 
-def unexpected() -> Problem:
+def unexpected() -> ApiError:
     """What callers are told of an error that nobody foresaw."""
-    return Problem(500, "the server failed on this request; its log says why")
+    return ApiError(500, "the server failed on this request; its log says why")
 
 
 class Gone(Exception):
@@ -117,13 +117,13 @@ def install(app: FastAPI) -> None:
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, Problem):
+    if isinstance(error, ApiError):
         return error.response()
     assert isinstance(error, HTTPException)
     message = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = "there is nothing at this address"
-    return Problem(error.status_code, message, headers=error.headers).response()
+    return ApiError(error.status_code, message, headers=error.headers).response()
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -136,7 +136,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     if reason.startswith("Expected UploadFile"):
         reason = "must be a file with a name, not text"
     message = f"{param}: {reason}" if param else reason
-    return Problem(422, message, code="invalid_value", param=param).response()
+    return ApiError(422, message, code="invalid_value", param=param).response()
 
 
 async def _gone(request: Request, error: Exception) -> Response:

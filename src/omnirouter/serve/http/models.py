@@ -9,26 +9,26 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnirouter.config import BadInput, ModelConfig
-from omnirouter.serve.http.errors import Problem
+from omnirouter.serve.http.errors import ApiError
 from omnirouter.serve.onnx import is_graph
-from omnirouter.serve.recogniser import Recogniser
+from omnirouter.serve.recognizer import Recognizer
 
 BEST = "best"  # checkpoints of a run are called so; the run's own name says more
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model under its name.
 
     Attributes:
         name: what callers call it.
-        recogniser: what does the work.
+        recognizer: what does the work.
         config: what the model is; None of an exported one, which cannot be looked into.
         created: seconds since 1970.
     """
 
     name: str
-    recogniser: Recogniser
+    recognizer: Recognizer
     config: ModelConfig | None = None
     created: int = 0
 
@@ -55,20 +55,20 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-def card(served: Served) -> ModelCard:
+def card(served: ServedModel) -> ModelCard:
     """What callers may know of a model."""
     config = served.config
     return ModelCard(
         id=served.name,
         created=served.created,
-        sample_rate=served.recogniser.features.sample_rate,
+        sample_rate=served.recognizer.features.sample_rate,
         routing=config.routing if config else None,
         num_layers=config.num_layers if config else None,
         num_experts=config.num_experts if config else None,
     )
 
 
-def find(models: Mapping[str, Served], name: str) -> Served:
+def find(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """The model of that name.
 
     Raises:
@@ -78,10 +78,10 @@ def find(models: Mapping[str, Served], name: str) -> Served:
         return models[name]
     known = ", ".join(models)
     message = f"model: there is no model of that name here; there is {known}"
-    raise Problem(404, message, code="model_not_found", param="model")
+    raise ApiError(404, message, code="model_not_found", param="model")
 
 
-def named(arguments: Iterable[str]) -> dict[str, str]:
+def parse_model_args(arguments: Iterable[str]) -> dict[str, str]:
     """Places by name, of `PLACE` or `NAME=PLACE`.
 
     Raises:

@@ -11,15 +11,15 @@ from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from omnirouter.serve.http import answers
-from omnirouter.serve.http.answers import Format, Granularity, PlainTranscription
-from omnirouter.serve.http.engine import Done, Engine, Heard, Job, Opened
-from omnirouter.serve.http.errors import Problem, log, unexpected
+from omnirouter.serve.http import schemas
+from omnirouter.serve.http.errors import ApiError, log, unexpected
 from omnirouter.serve.http.errors import answers as errors
-from omnirouter.serve.http.measures import Measures
-from omnirouter.serve.http.models import Served, find
+from omnirouter.serve.http.jobs import Finished, Job, JobRunner, Started, Words
+from omnirouter.serve.http.models import ServedModel, find
+from omnirouter.serve.http.prometheus import Metrics
+from omnirouter.serve.http.schemas import Format, Granularity, PlainTranscription
 from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.http.uploads import taken, unless_gone
+from omnirouter.serve.http.uploads import cancel_on_disconnect, detach_upload
 from omnirouter.serve.transcript import Transcript
 
 router = APIRouter(tags=["transcription"])
@@ -30,7 +30,7 @@ WITHOUT_EFFECT = {
     "temperature": "nothing is sampled",
 }
 OK: dict[str, Any] = {
-    "model": PlainTranscription | answers.VerboseTranscription,
+    "model": PlainTranscription | schemas.VerboseTranscription,
     "description": "The transcript, in the format asked for; with `stream` as events.",
     "content": {
         "text/plain": {"schema": {"type": "string"}},
@@ -40,16 +40,16 @@ OK: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Service:
+class AppState:
     """What routes work with; the app keeps it."""
 
-    models: dict[str, Served]
+    models: dict[str, ServedModel]
     limits: Limits
-    engine: Engine
-    measures: Measures
+    engine: JobRunner
+    measures: Metrics
 
 
-class Wanted(BaseModel):
+class TranscriptionRequest(BaseModel):
     """The form of a request."""
 
     model_config = ConfigDict(protected_namespaces=(), extra="allow")
@@ -81,10 +81,10 @@ class Wanted(BaseModel):
         verbose = self.response_format == "verbose_json"
         if self.granularities and not verbose:
             message = "timestamp_granularities[]: needs response_format verbose_json"
-            raise Problem(422, message, code="invalid_value", param="timestamp_granularities[]")
+            raise ApiError(422, message, code="invalid_value", param="timestamp_granularities[]")
         if self.stream and self.response_format not in ("json", "text"):
             message = "stream: needs response_format json or text"
-            raise Problem(422, message, code="invalid_value", param="stream")
+            raise ApiError(422, message, code="invalid_value", param="stream")
 
     def notices(self) -> list[str]:
         """What of the request had no effect, and why."""
@@ -106,18 +106,19 @@ class Wanted(BaseModel):
     responses={200: OK, **errors(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504)},
 )
 async def transcribe(
-    request: Request, wanted: Annotated[Wanted, Form(media_type="multipart/form-data")]
+    request: Request,
+    wanted: Annotated[TranscriptionRequest, Form(media_type="multipart/form-data")],
 ) -> Response:
     """Transcribe a file.
 
     What had no effect is named in `notices` and in the header `X-Omnirouter-Notice`.
     """
-    service: Service = request.app.state.service
+    service: AppState = request.app.state.service
     wanted.check()
     served = find(service.models, wanted.model)
     job = Job(
-        served.recogniser,
-        taken(wanted.file, service.limits.upload_bytes),
+        served.recognizer,
+        detach_upload(wanted.file, service.limits.upload_bytes),
         longest_s=60 * service.limits.max_minutes,
     )
     service.engine.start(job)
@@ -125,16 +126,16 @@ async def transcribe(
     notices = wanted.notices()
     headers = {"X-Omnirouter-Notice": "; ".join(notices)} if notices else {}
     if wanted.stream:
-        await unless_gone(request, _begun(events))
+        await cancel_on_disconnect(request, _begun(events))
         told = _told(events, served, service.measures)
         headers |= {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(told, media_type="text/event-stream", headers=headers)
-    transcript = await unless_gone(request, _end(events))
+    transcript = await cancel_on_disconnect(request, _end(events))
     service.measures.transcribed(served.name, transcript.duration)
     return _answer(transcript, wanted, served, notices, headers)
 
 
-async def _begun(events: AsyncGenerator[Opened | Heard | Done]) -> None:
+async def _begun(events: AsyncGenerator[Started | Words | Finished]) -> None:
     """Wait until the upload has proved to be audio: until then a status can still refuse it."""
     try:
         await anext(events)
@@ -143,57 +144,57 @@ async def _begun(events: AsyncGenerator[Opened | Heard | Done]) -> None:
         raise
 
 
-async def _end(events: AsyncGenerator[Opened | Heard | Done]) -> Transcript:
+async def _end(events: AsyncGenerator[Started | Words | Finished]) -> Transcript:
     async with aclosing(events):
         async for event in events:
-            if isinstance(event, Done):
+            if isinstance(event, Finished):
                 return event.transcript
     raise AssertionError("a job ends with its transcript or with an error")
 
 
 async def _told(
-    events: AsyncGenerator[Opened | Heard | Done], served: Served, measures: Measures
+    events: AsyncGenerator[Started | Words | Finished], served: ServedModel, measures: Metrics
 ) -> AsyncIterator[bytes]:
     """A job as server-sent events; what goes wrong now can only be told as one."""
     space = ""
     try:
         async with aclosing(events):
             async for event in events:
-                if isinstance(event, Heard) and event.words:
+                if isinstance(event, Words) and event.words:
                     text = space + " ".join(word.text for word in event.words)
                     space = " "
-                    yield answers.event(answers.Delta(delta=text))
-                elif isinstance(event, Done):
-                    usage = answers.usage(event.transcript)
+                    yield schemas.event(schemas.Delta(delta=text))
+                elif isinstance(event, Finished):
+                    usage = schemas.usage(event.transcript)
                     measures.transcribed(served.name, event.transcript.duration)
-                    yield answers.event(answers.TextDone(text=event.transcript.text, usage=usage))
-    except Problem as problem:
-        yield answers.event(problem.body())
+                    yield schemas.event(schemas.TextDone(text=event.transcript.text, usage=usage))
+    except ApiError as problem:
+        yield schemas.event(problem.body())
     except Exception:
         log.exception("a request failed while its answer was streamed")
-        yield answers.event(unexpected().body())
+        yield schemas.event(unexpected().body())
 
 
 def _answer(
     transcript: Transcript,
-    wanted: Wanted,
-    served: Served,
+    wanted: TranscriptionRequest,
+    served: ServedModel,
     notices: list[str],
     headers: dict[str, str],
 ) -> Response:
     if wanted.response_format == "json":
-        body = answers.plain(transcript, notices).model_dump()
+        body = schemas.plain(transcript, notices).model_dump()
     elif wanted.response_format == "verbose_json":
-        body = answers.verbose(
+        body = schemas.verbose(
             transcript,
-            served.recogniser.tokenizer,
+            served.recognizer.tokenizer,
             language=wanted.language,
             granularities=wanted.granularities or ["segment"],
             subtitles=SUBTITLES in wanted.include,
             notices=notices,
         ).model_dump()
     else:
-        text = answers.as_text(wanted.response_format, transcript)
+        text = schemas.as_text(wanted.response_format, transcript)
         return PlainTextResponse(text, headers=headers)
     return JSONResponse(body, headers=headers)
 

@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request, UploadFile
 
-from omnirouter.serve.http.errors import Gone, Problem
+from omnirouter.serve.http.errors import ApiError, Gone
 from omnirouter.serve.http.settings import MEGABYTE
 
 Result = TypeVar("Result")
 
 
-def taken(upload: UploadFile, most: int) -> BinaryIO:
+def detach_upload(upload: UploadFile, most: int) -> BinaryIO:
     """The upload's file, no longer closed at the end of the request but by whoever reads it.
 
     Args:
@@ -27,12 +27,12 @@ def taken(upload: UploadFile, most: int) -> BinaryIO:
         Problem: it is too large.
     """
     if upload.size is not None and upload.size > most:
-        raise Problem(413, f"file: larger than the {most / MEGABYTE:g} MB this server takes")
+        raise ApiError(413, f"file: larger than the {most / MEGABYTE:g} MB this server takes")
     file, upload.file = upload.file, io.BytesIO()
     return file
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Await `work`, but give it up when the caller hangs up.
 
     Raises:

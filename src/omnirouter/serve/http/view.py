@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omnirouter.audio import log_mel, num_frames
-from omnirouter.evaluate.routing import align_layers, top_expert
-from omnirouter.evaluate.running import forward
-from omnirouter.serve.recogniser import Recogniser, Samples
+from omnirouter.audio.features import log_mel_spectrogram, num_frames
+from omnirouter.evaluate.score_utterances import forward
+from omnirouter.metrics.expert_load import align_layers, top_expert
+from omnirouter.serve.recognizer import Recognizer, Samples
 from omnirouter.serve.transcriber import Transcriber
 
 
@@ -26,27 +26,27 @@ class View:
     Attributes:
         mel_KM: log-mel, float32.
         experts_LT: expert of each frame in each layer; L is 0 of dense models.
-        colours_LT: the same under names that are matched between layers.
+        colors_LT: the same under names that are matched between layers.
         gates_LT: probability of that expert.
     """
 
     mel_KM: NDArray[np.float32]
     experts_LT: NDArray[np.integer[Any]]
-    colours_LT: NDArray[np.integer[Any]]
+    colors_LT: NDArray[np.integer[Any]]
     gates_LT: NDArray[np.float32]
 
 
-def view_of(recogniser: Recogniser, samples: Samples) -> View:
+def view_of(recognizer: Recognizer, samples: Samples) -> View:
     """What a model makes of samples [samples] at its rate."""
-    assert isinstance(recogniser, Transcriber)
-    config = recogniser.checkpoint.config
-    mel_KM = log_mel([samples], config.features)[0].numpy()
+    assert isinstance(recognizer, Transcriber)
+    config = recognizer.checkpoint.config
+    mel_KM = log_mel_spectrogram([samples], config.features)[0].numpy()
     frames = num_frames(len(samples), config.features)
     layers = config.num_layers if config.routing != "dense" else 0
     empty = np.zeros((layers, 0), dtype=np.int64)
     if not frames or not layers:
         return View(mel_KM, empty, empty, empty.astype(np.float32))
-    routings = forward(recogniser.checkpoint, [samples], recogniser.precision).routings
+    routings = forward(recognizer.checkpoint, [samples], recognizer.precision).routings
     experts_LT = torch.stack([top_expert(routing) for routing in routings])
     probs_LTN = torch.stack([routing.probs_TN for routing in routings])
     gates_LT = probs_LTN.gather(2, experts_LT[:, :, None])[:, :, 0]
@@ -54,6 +54,6 @@ def view_of(recogniser: Recogniser, samples: Samples) -> View:
     return View(
         mel_KM=mel_KM,
         experts_LT=experts,
-        colours_LT=align_layers(experts, config.num_experts),
+        colors_LT=align_layers(experts, config.num_experts),
         gates_LT=gates_LT.float().cpu().numpy(),
     )

@@ -1,13 +1,13 @@
 // Waveform, spectrogram and expert strips on canvases.
 
-// Okabe and Ito's colours, which the colour-blind can tell apart; beyond eight, steps of a wheel.
+// Okabe and Ito's colors, which the color-blind can tell apart; beyond eight, steps of a wheel.
 const EXPERTS = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#f0e442", "#cc79a7", "#999999"];
 // dark to bright, black over purple and orange to pale yellow
 const SHADES = [[0, 0, 4], [60, 15, 112], [140, 41, 129], [222, 73, 104], [254, 159, 109], [252, 253, 191]];
 const ROW = 9; // pixels of a layer
 const TALLEST = 260;
 
-export function expertColour(number, count) {
+export function expertColor(number, count) {
   if (count <= EXPERTS.length) return EXPERTS[number];
   return `hsl(${Math.round((360 * number) / count)} 70% ${number % 2 ? 45 : 62}%)`;
 }
@@ -49,9 +49,9 @@ export function spectrogram(canvas, mel, seconds) {
   const image = new ImageData(frames, mel.bins);
   for (let frame = 0; frame < frames; frame += 1) {
     for (let bin = 0; bin < mel.bins; bin += 1) {
-      const colour = PALETTE[mel.values[frame * mel.bins + bin]];
+      const color = PALETTE[mel.values[frame * mel.bins + bin]];
       const place = 4 * ((mel.bins - 1 - bin) * frames + frame);
-      image.data.set([...colour, 255], place);
+      image.data.set([...color, 255], place);
     }
   }
   const whole = new OffscreenCanvas(frames, mel.bins);
@@ -68,8 +68,8 @@ export function strip(canvas, found, seconds) {
   const step = (width * found.frame_seconds) / seconds;
   found.layers.forEach((layer, number) => {
     const top = height - (number + 1) * row;
-    layer.colours.forEach((colour, frame) => {
-      context.fillStyle = expertColour(colour, found.num_experts);
+    layer.colours.forEach((color, frame) => {
+      context.fillStyle = expertColor(color, found.num_experts);
       context.fillRect(frame * step, top, step + 0.5, row - (row > 4 ? 1 : 0));
     });
   });

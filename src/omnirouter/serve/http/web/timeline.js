@@ -43,11 +43,11 @@ export class Timeline {
     const experts = Math.max(...looks.map((look) => (look.layers.length ? look.num_experts : 0)));
     legend.hidden = !experts;
     legend.replaceChildren(
-      "Colours are matched between layers; one colour is one of a layer's experts:",
+      "Colors are matched between layers; one color is one of a layer's experts:",
       ...Array.from({ length: experts }, (_, number) => {
         const item = document.createElement("span");
         const patch = document.createElement("i");
-        patch.style.background = draw.expertColour(number, experts);
+        patch.style.background = draw.expertColor(number, experts);
         item.append(patch, String(number + 1));
         return item;
       }),
@@ -124,7 +124,7 @@ export class Timeline {
       const frame = Math.floor((this.at - this.start) / look.frame_seconds + 1e-6);
       if (!layer || frame >= layer.experts.length) continue;
       const gate = (layer.gates[frame] / 255).toFixed(2);
-      const expert = `expert ${layer.experts[frame] + 1}, colour ${layer.colours[frame] + 1}`;
+      const expert = `expert ${layer.experts[frame] + 1}, color ${layer.colours[frame] + 1}`;
       said.push(`${look.model} layer ${this.layer + 1}: ${expert}, gate ${gate}`);
     }
     this.looks.forEach((look, i) => {

@@ -1,0 +1,1 @@
+"""Routing analysis: what experts specialize in, how layers agree."""

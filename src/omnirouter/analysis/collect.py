@@ -1,0 +1,250 @@
+"""The routing decisions of a model on real utterances, and their numbers (Sec. VI).
+
+`collect` runs a model over cuts, `summarize` turns its decisions into numbers. Letters: L layers,
+T frames, N experts, B utterances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lhotse import CutSet
+
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import BadInput
+from omnirouter.data.dataset import Rejected
+from omnirouter.evaluate.score import require_readable
+from omnirouter.evaluate.score_utterances import (
+    OnOutput,
+    Precision,
+    Progress,
+    evaluating,
+    evaluation_loader,
+    forward,
+)
+from omnirouter.metrics.expert_load import (
+    Floats,
+    Ints,
+    adjacent_cramers_v,
+    best_mapping,
+    contingency,
+    cramers_v_matrix,
+    router_entropy,
+    top_expert,
+)
+from omnirouter.model import EncoderOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingCollection:
+    """The routing decisions of a model over many utterances.
+
+    Attributes:
+        experts_LT: expert of each frame in each layer, int16, of several the most probable one;
+            utterances one after the other.
+        taken_LN: how many frames each expert took in each layer, int64.
+        offsets: first frame of each utterance and the end of the last, int64 [B + 1].
+        ids: of the utterances.
+        texts: their references.
+        entropy_L: mean entropy of the routing distribution in nats.
+        gate_L: mean gate, the probability that scales the expert's output (Eq. 2).
+        num_experts: N.
+        frame_s: seconds of one frame.
+        rejected: utterances that could not be used.
+    """
+
+    experts_LT: npt.NDArray[np.int16]
+    taken_LN: Ints
+    offsets: Ints
+    ids: list[str]
+    texts: list[str]
+    entropy_L: Floats
+    gate_L: Floats
+    num_experts: int
+    frame_s: float
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPair:
+    """Two adjacent layers, counted from 1.
+
+    Attributes:
+        layers: the lower and the upper one.
+        contingency: frames by expert in the lower (rows) and in the upper layer (columns).
+        mapping: the column that fits each row best.
+        agreement: share of the frames on that mapping.
+    """
+
+    layers: tuple[int, int]
+    contingency: list[list[int]]
+    mapping: list[int]
+    agreement: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingNumbers:
+    """Figures of a `RoutingCollection`; lists run over layers from the first to the last."""
+
+    routing: str
+    num_experts: int
+    utterances: int
+    frames: int
+    seconds: float
+    usage: list[list[float]]
+    router_entropy: list[float]
+    largest_entropy: float
+    mean_gate: list[float]
+    cramers_v: list[float]
+    cramers_v_mean: float
+    cramers_v_matrix: list[list[float]]
+    pairs: list[LayerPair]
+    rejected: list[Rejected]
+
+
+def collect(
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    *,
+    limit: int | None = 500,
+    batch_seconds: float = 120.0,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+    on_batch: OnOutput | None = None,
+) -> RoutingCollection:
+    """Run a model over cuts and keep its routing decisions.
+
+    Args:
+        checkpoint: of a model with experts.
+        cuts: what to run it on.
+        limit: utterances, from the beginning of `cuts`; None for all.
+        batch_seconds: seconds of audio in one batch.
+        precision: `bf16` runs the encoder under autocast.
+        progress: called after each batch with its number of utterances and seconds of audio.
+        on_batch: called with each batch and the encoder's output.
+
+    Raises:
+        BadInput: the model is dense, or no utterance could be used.
+    """
+    gathered = _Gathered(checkpoint)
+    chosen = cuts if limit is None else cuts.subset(first=limit)
+    with evaluating(checkpoint.model):
+        for batch in evaluation_loader(checkpoint, chosen, batch_seconds):
+            gathered.rejected += batch.rejected
+            if not batch.waveforms:
+                continue
+            output = forward(checkpoint, batch.waveforms, precision)
+            gathered.add(output)
+            if on_batch is not None:
+                on_batch(batch, output)
+            gathered.ids += batch.ids
+            gathered.texts += batch.texts
+            if progress is not None:
+                progress(len(batch.ids) + len(batch.rejected), batch.seconds)
+    require_readable("routing", len(gathered.ids), gathered.rejected)
+    return gathered.collection()
+
+
+def require_experts(checkpoint: Checkpoint) -> None:
+    """Raise BadInput if the model has no router to look at."""
+    if checkpoint.config.routing == "dense":
+        raise BadInput(
+            f"{checkpoint.path}: a dense model has no router to look at; give a checkpoint of a "
+            "switch or omni model"
+        )
+
+
+def require_one_expert(checkpoint: Checkpoint) -> None:
+    """Raise BadInput if frames of the model do not have one expert each."""
+    require_experts(checkpoint)
+    config = checkpoint.config
+    if config.router.top_k > 1 or config.routing == "expert-choice":
+        raise BadInput(
+            f"random experts: {checkpoint.path}: only for routers that send each frame to one "
+            "expert; this model's top_k or routing does otherwise"
+        )
+
+
+class _Gathered:
+    """What `collect` has seen so far."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        require_experts(checkpoint)
+        self.config = checkpoint.config
+        self.experts: list[npt.NDArray[np.int16]] = []
+        self.lengths: list[int] = []
+        self.ids: list[str] = []
+        self.texts: list[str] = []
+        self.rejected: list[Rejected] = []
+        self.taken_LN = np.zeros((self.config.num_layers, self.config.num_experts), dtype=np.int64)
+        self.entropy_L = np.zeros(self.config.num_layers)
+        self.gate_L = np.zeros(self.config.num_layers)
+
+    def add(self, output: EncoderOutput) -> None:
+        """Take up a batch."""
+        frames, routings = int(output.lengths.sum()), output.routings
+        experts_LT = torch.stack([top_expert(routing) for routing in routings])
+        self.experts.append(experts_LT.to(torch.int16).cpu().numpy())
+        self.taken_LN += [
+            np.bincount(r.expert_A.cpu().numpy(), minlength=self.config.num_experts)
+            for r in routings
+        ]
+        self.lengths += output.lengths.tolist()
+        self.entropy_L += frames * np.array([float(router_entropy(r.probs_TN)) for r in routings])
+        self.gate_L += frames * np.array([float(r.gate_A.float().mean()) for r in routings])
+
+    def collection(self) -> RoutingCollection:
+        """All of it."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        return RoutingCollection(
+            experts_LT=np.concatenate(self.experts, axis=1),
+            taken_LN=self.taken_LN,
+            offsets=offsets,
+            ids=self.ids,
+            texts=self.texts,
+            entropy_L=self.entropy_L / offsets[-1],
+            gate_L=self.gate_L / offsets[-1],
+            num_experts=self.config.num_experts,
+            frame_s=self.config.features.frame_s,
+            rejected=self.rejected,
+        )
+
+
+def summarize(collection: RoutingCollection, routing: str) -> RoutingNumbers:
+    """Figures of a collection; `routing` is the model's kind (`switch`, `omni`)."""
+    experts_LT, num_experts = collection.experts_LT, collection.num_experts
+    frames, taken_LN = experts_LT.shape[1], collection.taken_LN
+    pairs = []
+    for layer, (lower_T, upper_T) in enumerate(pairwise(experts_LT), start=1):
+        table = contingency(lower_T, upper_T, num_experts)
+        mapping = best_mapping(table)
+        agreement = float(np.trace(table[:, mapping]) / frames)
+        pairs.append(
+            LayerPair(
+                layers=(layer, layer + 1),
+                contingency=table.tolist(),
+                mapping=mapping.tolist(),
+                agreement=agreement,
+            )
+        )
+    adjacent = adjacent_cramers_v(experts_LT, num_experts)
+    return RoutingNumbers(
+        routing=routing,
+        num_experts=num_experts,
+        utterances=len(collection.ids),
+        frames=frames,
+        seconds=frames * collection.frame_s,
+        usage=(taken_LN / np.maximum(1, taken_LN.sum(axis=1, keepdims=True))).tolist(),
+        router_entropy=collection.entropy_L.tolist(),
+        largest_entropy=float(np.log(num_experts)),
+        mean_gate=collection.gate_L.tolist(),
+        cramers_v=adjacent,
+        cramers_v_mean=float(np.mean(adjacent)) if adjacent else 0.0,
+        cramers_v_matrix=cramers_v_matrix(experts_LT, num_experts).tolist(),
+        pairs=pairs,
+        rejected=collection.rejected,
+    )

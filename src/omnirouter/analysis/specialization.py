@@ -1,0 +1,215 @@
+"""What experts do: which sounds, how long, how deep, for whom (beyond what Fig. 2 shows by eye).
+
+Each frame has a kind of sound (`sounds.py`), and experts are compared with it by mutual
+information. Also the premise of Sec. IV: how alike the inputs of neighboring layers' routers are,
+and how much agreement one router applied to all layers would give. `watching.py` runs the model.
+Letters: L layers, T frames, N experts, C kinds, B utterances, R routers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omnirouter.analysis.phone_classes import FIELDS, KINDS, kinds_of
+from omnirouter.metrics.expert_load import (
+    Floats,
+    Ints,
+    adjacent_cramers_v,
+    align_layers,
+    aligned_labels,
+)
+
+PERMUTATIONS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldDependence:
+    """How much experts tell of a field of the manifest, in bits per frame; lists over layers.
+
+    Attributes:
+        values: different values of the field.
+        bits: mutual information of expert and value.
+        chance: the same with values dealt out to the utterances at random, mean of 20: what short
+            data gives where there is no dependence.
+    """
+
+    values: int
+    bits: list[float]
+    chance: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Specialization:
+    """Figures on what experts do; lists run over layers unless they say otherwise.
+
+    Attributes:
+        kinds: names of the kinds of sound.
+        frames_of_kind: frames of each kind, [C].
+        experts_of_kind: share of each kind's frames that go to each expert, [L][C][N], experts
+            under aligned names.
+        kind_bits: mutual information of expert and kind of sound, bits per frame.
+        silence_bits: of expert and silence against speech.
+        letter_bits: of expert and letter, over the frames that have one.
+        kind_entropy: entropy of the kinds, the most that `kind_bits` could be.
+        run_s: mean length of a run of frames with one expert, seconds.
+        run_s_by_chance: what it would be if the frames stood in random order.
+        same_through_depth: share of the frames that keep one (aligned) expert in all layers.
+        agreeing_layers: mean over frames of the share of layers in the majority expert.
+        input_cosine: mean cosine of the inputs of each two adjacent layers' routers.
+        shared_router_v: Cramér's V of adjacent layers if each single router were applied to all
+            layers, mean over the routers: agreement that weight sharing alone gives.
+        fields: dependence on fields of the manifest, by name.
+        unaligned: utterances without a letter, because their text did not fit their frames.
+    """
+
+    kinds: list[str]
+    frames_of_kind: list[int]
+    experts_of_kind: list[list[list[float]]]
+    kind_bits: list[float]
+    silence_bits: list[float]
+    letter_bits: list[float]
+    kind_entropy: float
+    run_s: list[float]
+    run_s_by_chance: list[float]
+    same_through_depth: float
+    agreeing_layers: float
+    input_cosine: list[float]
+    shared_router_v: list[float]
+    fields: dict[str, FieldDependence]
+    unaligned: int
+
+
+@dataclass(kw_only=True)
+class Frames:
+    """What is known of the frames seen so far, by batch.
+
+    Attributes:
+        letters: letter of each frame as a number (0 is none), [T] each.
+        quiet: whether it is silence, [T] each.
+        fields: values of the utterances' fields.
+        cosines: sums over frames of the cosine of adjacent layers' inputs, [L - 1] each.
+        shared: expert that each router would choose in each layer, int16 [R, L, T] each.
+        unaligned: utterances whose text does not fit.
+    """
+
+    letters: list[Ints] = field(default_factory=list)
+    quiet: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    fields: list[dict[str, str]] = field(default_factory=list)
+    cosines: list[Floats] = field(default_factory=list)
+    shared: list[npt.NDArray[np.int16]] = field(default_factory=list)
+    unaligned: int = 0
+
+
+def mutual_information(table: npt.NDArray[Any]) -> float:
+    """Mutual information of the rows and columns of a table of counts, in bits."""
+    joint: Floats = table / max(1, table.sum())
+    expected = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    some = joint > 0
+    return float((joint[some] * np.log2(joint[some] / expected[some])).sum())
+
+
+def cross_table(first_T: Ints, second_T: Ints, shape: tuple[int, int]) -> Ints:
+    """Counts of pairs, int64 of this shape."""
+    codes = first_T.astype(np.int64) * shape[1] + second_T
+    return np.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def mean_run(expert_T: Ints, offsets: Ints) -> float:
+    """Mean number of frames that one expert keeps in a row; a run ends with its utterance."""
+    if not len(expert_T):
+        return 0.0
+    begins = np.concatenate([[True], expert_T[1:] != expert_T[:-1]])
+    begins[offsets[:-1][offsets[:-1] < len(expert_T)]] = True
+    return float(len(expert_T) / begins.sum())
+
+
+def interpret(
+    experts_LT: npt.NDArray[np.int16], offsets: Ints, seen: Frames, num_experts: int, frame_s: float
+) -> Specialization:
+    """All figures of `Specialization`, from decisions and what is known of the frames."""
+    letter_T, quiet_T = np.concatenate(seen.letters), np.concatenate(seen.quiet)
+    kind_T = kinds_of(letter_T, quiet_T)
+    labels_LN = aligned_labels(experts_LT, num_experts)
+    aligned_LT = align_layers(experts_LT, num_experts, labels_LN)
+    tables = [cross_table(kind_T, e_T, (len(KINDS), num_experts)) for e_T in aligned_LT]
+    spoken_T = (letter_T > 0) & ~quiet_T
+    size = (27, num_experts)
+    counts_LNT = (aligned_LT[:, None] == np.arange(num_experts)[:, None]).sum(axis=0)  # [N, T]
+    kinds_C = np.bincount(kind_T, minlength=len(KINDS))
+    shares_C = kinds_C[kinds_C > 0] / max(1, kinds_C.sum())
+    frames = experts_LT.shape[1]
+    return Specialization(
+        kinds=list(KINDS),
+        frames_of_kind=kinds_C.tolist(),
+        experts_of_kind=[(t / np.maximum(t.sum(1, keepdims=True), 1)).tolist() for t in tables],
+        kind_bits=[mutual_information(table) for table in tables],
+        silence_bits=[
+            mutual_information(np.stack([table[0], table[1:].sum(axis=0)])) for table in tables
+        ],
+        letter_bits=[
+            mutual_information(cross_table(letter_T[spoken_T], e_T[spoken_T], size))
+            for e_T in aligned_LT
+        ],
+        kind_entropy=float(-(shares_C * np.log2(shares_C)).sum()),
+        run_s=[frame_s * mean_run(e_T, offsets) for e_T in experts_LT],
+        run_s_by_chance=[frame_s * _chance_run(e_T, num_experts) for e_T in experts_LT],
+        same_through_depth=float((aligned_LT == aligned_LT[:1]).all(axis=0).mean()),
+        agreeing_layers=float(counts_LNT.max(axis=0).mean() / len(experts_LT)),
+        input_cosine=(np.sum(seen.cosines, axis=0) / frames).tolist(),
+        shared_router_v=_shared_v(seen.shared, num_experts),
+        fields=_fields(experts_LT, offsets, seen.fields, num_experts),
+        unaligned=seen.unaligned,
+    )
+
+
+def _chance_run(expert_T: Ints, num_experts: int) -> float:
+    """Mean run of independent draws with these shares: 1 / (1 - sum of squares)."""
+    shares = np.bincount(expert_T, minlength=num_experts) / max(1, len(expert_T))
+    stays = float(np.square(shares).sum())
+    return 1 / (1 - stays) if stays < 1 else float(len(expert_T))
+
+
+def _shared_v(shared: Sequence[npt.NDArray[np.int16]], num_experts: int) -> list[float]:
+    if not shared:
+        return []
+    chosen_RLT = np.concatenate(shared, axis=2)
+    values = [adjacent_cramers_v(chosen_LT, num_experts) for chosen_LT in chosen_RLT]
+    mean: list[float] = np.mean(values, axis=0).tolist()
+    return mean
+
+
+def _fields(
+    experts_LT: npt.NDArray[np.int16],
+    offsets: Ints,
+    fields: Sequence[dict[str, str]],
+    num_experts: int,
+) -> dict[str, FieldDependence]:
+    """Dependence on each field with at least two values, one of which occurs more than once."""
+    lengths_B = np.diff(offsets)
+    # experts of each utterance once, [L][B, N]: permuting utterances is then cheap
+    utterance_T = np.repeat(np.arange(len(lengths_B)), lengths_B)
+    by_utterance = [
+        cross_table(utterance_T, e_T, (len(lengths_B), num_experts)) for e_T in experts_LT
+    ]
+    rng, found = np.random.default_rng(0), {}
+    for name in FIELDS:
+        texts = [values.get(name, "(none)") for values in fields]
+        known, value_B = np.unique(texts, return_inverse=True)
+        if not 2 <= len(known) < len(texts):
+            continue
+        one_hot = np.eye(len(known))
+        dealt = [rng.permutation(value_B) for _ in range(PERMUTATIONS)]
+        found[name] = FieldDependence(
+            values=len(known),
+            bits=[mutual_information(one_hot[value_B].T @ table) for table in by_utterance],
+            chance=[
+                float(np.mean([mutual_information(one_hot[v].T @ table) for v in dealt]))
+                for table in by_utterance
+            ],
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Audio: reading files, features, and what training does to frames."""

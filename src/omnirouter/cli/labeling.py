@@ -1,0 +1,208 @@
+"""Commands that let a teacher transcribe: pseudo-label, relabel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from omnirouter.cli.options import status
+from omnirouter.config import BadInput
+from omnirouter.pseudo_labels.filters import FilterConfig
+from omnirouter.pseudo_labels.teacher import TeacherConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendConfig:
+    """Where the teacher works.
+
+    Attributes:
+        engine: `local` listens in this process; `ray` on a Ray cluster, that of RAY_ADDRESS or one
+            started here, with a teacher for every GPU, or for every so many cores as --threads.
+        workers: for `ray`, teachers at the same time; as many as there is room for if not given.
+    """
+
+    engine: Literal["local", "ray"] = "local"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine == "local" and self.workers is not None:
+            raise BadInput("--workers: only for --engine ray; leave it out")
+        if self.workers is not None and self.workers < 1:
+            raise BadInput(f"--workers: at least 1, not {self.workers}")
+
+
+def pseudo_label(
+    src: Path,
+    out: Path,
+    teacher: TeacherConfig,
+    filters: FilterConfig,
+    engine: BackendConfig,
+    *,
+    dev_files: int = 24,
+    seed: int = 0,
+    json: bool = False,
+) -> int:
+    """Turn long recordings into segments with transcripts by a Whisper teacher.
+
+    Writes OUT/cuts_train.jsonl.gz and OUT/cuts_dev.jsonl.gz, every rejected segment with its filter
+    and figure to OUT/rejected.jsonl, recordings that failed to OUT/failed.jsonl, and prints hours
+    in and out of every filter. Killed or interrupted, the same command goes on where it stopped;
+    with other filters it sorts anew without listening again.
+
+    Args:
+        src: folder of recordings, a list of paths (.txt), or a manifest.
+        out: folder to write to.
+        teacher: the teacher.
+        filters: what is kept.
+        engine: where the work is done.
+        dev_files: whole recordings drawn for development.
+        seed: of that draw.
+        json: print the summary as JSON.
+    """
+    from omnirouter.cli import console
+    from omnirouter.pseudo_labels.pipeline import (
+        Engine,
+        NothingKept,
+        PseudoLabelSummary,
+        run_locally,
+    )
+    from omnirouter.pseudo_labels.pipeline import pseudo_label as run
+    from omnirouter.pseudo_labels.source_files import find_sources
+    from omnirouter.pseudo_labels.teacher import require_teacher
+
+    if not src.exists():
+        raise BadInput(f"{src}: no such folder, list or manifest")
+    require_teacher()
+    hear: Engine = run_locally
+    if engine.engine == "ray":
+        from omnirouter.pseudo_labels.ray_backend import require_ray, run_on_ray
+
+        require_ray()
+        hear = partial(run_on_ray, workers=engine.workers)
+
+    def name_failed(summary: PseudoLabelSummary) -> None:
+        for name, reason in summary.failed.items():
+            console.note(f"omnirouter pseudo-label: {name}: {reason}")
+
+    sources = find_sources(src, out)
+    hours = sum(s.seconds for s in sources if s.heard(out) is None) / 3600
+    try:
+        with console.progress("listening", hours, "hours", "hours per hour") as update:
+            summary = run(
+                sources,
+                out,
+                teacher,
+                dev_files=dev_files,
+                seed=seed,
+                filters=filters,
+                engine=hear,
+                progress=lambda seconds: update(seconds / 3600),
+            )
+    except KeyboardInterrupt:
+        console.note("interrupted; what was heard is kept, the same command goes on")
+        raise
+    except NothingKept as error:
+        name_failed(error.summary)
+        if len(error.summary.failed) == len(sources):
+            raise BadInput(str(error)) from error
+        raise
+    name_failed(summary)
+    if json:
+        console.as_json(summary.to_dict())
+    else:
+        _show_summary(summary.to_dict())
+    return status(len(summary.failed), len(sources))
+
+
+def _show_summary(found: dict[str, Any]) -> None:
+    from omnirouter.cli import console
+
+    def row(name: str, segments: int | None, hours: float) -> list[str]:
+        return [name, "" if segments is None else f"{segments:,}", f"{hours:.3f}"]
+
+    kept = found["kept"]
+    silence = found["hours"] - found["speech_hours"]
+    taken = [row("no speech", None, silence)] + [
+        row(name, part["segments"], part["hours"]) for name, part in found["rejected"].items()
+    ]
+    groups = {
+        f"in: {found['files']:,} recordings": [row("audio", None, found["hours"])],
+        "rejected": taken,
+        "out": [row("kept", kept["segments"], kept["hours"])],
+    }
+    console.table(("", "segments", "hours"), groups)
+    for report in found["splits"]:
+        figures = f"{report['utterances']:,} segments, {report['hours']:.3f} h"
+        print(f"{report['split']}: {figures}: {report['cuts']}")
+
+
+def relabel(
+    cuts: Path,
+    out: Path,
+    teacher: TeacherConfig,
+    *,
+    json: bool = False,
+) -> int:
+    """Replace a corpus's transcripts by those of a Whisper teacher.
+
+    Writes OUT/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
+    the teacher's word error rate in every audio file to OUT/wer_<split>.jsonl, utterances that
+    failed to OUT/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
+    interrupted, the same command goes on where it stopped. Utterances stay as they are: the
+    options on segments are for those longer than --max-seconds, and --language is taken for
+    granted (`any` tells it for each utterance).
+
+    Args:
+        cuts: manifest of utterances, or a folder of manifests.
+        out: folder to write to.
+        teacher: the teacher.
+        json: print a JSON list with an object per split.
+    """
+    from omnirouter.cli import console
+    from omnirouter.pseudo_labels.relabel import relabel as run
+    from omnirouter.pseudo_labels.relabel import seconds_missing
+    from omnirouter.pseudo_labels.teacher import require_teacher
+
+    require_teacher()
+    hours = seconds_missing(cuts, out) / 3600
+    try:
+        with console.progress("listening", hours, "hours", "hours per hour") as update:
+            splits, failed = run(cuts, out, teacher, progress=lambda done: update(done / 3600))
+    except KeyboardInterrupt:
+        console.note("interrupted; what was heard is kept, the same command goes on")
+        raise
+    for name, reason in failed.items():
+        console.note(f"omnirouter relabel: {name}: {reason}")
+    rows = [split.to_dict() for split in splits]
+    if json:
+        console.as_json(rows)
+    else:
+        _show_relabeled(rows)
+    return status(len(failed), len(failed) + sum(row["utterances"] for row in rows))
+
+
+def _show_relabeled(rows: list[dict[str, Any]]) -> None:
+    from omnirouter.cli import console
+
+    def percent(row: dict[str, Any]) -> str:
+        if row["wer"] is None:
+            return "no reference"
+        return f"{row['wer']:.1%} ({row['ci_low']:.1%} to {row['ci_high']:.1%})"
+
+    shown = [
+        [
+            row["split"],
+            f"{row['utterances']:,}",
+            f"{row['hours']:.2f}",
+            f"{sum(row['rejected'].values()):,}",
+            percent(row),
+        ]
+        for row in rows
+    ]
+    console.table(("split", "utterances", "hours", "rejected", "WER of the teacher"), {"": shown})
+    for row in rows:
+        for kind, number in row["rejected"].items():
+            print(f"{row['split']}: {number:,} rejected, {kind}")
+    print("written: " + ", ".join(path for row in rows for path in (row["cuts"], row["scores"])))

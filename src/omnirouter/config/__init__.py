@@ -1,0 +1,73 @@
+"""Configuration: what a model, its input and a training run are, as frozen dataclasses.
+
+Imports no torch, so that every room may read it; other rooms import its parts from here. Constants
+of the paper (arXiv 2507.05724) stand in them once, with their section; a value the paper does not
+give is marked `not in paper`.
+"""
+
+from omnirouter.config.inference_config import (
+    PRETRAINED_DIR,
+    PRETRAINED_LANGUAGE_MODEL,
+    RATES,
+    BeamSearchOptions,
+    SharConfig,
+    VadOptions,
+    require_rate,
+)
+from omnirouter.config.model_config import (
+    BLANK,
+    CONVOLVED,
+    AttentionContext,
+    FeatureConfig,
+    ModelConfig,
+    ParameterCount,
+    count_parameters,
+)
+from omnirouter.config.presets import PAPER_MODELS, PRESETS
+from omnirouter.config.router_config import (
+    BALANCED_BY_FORM,
+    GROUP_FIELDS,
+    RouterConfig,
+    RouterLossConfig,
+    RoutingKind,
+)
+from omnirouter.config.train_config import (
+    AugmentConfig,
+    DataConfig,
+    OptimConfig,
+    RunConfig,
+    TokenizerConfig,
+)
+from omnirouter.errors import BadInput, OmnirouterError, require_numbers
+
+__all__ = [
+    "BALANCED_BY_FORM",
+    "BLANK",
+    "CONVOLVED",
+    "GROUP_FIELDS",
+    "PAPER_MODELS",
+    "PRESETS",
+    "PRETRAINED_DIR",
+    "PRETRAINED_LANGUAGE_MODEL",
+    "RATES",
+    "AttentionContext",
+    "AugmentConfig",
+    "BadInput",
+    "BeamSearchOptions",
+    "DataConfig",
+    "FeatureConfig",
+    "ModelConfig",
+    "OmnirouterError",
+    "OptimConfig",
+    "ParameterCount",
+    "RouterConfig",
+    "RouterLossConfig",
+    "RoutingKind",
+    "RunConfig",
+    "SharConfig",
+    "TokenizerConfig",
+    "VadOptions",
+    "count_parameters",
+    "require_numbers",
+    "require_rate",
+]

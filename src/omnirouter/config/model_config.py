@@ -1,0 +1,376 @@
+"""Model and features: sizes, checks and parameter counts.
+
+Sizes: D `dim`, F `ffn_dim`, H
+`num_heads`, N `num_experts`, L `num_layers`, V `vocab_size`, S `input_dim`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from omnirouter.config.router_config import ONE_ROUTER, WHOLE_UTTERANCE, RouterConfig, RoutingKind
+from omnirouter.errors import BadInput, require_numbers
+
+BLANK = 0  # CTC blank; the tokenizer keeps this id free
+CONVOLVED = 3  # neighbors that a convolution of the stem looks at, itself among them
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """Log-mel features (Sec. V-C): 80 bins, 25 ms window, 10 ms stride, four frames stacked.
+
+    Attributes:
+        sample_rate: Hz; audio at any other rate is resampled to it.
+        num_mels: mel bins M.
+        window_s: analysis window in seconds.
+        shift_s: stride in seconds.
+        stack: mel frames joined to one frame of width S = stack * num_mels.
+        analysis: how windows become mel bins: as in Kaldi, or as in Whisper (Hann window, Slaney's
+            filters, and what is more than 80 dB below the utterance's largest value raised to it).
+        preemphasis: coefficient of the first-order high-pass filter.
+        normalisation: `utterance` takes mean and variance of the utterance itself; `global` those
+            of the training set, kept in `mean` and `std`; `loudness` does so when each utterance
+            has been made equally loud, so that its level does not matter but its color does.
+        mean: for all but `utterance`, one value per mel bin; taken from the training data if not
+            given.
+        std: as `mean`.
+    """
+
+    sample_rate: int = 16_000
+    num_mels: int = 80
+    window_s: float = 0.025
+    shift_s: float = 0.010
+    stack: int = 4
+    preemphasis: float = 0.97  # not in paper
+    # not in paper; checkpoints written before this key existed read Kaldi's
+    analysis: Literal["kaldi", "whisper"] = field(default="kaldi", metadata={"added": True})
+    normalisation: Literal["utterance", "global", "loudness"] = "utterance"  # not in paper
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        above = ("sample_rate", "window_s", "shift_s")
+        require_numbers(self, "features.", {"num_mels": 1, "stack": 1}, above)
+        if self.frame_samples < self.stack:
+            raise BadInput(f"features.shift_s: a sample or more, not {self.shift_s} s")
+
+    @property
+    def learned(self) -> bool:
+        """Whether mean and deviation are those of the training set."""
+        return self.normalisation != "utterance"
+
+    @property
+    def width(self) -> int:
+        """Width S of a stacked frame."""
+        return self.stack * self.num_mels
+
+    @property
+    def shift_samples(self) -> int:
+        """Stride in samples."""
+        return round(self.shift_s * self.sample_rate)
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples between two (stacked) frames; the stride is a whole number of them."""
+        return self.stack * self.shift_samples
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds between two (stacked) frames."""
+        return self.frame_samples / self.sample_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """Which frames of an utterance a frame sees: all, or those a stream has when it comes.
+
+    With chunks every frame sees the frames of its own chunk and `left` frames before the chunk; so
+    what comes later changes nothing, and a model can stream (see `model/streaming.py`).
+
+    Attributes:
+        chunk: frames in a chunk, from the utterance's first on; 0 lets every frame see all others.
+        left: frames before its chunk that a frame sees in every layer.
+    """
+
+    chunk: int = 0
+    left: int = 0
+
+    def problem(self) -> str | None:
+        """What is wrong with it, in one line that starts with the key to change."""
+        for name in ("chunk", "left"):
+            if getattr(self, name) < 0:
+                return f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
+        if self.left and not self.chunk:
+            return (
+                "attention_context.chunk: frames before a chunk (left) need chunks; set chunk too"
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A CTC Transformer with pre-norm blocks (Sec. IV), dense or with experts.
+
+    Attributes:
+        routing: `dense` has no router, `switch` one per layer, `omni` one for all layers (Eq. 6);
+            the others are of related work, see `model/routing_variants.py`.
+        num_experts: experts N in every block's feed-forward layer; 1 for `dense`.
+        dim: model width D.
+        ffn_dim: feed-forward width F.
+        num_layers: blocks L.
+        num_heads: attention heads H; `dim // 64` if not given.
+        vocab_size: outputs V of the CTC head, blank included.
+        positions: `sinusoidal` (with CAPE augmentation in training), `rope`, or `rope-local`: RoPE
+            with a penalty on distance, another slope for every head (ALiBi), so that attention is
+            local from the first step; small models learn much sooner from few hours with it.
+        local_width: frames, an odd number, over which every block first convolves its input
+            depthwise (a filter for each channel, added to the input); 0 for none. Small models
+            learn sooner with it. With an `attention_context` it ends with the chunk.
+        dropout: probability, in training, after each sub-layer and inside the feed-forward layer.
+        layer_drop: probability, in training, that a block is skipped.
+        router_of_layer: which router each layer gets; `l % num_routers` if not given.
+        stem: what turns the input into the width of the model: one `linear` layer, or two
+            `convolutions` with GELU as Whisper has them, whose outputs within a frame are averaged.
+        features: what the model was trained to read.
+        router: what is unlike the paper's routers.
+        attention_context: what a frame sees; for models that stream.
+        attention_bias: whether the four projections of attention add one, as Whisper's do.
+        activation: of the feed-forward layers and experts.
+        longest_wave: of the sinusoids or of RoPE, in frames over 2 pi.
+    """
+
+    routing: RoutingKind = "omni"
+    num_experts: int = 4
+    dim: int = 512
+    ffn_dim: int = 4096  # Sec. V-C
+    num_layers: int = 16  # Sec. V-C
+    num_heads: int | None = None  # not in paper
+    vocab_size: int = 8192  # Sec. V-B
+    positions: Literal["sinusoidal", "rope", "rope-local"] = "sinusoidal"  # not in paper
+    local_width: int = 0  # not in paper
+    dropout: float = 0.0  # not in paper
+    layer_drop: float = 0.0  # not in paper
+    router_of_layer: tuple[int, ...] | None = None
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    # not in paper; checkpoints written before this key existed have the paper's routers
+    router: RouterConfig = field(default_factory=RouterConfig, metadata={"added": True})
+    # not in paper; checkpoints written before this key existed have a linear one
+    stem: Literal["linear", "convolutions"] = field(default="linear", metadata={"added": True})
+    # not in paper; checkpoints written before this key existed see whole utterances
+    attention_context: AttentionContext = field(
+        default_factory=AttentionContext, metadata={"added": True}
+    )
+    # not in paper; checkpoints written before these keys existed have these values
+    attention_bias: bool = field(default=False, metadata={"added": True})
+    activation: Literal["relu", "gelu"] = field(default="relu", metadata={"added": True})
+    longest_wave: float = field(default=10_000.0, metadata={"added": True})
+
+    def __post_init__(self) -> None:
+        checks = (
+            self._sizes(),
+            self._waves(),
+            self._stem(),
+            self._experts(),
+            self._probabilities(),
+            self._context(),
+        )
+        for problem in checks:
+            if problem:
+                raise BadInput(problem)
+
+    def _sizes(self) -> str | None:
+        for name in ("dim", "ffn_dim", "num_layers", "num_experts"):
+            if getattr(self, name) < 1:
+                return f"{name}: must be at least 1, not {getattr(self, name)}"
+        if self.vocab_size < 2:
+            return f"vocab_size: blank and one piece make 2, not {self.vocab_size}"
+        if self.local_width < 0 or (self.local_width and self.local_width % 2 == 0):
+            return f"local_width: an odd number of frames, or 0 for none, not {self.local_width}"
+        if self.num_heads is not None and self.num_heads < 1:
+            return f"num_heads: must be at least 1, not {self.num_heads}"
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            return (
+                f"num_heads: {self.heads} heads do not divide dim {self.dim} into even parts; "
+                "choose num_heads or dim so that dim / num_heads is an even number"
+            )
+        return None
+
+    def _waves(self) -> str | None:
+        if not 1 < self.longest_wave < math.inf:
+            return f"longest_wave: a number above 1, not {self.longest_wave}"
+        return None
+
+    def _stem(self) -> str | None:
+        if self.stem == "linear":
+            return None
+        if self.features.stack % 2:
+            return (
+                "features.stack: the second of the convolutions (stem) takes every other mel "
+                f"frame, so an even number, not {self.features.stack}"
+            )
+        if self.streams or self.embedder is not None:
+            return (
+                "stem: convolutions look into the frame that follows, so they go neither with an "
+                "attention_context nor with SpeechMoE; set stem: linear (with init: begin from a "
+                "model that has one)"
+            )
+        return None
+
+    def _experts(self) -> str | None:
+        if self.routing == "dense":
+            return (
+                None
+                if self.num_experts == 1
+                else (
+                    f"num_experts: a dense model has 1, not {self.num_experts}; "
+                    "set num_experts: 1 or routing: switch or omni"
+                )
+            )
+        for name in ("dim", "ffn_dim"):
+            if getattr(self, name) % 8:
+                return (
+                    f"{name}: with experts a multiple of 8 (grouped matrix products need rows of "
+                    f"16 bytes), not {getattr(self, name)}"
+                )
+        if problem := self.router.problem(self.routing, self.num_experts, self.num_layers):
+            return problem
+        if self.router_of_layer is not None:
+            routers = set(self.router_of_layer)
+            if len(self.router_of_layer) != self.num_layers or routers != set(range(len(routers))):
+                return (
+                    f"router_of_layer: needs {self.num_layers} router numbers, counted from 0 "
+                    "without gaps"
+                )
+        return None
+
+    def _probabilities(self) -> str | None:
+        for name in ("dropout", "layer_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                return f"{name}: a probability in [0, 1), not {getattr(self, name)}"
+        return None
+
+    def _context(self) -> str | None:
+        if problem := self.attention_context.problem():
+            return problem
+        if not self.streams:
+            return None
+        if self.features.normalisation != "global":
+            return (
+                "features.normalisation: with an attention_context it must be global; a stream "
+                "does not know the mean of what is still to come"
+            )
+        if self.features.analysis == "whisper":
+            return (
+                "features.analysis: with an attention_context it must be kaldi; whisper looks for "
+                "the largest value of the whole utterance"
+            )
+        if self.routing in WHOLE_UTTERANCE:
+            return (
+                f"attention_context.chunk: routing: {self.routing} looks at the whole utterance; "
+                "choose another routing, or leave attention_context out"
+            )
+        return None
+
+    @property
+    def streams(self) -> bool:
+        """Whether the output never depends on what comes after the chunk."""
+        return self.attention_context.chunk > 0
+
+    @property
+    def heads(self) -> int:
+        """Attention heads H."""
+        return self.num_heads or max(1, self.dim // 64)
+
+    @property
+    def router_map(self) -> tuple[int, ...]:
+        """The router of each layer; empty for a dense model."""
+        if self.routing == "dense":
+            return ()
+        if self.router_of_layer is not None:
+            return self.router_of_layer
+        if self.router.layers_per_router:
+            return tuple(layer // self.router.layers_per_router for layer in range(self.num_layers))
+        routers = 1 if self.routing in ONE_ROUTER else self.num_layers
+        return tuple(layer % routers for layer in range(self.num_layers))
+
+    @property
+    def num_routers(self) -> int:
+        """Router matrices: 0 dense, L switch, 1 omni."""
+        return len(set(self.router_map))
+
+    @property
+    def embedder(self) -> ModelConfig | None:
+        """The small dense model whose last layer SpeechMoE's routers read; None for other kinds."""
+        if self.routing not in ("speechmoe", "speechmoe2"):
+            return None
+        return ModelConfig(
+            routing="dense",
+            num_experts=1,
+            dim=self.router.embedding_dim,
+            ffn_dim=4 * self.router.embedding_dim,
+            num_layers=self.router.embedding_layers,
+            vocab_size=self.vocab_size,
+            positions=self.positions,
+            dropout=self.dropout,
+            features=self.features,
+            attention_context=self.attention_context,
+            attention_bias=self.attention_bias,
+            activation=self.activation,
+            longest_wave=self.longest_wave,
+        )
+
+    @property
+    def router_width(self) -> int:
+        """Values a router reads of a frame: D, and what SpeechMoE appends to it."""
+        if self.embedder is None:
+            return self.dim
+        groups = self.router.groups if self.routing == "speechmoe2" else {}
+        return self.dim + self.embedder.dim + len(groups) * self.router.group_dim
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for config.json."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterCount:
+    """Parameters of a model: all, those one frame passes through, and all but the CTC head."""
+
+    total: int
+    active: int
+    without_head: int
+
+
+def count_parameters(config: ModelConfig) -> ParameterCount:
+    """Count parameters from the configuration alone (no model is built).
+
+    The paper's labels for dense models (84M, 140M, 200M) fit only without the head; both are
+    reported.
+    """
+    d, f, n = config.dim, config.ffn_dim, config.num_experts
+    attention = 4 * d * (d + config.attention_bias)
+    norm = 2 * d
+    feed_forward = d * f + f + f * d + d
+    block = config.local_width * d + attention + 2 * norm + n * feed_forward
+    router = 0 if config.routing == "hash" else config.router_width * n
+    stem = config.features.width * d + d
+    if config.stem == "convolutions":
+        stem = CONVOLVED * (config.features.num_mels + d) * d + 2 * d
+    inner = stem + config.num_layers * block + norm
+    head = d * config.vocab_size + config.vocab_size
+    total = inner + config.num_routers * router + _embedding_parameters(config) + head
+    idle = config.num_layers * (n - config.router.top_k) * feed_forward
+    return ParameterCount(total=total, active=total - idle, without_head=total - head)
+
+
+def _embedding_parameters(config: ModelConfig) -> int:
+    """Of SpeechMoE's embedding network; its own CTC head counts, every frame passes through it."""
+    if config.embedder is None:
+        return 0
+    values = sum(map(len, config.router.groups.values())) if config.routing == "speechmoe2" else 0
+    # for each value an embedding, and a row and a bias of the classifier
+    return count_parameters(config.embedder).total + values * (
+        config.router.group_dim + config.embedder.dim + 1
+    )

@@ -1,0 +1,65 @@
+"""Presets: the paper's 13 models (Tables I-III), the streaming size, and small ones for a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from omnirouter.config.model_config import ModelConfig
+from omnirouter.config.router_config import RoutingKind
+
+
+def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:
+    routings: tuple[RoutingKind, ...] = ("dense",) if num_experts == 1 else ("switch", "omni")
+    return {
+        f"{routing}-{label}": ModelConfig(routing=routing, dim=dim, num_experts=num_experts)
+        for routing in routings
+    }
+
+
+def _small(label: str, num_experts: int, **sizes: Any) -> dict[str, ModelConfig]:
+    dense = ModelConfig(routing="dense", num_experts=1, **sizes)
+    return {
+        f"dense-{label}": dense,
+        f"switch-{label}": replace(dense, routing="switch", num_experts=num_experts),
+        f"omni-{label}": replace(dense, routing="omni", num_experts=num_experts),
+    }
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # Tables I-III: the paper's 13 models
+    **_family(512, "84m", 1),
+    **_family(768, "140m", 1),
+    **_family(1024, "200m", 1),
+    **_family(512, "156m", 2),
+    **_family(512, "290m", 4),
+    **_family(512, "559m", 8),
+    **_family(768, "246m", 2),
+    **_family(1024, "345m", 2),
+    # the size of the streaming model its authors released
+    "omni-613m": ModelConfig(routing="omni", dim=1024, num_experts=4),
+    # ours (not in paper): for a CPU; tiny for the demo, small for a few hours of speech
+    **_small(
+        "tiny",
+        4,
+        dim=128,
+        ffn_dim=512,
+        num_layers=6,
+        num_heads=4,
+        vocab_size=128,
+        positions="rope-local",
+        local_width=5,
+    ),
+    **_small(
+        "small",
+        2,
+        dim=160,
+        ffn_dim=640,
+        num_layers=8,
+        num_heads=4,
+        vocab_size=256,
+        positions="rope-local",
+        local_width=5,
+    ),
+}
+PAPER_MODELS = tuple(PRESETS)[:13]

@@ -1,0 +1,124 @@
+"""Configuration of routers: the kinds there are, and what may differ from the paper's (Eq. 1).
+
+A part of `config.py`, which everything else imports it through.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+RoutingKind = Literal[
+    "dense",
+    "switch",
+    "omni",
+    "omni-once",
+    "hash",
+    "base",
+    "expert-choice",
+    "speechmoe",
+    "speechmoe2",
+]
+ONE_ROUTER = ("omni", "omni-once", "hash")  # for all layers; the others have one for each
+BALANCED_BY_FORM = ("hash", "base", "expert-choice")  # no load-balance loss could change them
+WHOLE_UTTERANCE = ("expert-choice", "speechmoe2")  # where a frame goes hangs on later ones
+GROUP_FIELDS = ("domain", "accent")  # of manifests, which SpeechMoE2 has embeddings of
+SOFTMAX_ROUTERS = ("switch", "omni", "omni-once", "speechmoe", "speechmoe2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterConfig:
+    """How routers differ from the paper's (Eq. 1); with the defaults they do not.
+
+    Sources and what each option means stand in `model/routing_variants.py`.
+
+    Attributes:
+        top_k: experts a frame goes to; for `expert-choice` on average.
+        layers_per_router: adjacent layers that share a router; 0 leaves it to `routing`.
+        balance_bias: choose experts by probability plus a bias that training moves against the
+            load (loss-free balancing); gates stay probabilities.
+        codes: for `hash`, k-means codes that stacked frames are told apart by.
+        embedding_dim: for `speechmoe` and `speechmoe2`, width of the shared embedding network.
+        embedding_layers: its blocks.
+        group_dim: for `speechmoe2`, width of a domain's or an accent's embedding.
+        domains: values of the manifests' field `domain` that have an embedding.
+        accents: values of the manifests' field `accent` that have one.
+    """
+
+    top_k: int = 1
+    layers_per_router: int = 0
+    balance_bias: bool = False
+    codes: int = 256
+    embedding_dim: int = 64
+    embedding_layers: int = 2
+    group_dim: int = 16
+    domains: tuple[str, ...] = ()
+    accents: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Known values by the manifest's field, of the fields that have any."""
+        known = zip(GROUP_FIELDS, (self.domains, self.accents), strict=True)
+        return {name: values for name, values in known if values}
+
+    def problem(self, routing: RoutingKind, num_experts: int, num_layers: int) -> str | None:
+        """What keeps a model with this `routing` from having these routers; None if nothing does.
+
+        One line that starts with the key to change.
+        """
+        for name in ("codes", "embedding_dim", "embedding_layers", "group_dim"):
+            if getattr(self, name) < 1:
+                return f"router.{name}: must be at least 1, not {getattr(self, name)}"
+        if self.embedding_dim % (2 if self.embedding_dim < 128 else 64):
+            return (
+                "router.embedding_dim: an even number, from 128 on a multiple of 64, not "
+                f"{self.embedding_dim}"
+            )
+        if not 1 <= self.top_k <= num_experts:
+            return f"router.top_k: between 1 and num_experts {num_experts}, not {self.top_k}"
+        if self.top_k > 1 and routing in ("hash", "base"):
+            return f"router.top_k: routing: {routing} sends a frame to one expert; set top_k: 1"
+        if self.balance_bias and routing not in SOFTMAX_ROUTERS:
+            return (
+                f"router.balance_bias: routing: {routing} has no use for it; leave it out, or set "
+                f"routing to one of {', '.join(SOFTMAX_ROUTERS)}"
+            )
+        if not 0 <= self.layers_per_router <= num_layers:
+            return (
+                f"router.layers_per_router: between 0 and num_layers {num_layers}, not "
+                f"{self.layers_per_router}"
+            )
+        if routing == "speechmoe2" and not self.groups:
+            return "router.domains: speechmoe2 needs the values of field domain, or router.accents"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterLossConfig:
+    """Weights of losses on routers that the paper does not use (not in paper; 0 is off).
+
+    Each is averaged over frames and summed over layers, as the load-balance loss is.
+
+    Attributes:
+        z: squared log-sum-exp of the router's logits (ST-MoE).
+        sparsity: L1 norm of the probabilities at unit L2 norm (SpeechMoE).
+        importance: squared mean probabilities times N (SpeechMoE).
+        embedding: CTC loss of SpeechMoE's embedding network.
+        groups: cross-entropy of SpeechMoE2's domains and accents, where the manifest gives them.
+        bias_rate: step of `model.router.balance_bias` after each optimizer step.
+    """
+
+    z: float = 0.0
+    sparsity: float = 0.0
+    importance: float = 0.0
+    embedding: float = 0.0
+    groups: float = 0.0
+    bias_rate: float = 0.001
+
+    def problem(self) -> str | None:
+        """A weight that cannot be, in one line that starts with its key; None if all can."""
+        for field in fields(self):
+            if not 0 <= getattr(self, field.name) < math.inf:
+                return f"router_losses.{field.name}: 0 or more, not {getattr(self, field.name)}"
+        return None

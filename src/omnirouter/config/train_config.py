@@ -1,0 +1,255 @@
+"""Training run: data, augmentation, optimizer, vocabulary and the run itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omnirouter.config.model_config import ModelConfig
+from omnirouter.config.router_config import RouterLossConfig
+from omnirouter.errors import BadInput, require_numbers
+
+SPEEDS = (0.1, 10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation in training. SpecAugment as in Sec. V-C; the rest is off by default.
+
+    Attributes:
+        frequency_masks: number of frequency masks.
+        frequency_width: largest width of one, in mel bins.
+        time_masks: number of time masks.
+        time_width: largest width of one, in mel frames.
+        time_ratio: each time mask is at most this share of the utterance (per mask, not in all).
+        masks_from_step: steps before the first masked one: what is masked from the start learns to
+            align speech and text much later.
+        vtlp: range of a factor on the frequencies of every utterance and view (for example 0.9 to
+            1.1), as if another vocal tract had spoken; empty for none.
+        speeds: factors, one of which is drawn per utterance (for example 0.9, 1.0, 1.1); empty for
+            none.
+        noise_snr_db: range of the signal-to-noise ratio of added noise in dB; empty for none.
+        noise_probability: share of utterances that get noise.
+        noise: folders of audio and manifests (such as prepared MUSAN) whose sounds are the noise;
+            if empty it is colored noise, made up.
+        reverb_probability: share of utterances put into a room.
+        rirs: folders and manifests of recorded impulse responses; if empty rooms are simulated.
+        telephone_probability: share of utterances sent through a telephone: 300 to 3400 Hz at
+            8 kHz, mu-law or GSM.
+        volume_db: range of a gain in dB, drawn for every utterance; empty for none.
+        cape: global shift, local jitter and scale of the positions (CAPE).
+    """
+
+    frequency_masks: int = 2
+    frequency_width: int = 30
+    time_masks: int = 10
+    time_width: int = 50
+    time_ratio: float = 0.1
+    masks_from_step: int = 0  # not in paper
+    vtlp: tuple[float, ...] = ()  # not in paper
+    speeds: tuple[float, ...] = ()  # not in paper
+    noise_snr_db: tuple[float, ...] = ()  # not in paper
+    noise_probability: float = 0.0  # not in paper
+    noise: tuple[str, ...] = ()  # not in paper
+    reverb_probability: float = 0.0  # not in paper
+    rirs: tuple[str, ...] = ()  # not in paper
+    telephone_probability: float = 0.0  # not in paper
+    volume_db: tuple[float, ...] = ()  # not in paper
+    cape: bool = True  # not in paper
+
+    def __post_init__(self) -> None:
+        counts = ("frequency_masks", "frequency_width", "time_masks", "time_width")
+        others = ("time_ratio", "masks_from_step")
+        require_numbers(self, "augment.", dict.fromkeys((*counts, *others), 0))
+        for problem in (self._ranges(), self._sounds()):
+            if problem:
+                raise BadInput(problem)
+
+    def _ranges(self) -> str | None:
+        for name in ("noise_probability", "reverb_probability", "telephone_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                return f"augment.{name}: a share in [0, 1], not {getattr(self, name)}"
+        for name in ("noise_snr_db", "volume_db"):
+            if not all(map(math.isfinite, getattr(self, name))):
+                return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
+        if not all(0 < factor < math.inf for factor in self.vtlp):
+            return f"augment.vtlp: factors above 0, not {list(self.vtlp)}"
+        if not all(SPEEDS[0] <= factor <= SPEEDS[1] for factor in self.speeds):
+            low, high = SPEEDS
+            return f"augment.speeds: factors from {low:g} to {high:g}, not {list(self.speeds)}"
+        return None
+
+    def _sounds(self) -> str | None:
+        if self.noise and not (self.noise_snr_db and self.noise_probability):
+            return "augment.noise: set noise_snr_db and noise_probability too, or nothing gets it"
+        if self.rirs and not self.reverb_probability:
+            return "augment.rirs: set reverb_probability too, or nothing gets them"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a run reads.
+
+    Attributes:
+        train: manifests (JSONL, lhotse cuts or Shar folders); paths relative to the working
+            directory, globs allowed.
+        dev: manifests that choose the checkpoint.
+        weights: how often each `train` manifest is seen relative to its size (its epochs per
+            epoch); all 1 if empty.
+        batch_hours: audio in one optimizer step, in hours, over all devices.
+        device_seconds: audio in one micro-batch on one device, in seconds. A step takes
+            batch_hours / device_seconds of them, dealt to the devices in turns.
+        buckets: duration buckets of the sampler.
+        min_s: shorter utterances are left out.
+        max_s: longer utterances are left out.
+        workers: loader processes; 0 loads in the training process.
+        cache_gb: decoded audio kept in memory (16 bits a sample), in GB per loader process; 0 for
+            none.
+    """
+
+    train: tuple[str, ...] = ()
+    dev: tuple[str, ...] = ()
+    weights: tuple[int, ...] = ()
+    batch_hours: float = 7.0  # Sec. V-C
+    device_seconds: float = 1575.0  # not in paper: 7 h on 16 devices
+    buckets: int = 20  # not in paper
+    min_s: float = 0.1  # not in paper
+    max_s: float = 35.0  # not in paper
+    workers: int = 0
+    cache_gb: float = 0.0
+
+    def __post_init__(self) -> None:
+        least = {"buckets": 1, "min_s": 0, "workers": 0, "cache_gb": 0}
+        above, endless = ("batch_hours", "device_seconds", "max_s"), ("device_seconds", "max_s")
+        require_numbers(self, "data.", least, above, endless)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule (Sec. V-C).
+
+    Attributes:
+        peak_lr: learning rate after warm-up.
+        warmup_steps: linear from 0 to `peak_lr`.
+        cosine_steps: cosine from `peak_lr` to `floor * peak_lr`.
+        floor: what the cosine ends at, as a share of `peak_lr`.
+        halve_every: after the cosine, steps between two halvings.
+        betas: AdamW's.
+        eps: AdamW's.
+        weight_decay: AdamW's, on matrices only.
+        clip: largest gradient norm.
+        muon_lr: peak rate of the blocks' matrices under Muon; 0 leaves them to AdamW.
+    """
+
+    peak_lr: float = 1e-3
+    warmup_steps: int = 64_000
+    cosine_steps: int = 60_000
+    floor: float = 0.1  # not in paper
+    halve_every: int = 50_000  # not in paper
+    betas: tuple[float, float] = (0.9, 0.999)  # not in paper
+    eps: float = 1e-8  # not in paper
+    weight_decay: float = 0.01
+    clip: float = 0.1
+    muon_lr: float = 0.0  # not in paper
+
+    def __post_init__(self) -> None:
+        steps = dict.fromkeys(("warmup_steps", "cosine_steps", "halve_every"), 1)
+        least = steps | dict.fromkeys(("floor", "weight_decay", "muon_lr"), 0)
+        require_numbers(self, "optim.", least, ("peak_lr", "eps", "clip"), endless=("clip",))
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise BadInput(f"optim.betas: two numbers in [0, 1), not {list(self.betas)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Word pieces (Sec. V-B).
+
+    Attributes:
+        path: an existing tokenizer.model; if empty one is trained from `data.train` (and `texts`).
+        texts: further text files, one sentence per line, to train it on.
+        sentences: it is trained on, at most; of more, so many are drawn at random.
+    """
+
+    path: str = ""
+    texts: tuple[str, ...] = ()
+    sentences: int = 1_000_000  # not in paper
+
+    def __post_init__(self) -> None:
+        if self.sentences < 1:
+            raise BadInput(f"tokenizer.sentences: at least 1, not {self.sentences}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run: what `omnirouter train RECIPE` reads.
+
+    Attributes:
+        out: run folder.
+        preset: name of a preset that `model` starts from.
+        model: the model; what a recipe gives here wins over the preset.
+        init: checkpoint folder whose weights the run starts from (fine-tuning).
+        seed: of weights, order and augmentation.
+        steps: optimizer steps; the run ends here at the latest.
+        precision: `bf16` (autocast, float32 weights) or `fp32`.
+        device: `auto`, `cpu` or `cuda`.
+        strategy: with several processes (torchrun), `ddp` keeps the whole model in each, `fsdp2` a
+            part of it; `auto` is `ddp` unless that would fill half of a GPU.
+        load_balance: `paper` for Eqs. 3-5 as printed, `switch` for the mean probability over all
+            tokens.
+        load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C); without
+            effect on routers that are balanced by construction (hash, base, expert-choice).
+        router_losses: further losses on routers.
+        consistency: weight of the disagreement of two views of each utterance, masked (and dropped
+            out) by different draws; 0 runs one view. Two take twice the frames, and memory, of one.
+        validate_every: steps between two validations (greedy WER on `data.dev`).
+        checkpoint_every: steps between two checkpoints of the training state.
+        log_every: steps between two lines of metrics.jsonl.
+        patience: validations without a better WER after which the run stops; 0 never stops early.
+        average: last validation checkpoints averaged at the end (0 for none).
+        max_skipped: steps with a non-finite loss in a row after which the run stops with advice.
+    """
+
+    out: str = "runs/model"
+    preset: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    init: str = ""
+    seed: int = 0
+    steps: int = 1_000_000
+    precision: Literal["bf16", "fp32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    load_balance: Literal["paper", "switch"] = "paper"
+    load_balance_weight: float = 10.0
+    router_losses: RouterLossConfig = field(default_factory=RouterLossConfig)
+    consistency: float = 0.0  # not in paper
+    validate_every: int = 5_000
+    checkpoint_every: int = 1_000
+    log_every: int = 100
+    patience: int = 10
+    average: int = 0
+    max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        turns = ("steps", "validate_every", "checkpoint_every", "log_every", "max_skipped")
+        others = ("seed", "load_balance_weight", "patience", "average")
+        require_numbers(self, "", dict.fromkeys(turns, 1) | dict.fromkeys(others, 0))
+        if problem := self.router_losses.problem():
+            raise BadInput(problem)
+        if not 0 <= self.consistency < math.inf:
+            raise BadInput(f"consistency: a weight of 0 or more, not {self.consistency}")
+        if self.model.streams and self.augment.cape:
+            raise BadInput(
+                "augment.cape: a model with an attention_context counts frames from the beginning "
+                "of the stream, which CAPE moves about; set it to false"
+            )
+
+    @property
+    def views(self) -> int:
+        """How often every utterance goes through the model in a step."""
+        return 2 if self.consistency else 1

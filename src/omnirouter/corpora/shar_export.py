@@ -1,0 +1,231 @@
+"""Writing lhotse's Shar: cuts and their audio in shards of tar archives, by lhotse's own writer.
+
+A folder of a million small files is slow to copy and to list; a thousand archives are not. Only the
+stretch of audio that a cut covers is written. Several processes read and encode, this one writes:
+which shard an utterance goes to depends on all before it, for those that cannot be used have no
+place in any.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from lhotse import MonoCut, MultiCut
+from lhotse.cut import Cut
+from lhotse.shar.writers import SharWriter
+
+from omnirouter.audio.loading import AudioError
+from omnirouter.config import BadInput, OmnirouterError, SharConfig
+from omnirouter.corpora.validate import (
+    NothingUsable,
+    Progress,
+    SplitReport,
+    Unusable,
+    check_cut,
+    manifests_of,
+    publish,
+    reasons,
+    split_name,
+)
+from omnirouter.data.cut_audio import from_archive
+from omnirouter.data.manifest import json_line
+from omnirouter.data.manifests import UniqueIds, open_manifest
+from omnirouter.data.multiprocess import in_parallel, only_writer
+
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+ALONE = 64  # utterances packed by this process before others are worth their start
+CHUNK = 4  # utterances handed over together; they may be hours long
+
+
+def export_shar(
+    src: Path, out: Path, config: SharConfig, progress: Progress | None = None
+) -> tuple[list[SplitReport], list[str]]:
+    """Turn manifests into Shar folders, `out/<split>`, one for each.
+
+    A script that packs with several workers needs the usual `if __name__ == "__main__":`.
+
+    Args:
+        src: a manifest, or a folder of manifests.
+        out: folder for the Shar folders, and `rejected_<split>.jsonl`.
+        config: of the archives.
+        progress: called with the number of utterances done so far.
+
+    Returns:
+        A report for every split that has a usable utterance, and a note for every other.
+
+    Raises:
+        BadInput: nothing to read, a folder that is there already, another process that writes, or
+            no usable utterance at all.
+        OmnirouterError: the folder cannot be written to, or a worker was killed.
+    """
+    manifests = [open_manifest(path) for path in manifests_of(src)]
+    for manifest in manifests:
+        if (target := out / split_name(manifest.path)).exists():
+            raise BadInput(f"{target}: is there already; remove it or choose another folder")
+    reports, unusable, done = list[SplitReport](), list[str](), 0.0
+    try:
+        with only_writer(out):
+            for manifest in manifests:
+                before = done
+                shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
+                try:
+                    split = split_name(manifest.path)
+                    reports.append(write_shar(manifest, out, split, config, shown))
+                except NothingUsable as error:
+                    unusable.append(str(error))
+                done += len(manifest)
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if not reports:
+        raise NothingUsable("; ".join(unusable))
+    return reports, unusable
+
+
+def write_shar(
+    cuts: Iterable[Cut],
+    out: Path,
+    split: str,
+    config: SharConfig,
+    progress: Progress | None = None,
+) -> SplitReport:
+    """Check the cuts of a split against their audio and write both to `out/<split>`.
+
+    The folder appears under its name when it is complete. What cannot be used goes to
+    `rejected_<split>.jsonl`.
+
+    Raises:
+        BadInput: no utterance can be used.
+        OmnirouterError: the folder cannot be written to, or a worker was killed.
+    """
+    report = SplitReport(split, out / split)
+    listed, part = out / f"rejected_{split}.jsonl", out / f".{split}.part"
+    rejects = listed.with_name(listed.name + ".part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
+        part.mkdir(parents=True)
+        try:
+            unique = UniqueIds(cuts)
+            with (
+                _writer(part, config) as writer,
+                rejects.open("w", encoding="utf-8") as lines,
+                closing(_pack_all(unique, config)) as all_packed,
+            ):
+                for packed in all_packed:
+                    _split_usable(packed, writer, report, lines)
+                    if progress is not None:
+                        progress(report.utterances + report.rejected.total())
+            report.repeated_ids = unique.repeated
+            publish(rejects, listed, bool(report.rejected))
+            if report.utterances:
+                part.replace(report.path)
+        finally:
+            rejects.unlink(missing_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if not report.utterances:
+        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
+        raise NothingUsable(f"{split}: no utterance can be used{why}")
+    return report
+
+
+def _writer(folder: Path, config: SharConfig) -> SharWriter:
+    fields = {"recording": config.audio}
+    return SharWriter(folder, fields, config.shard_size, warn_unused_fields=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """An utterance on its way into a shard, or the reason why it goes into none.
+
+    Attributes:
+        id: of the cut.
+        reason: empty if it can be used.
+        seconds: its audio.
+        members: for the archive: name, content, whether it counts for the size of a shard.
+        cut: for the list of cuts.
+    """
+
+    id: str
+    reason: str = ""
+    seconds: float = 0.0
+    members: tuple[tuple[str, bytes, bool], ...] = ()
+    cut: dict[str, Any] | None = None
+
+
+def _split_usable(packed: _Packed, writer: SharWriter, report: SplitReport, lines: TextIO) -> None:
+    """Write an utterance to the shards, or its reason to the list."""
+    if packed.reason:
+        report.rejected[packed.reason.split(":", 1)[0]] += 1
+        lines.write(json_line({"id": packed.id, "reason": packed.reason}))
+        return
+    archive = writer.writers["recording"].tar_writer
+    for name, content, counts in packed.members:
+        archive.write(name, BytesIO(content), counts)
+    writer.writers["cuts"].write(packed.cut)
+    report.utterances += 1
+    report.seconds += packed.seconds
+
+
+def _pack_all(cuts: Iterable[Cut], config: SharConfig) -> Generator[_Packed, None, None]:
+    """Every utterance, in order; processes are started when there are enough of them."""
+    pack = partial(_pack, config)
+    left = iter(cuts)
+    yield from map(pack, islice(left, ALONE))
+    yield from in_parallel(pack, left, config.workers, CHUNK)
+
+
+def _pack(config: SharConfig, cut: Cut) -> _Packed:
+    try:
+        checked = check_cut(cut, transcripts=False)
+        members, row = _encode(checked, config)
+    except Unusable as reason:
+        return _Packed(id=cut.id, reason=str(reason))
+    return _Packed(id=cut.id, seconds=checked.duration, members=tuple(members), cut=row)
+
+
+class _Caught:
+    """Stands where lhotse would open files, and keeps what it would write to them."""
+
+    def __init__(self) -> None:
+        self.members: list[tuple[str, bytes, bool]] = []
+        self.cut: dict[str, Any] = {}
+
+    def write(self, item: Any, content: BytesIO | None = None, count: bool = True) -> None:
+        if content is None:
+            self.cut = item.to_dict()
+        else:
+            self.members.append((item, content.getvalue(), count))
+
+
+def _encode(cut: Cut, config: SharConfig) -> tuple[list[tuple[str, bytes, bool]], dict[str, Any]]:
+    """What lhotse's writer makes of a cut: members of the archive, and the cut in the list."""
+    if not isinstance(cut, MonoCut | MultiCut):
+        raise Unusable("mixture: Shar holds recordings; save the mixed audio first")
+    try:
+        # lhotse would find out after it has encoded the audio
+        json.dumps([cut.id, *(s.to_dict() for s in cut.supervisions)], ensure_ascii=False).encode()
+        whole = from_archive(cut)
+        if config.audio == "opus" and whole.sampling_rate not in OPUS_RATES:
+            above = (rate for rate in OPUS_RATES if rate > whole.sampling_rate)
+            whole = whole.resample(next(above, OPUS_RATES[-1]))
+        caught, writer = _Caught(), _writer(Path(), config)
+        writer.writers["recording"].tar_writer = writer.writers["cuts"] = caught
+        writer.write(whole)
+    except AudioError as error:
+        raise Unusable(f"unreadable audio: {error}") from error
+    except UnicodeEncodeError as error:
+        raise Unusable(f"name is no UTF-8: {cut.id!a}; rename it") from error
+    except Exception as error:  # lhotse's backends raise whatever their libraries raise
+        line = str(error).strip().split("\n", 1)[0]
+        raise Unusable(f"unreadable audio: {type(error).__name__} {line}") from error
+    return caught.members, caught.cut

@@ -1,0 +1,365 @@
+"""Writing the cuts of a split: every utterance is held against its audio, then kept or listed.
+
+What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
+checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
+split may be of any size. A file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import soundfile
+from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse.audio.backend import Sph2pipeSubprocessBackend
+from lhotse.cut import Cut
+from lhotse.utils import fastcopy
+
+from omnirouter.audio.loading import open_sound
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.cut_audio import SPHERE, text_of
+from omnirouter.data.manifest import json_line
+from omnirouter.data.manifests import UniqueIds, open_manifest
+from omnirouter.data.multiprocess import only_writer
+from omnirouter.data.shar import is_shar
+from omnirouter.text import normalize_text
+
+SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
+WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
+SHORTEST_S = 0.01
+
+Progress = Callable[[float], None]
+
+
+@dataclass
+class SplitReport:
+    """What became of a split.
+
+    Attributes:
+        split: its name.
+        path: the cuts that were written.
+        utterances: number of those.
+        seconds: their audio.
+        rejected: utterances left out, by reason; `rejected_<split>.jsonl` lists them.
+        repeated_ids: utterances that got a suffix because their id was taken.
+    """
+
+    split: str
+    path: Path
+    utterances: int = 0
+    seconds: float = 0.0
+    rejected: Counter[str] = field(default_factory=Counter)
+    repeated_ids: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        return {
+            "split": self.split,
+            "cuts": str(self.path),
+            "utterances": self.utterances,
+            "hours": self.seconds / 3600,
+            "rejected": dict(self.rejected.most_common()),
+            "repeated_ids": self.repeated_ids,
+        }
+
+
+class NothingUsable(BadInput):
+    """No utterance of a split can be used."""
+
+
+class Unusable(Exception):
+    """An utterance is to be left out; the text reads `kind` or `kind: details`."""
+
+
+class _Header(NamedTuple):
+    rate: int
+    channels: int
+    samples: int
+
+
+def prepare_manifests(
+    src: Path, out: Path, progress: Progress | None = None
+) -> tuple[list[SplitReport], list[str]]:
+    """Turn manifests, JSONL or lhotse cuts, into checked cuts: a split for every file.
+
+    Args:
+        src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`, Shar folders).
+        out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
+        progress: called with the number of utterances done so far.
+
+    Returns:
+        A report for every split that has a usable utterance, and a note for every other.
+
+    Raises:
+        BadInput: nothing to read, a broken manifest, two manifests of one name, a manifest that
+            would be written over, or no usable utterance at all.
+    """
+    manifests = [
+        open_manifest(path) for path in manifests_of(src)
+    ]  # all checked before any is written
+    for manifest in manifests:
+        result = out / f"cuts_{split_name(manifest.path)}.jsonl.gz"
+        if result.resolve() == Path(manifest.path).resolve():
+            raise BadInput(f"{out}: {result.name} would be written over itself; choose another")
+    reports, notes = write_splits({split_name(m.path): m for m in manifests}, out, progress)
+    if not reports:
+        raise NothingUsable("; ".join(notes))
+    return reports, notes
+
+
+def manifests_of(src: Path) -> list[Path]:
+    """A manifest, or those of a folder; raises BadInput if there is none, or two of one split."""
+    if not src.is_dir() or is_shar(src):
+        return [src]
+    paths = sorted(path for path in src.iterdir() if is_manifest(path))
+    if not paths:
+        raise BadInput(f"{src}: holds no manifest (*.jsonl, *.jsonl.gz) and no Shar folder")
+    taken: dict[str, Path] = {}
+    for path in paths:
+        other = taken.setdefault(split_name(path), path)
+        if other != path:
+            raise BadInput(f"{src}: {other.name} and {path.name} would both be {split_name(path)}")
+    return paths
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether an entry of a folder is a manifest or a Shar folder, neither hidden nor a listing."""
+    ours = (".", "rejected_", "rejected.", "wer_", "failed.")
+    if path.name.startswith(ours):
+        return False
+    return path.name.endswith((".jsonl", ".jsonl.gz")) or is_shar(path)
+
+
+def split_name(path: Path) -> str:
+    """The split a manifest stands for: `dev` for dev.jsonl and for cuts_dev.jsonl.gz."""
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".json")
+    return name.removeprefix("cuts_") or name
+
+
+def write_splits(
+    splits: Mapping[str, Iterable[Cut]],
+    out: Path,
+    progress: Progress | None = None,
+    *,
+    transcripts: bool = True,
+) -> tuple[list[SplitReport], list[str]]:
+    """`write_split` for several; one without a usable utterance is a note, and the others go on.
+
+    Raises:
+        BadInput: another process writes there.
+        OmnirouterError: the folder cannot be written to.
+    """
+    reports, notes = list[SplitReport](), list[str]()
+    before = done = 0.0
+
+    def shown(number: float) -> None:
+        nonlocal done
+        done = before + number
+        if progress is not None:
+            progress(done)
+
+    try:
+        with only_writer(out):
+            for split, cuts in splits.items():
+                before = done
+                try:
+                    reports.append(write_split(cuts, out, split, shown, transcripts=transcripts))
+                except NothingUsable as error:
+                    notes.append(str(error))
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    return reports, notes
+
+
+def write_split(
+    cuts: Iterable[Cut],
+    out: Path,
+    split: str,
+    progress: Progress | None = None,
+    *,
+    transcripts: bool = True,
+) -> SplitReport:
+    """Check the cuts of a split and write `cuts_<split>.jsonl.gz`.
+
+    Utterances that cannot be used go to `rejected_<split>.jsonl` with `id` and `reason`.
+
+    Args:
+        cuts: one supervised utterance each; read once.
+        out: folder, made if need be.
+        split: name.
+        progress: called with the number of utterances done so far.
+        transcripts: reject what has no words; noise has none.
+
+    Raises:
+        NothingUsable: no utterance can be used.
+        OmnirouterError: the folder cannot be written to.
+    """
+    _header.cache_clear()  # files may have changed since another call
+    report = SplitReport(split, out / f"cuts_{split}.jsonl.gz")
+    listed = out / f"rejected_{split}.jsonl"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        parts = {path: path.with_name(path.name + ".part") for path in (report.path, listed)}
+        try:
+            with (
+                gzip.open(parts[report.path], "wt", encoding="utf-8", compresslevel=6) as kept,
+                parts[listed].open("w", encoding="utf-8") as rejects,
+            ):
+                for _ in _validate_cuts(UniqueIds(cuts), report, kept, rejects, transcripts):
+                    if progress is not None:
+                        progress(report.utterances + report.rejected.total())
+            publish(parts[listed], listed, bool(report.rejected))
+            publish(parts[report.path], report.path, bool(report.utterances))
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if not report.utterances:
+        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
+        raise NothingUsable(f"{split}: no utterance can be used{why}")
+    return report
+
+
+def reasons(report: SplitReport) -> str:
+    """Rejections in words, the commonest reason first."""
+    return ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
+
+
+def publish(part: Path, path: Path, wanted: bool) -> None:
+    """Give a complete file its name; an older one never stays beside newer results."""
+    if wanted:
+        part.replace(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _validate_cuts(
+    cuts: UniqueIds, report: SplitReport, kept: TextIO, rejects: TextIO, transcripts: bool
+) -> Iterator[None]:
+    """Write each cut to one of the two files; yields after every one."""
+    for cut in cuts:
+        try:
+            checked = check_cut(cut, transcripts)
+        except Unusable as reason:
+            report.rejected[str(reason).split(":", 1)[0]] += 1
+            rejects.write(json_line({"id": cut.id, "reason": str(reason)}))
+        else:
+            report.utterances += 1
+            report.seconds += checked.duration
+            kept.write(json_line(checked.to_dict()))
+        yield
+    report.repeated_ids = cuts.repeated
+
+
+def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
+    """Hold an utterance against its audio file.
+
+    Args:
+        cut: an utterance.
+        transcripts: whether it must have words.
+
+    Returns:
+        The cut with an absolute path and the true rate, length and channels of its file.
+
+    Raises:
+        Unusable: no transcript, no audio, or times that the audio does not have.
+    """
+    if transcripts and not normalize_text(text_of(cut)):
+        original = [
+            str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
+        ]
+        raise Unusable(": ".join(["empty transcript", *original]))
+    if cut.duration < 0 or cut.start < 0:
+        raise Unusable(f"impossible times: from {cut.start:g} s to {cut.end:g} s")
+    if not cut.has_recording and isinstance(cut, MonoCut | MultiCut):
+        name = cut.supervisions[0].recording_id if cut.supervisions else cut.id
+        raise Unusable(f"missing audio: no file for {name}")
+    for words in cut.supervisions if cut.duration else ():
+        if words.text and (words.start < -WORDS_S or words.end > cut.duration + WORDS_S):
+            raise Unusable(
+                f"words outside of the cut: from {words.start:g} s to {words.end:g} s "
+                f"in {cut.duration:g} s of audio"
+            )
+    path = _single_file(cut)
+    if path is None:
+        return cut  # archives and mixtures: their own formats vouch for them
+    header = _header(path)
+    length = header.samples / header.rate
+    duration = cut.duration or length - cut.start  # 0 is a duration nobody knew
+    if cut.start >= length:
+        raise Unusable(f"starts after its audio: at {cut.start:g} s of {length:g} s")
+    if cut.start + duration > length + SLACK_S:
+        end = cut.start + duration
+        raise Unusable(f"audio shorter than utterance: ends at {end:g} s, file at {length:g} s")
+    duration = min(duration, length - cut.start)
+    if duration < SHORTEST_S:
+        raise Unusable(f"shorter than {SHORTEST_S:g} s")
+    return _with_header(cut, path, header, duration)
+
+
+def _single_file(cut: Cut) -> Path | None:
+    """The audio file, if the cut is a stretch of one file and nothing more."""
+    if not isinstance(cut, MonoCut | MultiCut) or not cut.has_recording:
+        return None
+    sources = cut.recording.sources
+    if len(sources) != 1 or sources[0].type != "file" or cut.recording.transforms:
+        return None
+    return Path(sources[0].source).absolute()
+
+
+@lru_cache(maxsize=64)  # utterances of one file follow each other
+def _header(path: Path) -> _Header:
+    try:
+        if not path.is_file():
+            raise Unusable(f"missing audio: {path}")
+        with open_sound(path) as sound:
+            header = _Header(sound.samplerate, sound.channels, sound.frames)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        if path.suffix.lower() in SPHERE:
+            return _compressed_sphere(path)
+        raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
+    if not header.samples:
+        raise Unusable(f"no samples: {path}")
+    return header
+
+
+def _compressed_sphere(path: Path) -> _Header:
+    """What libsndfile does not read and sph2pipe does."""
+    try:
+        info = Sph2pipeSubprocessBackend().info(path)
+    except Exception as error:  # of the program, of lhotse, or of what reads its output
+        raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
+    return _Header(int(info.samplerate), int(info.channels), int(info.frames))
+
+
+def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
+    old = cut.recording
+    channels = list(old.sources[0].channels)  # a file of several may hold channels 4 and 5
+    if len(channels) != header.channels:
+        channels = list(range(header.channels))
+    recording = Recording(
+        id=old.id,
+        sources=[AudioSource(type="file", channels=channels, source=str(path))],
+        sampling_rate=header.rate,
+        num_samples=header.samples,
+        duration=header.samples / header.rate,
+        channel_ids=channels,
+    )
+    supervisions = [
+        fastcopy(s, duration=duration) if len(cut.supervisions) == 1 else s.trim(duration)
+        for s in cut.supervisions
+    ]
+    changed = {"recording": recording, "duration": duration, "supervisions": supervisions}
+    if channels == old.sources[0].channels:
+        return fastcopy(cut, **changed)
+    # a JSONL manifest says nothing of channels: all of them, which are averaged on reading
+    if header.channels == 1:
+        return MonoCut(id=cut.id, start=cut.start, channel=0, **changed)
+    return MultiCut(id=cut.id, start=cut.start, channel=channels, **changed)

@@ -1,0 +1,257 @@
+"""Result files of `omnirouter evaluate`, read back, and what two systems' difference is worth.
+
+`--output` writes rates (JSON), `--hypotheses` what was recognized (JSONL). Only the second tells
+utterance by utterance who made which error, which is what a paired bootstrap needs: both systems
+are scored on the same resampled utterances, so that what is hard for both cancels (Bisani and Ney
+2004). Letters: U utterances, R resamples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from omnirouter.config import BadInput
+from omnirouter.evaluate.score import SetResult
+from omnirouter.metrics.wer import CONFIDENCE, edit_counts, error_rate
+
+RESAMPLES = 1000
+Floats = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRate:
+    """A system's word error rate on one set.
+
+    Attributes:
+        wer: a fraction; NaN if nothing was scored.
+        ci_low: lower end of its 95% interval.
+        ci_high: upper end.
+        utterances: errors and reference words by utterance's id; empty if the file has only rates.
+    """
+
+    wer: float
+    ci_low: float
+    ci_high: float
+    utterances: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How a system's rates change against another's, as fractions; negative is better.
+
+    Attributes:
+        system: the one compared.
+        baseline: what it is compared with.
+        sets: on how many.
+        mean_of_changes: mean of the sets' relative changes, as the paper's 11.2% and 8.2% are.
+        change_of_mean: relative change of the mean rate.
+        interval: 95% interval of `mean_of_changes`; None without utterances.
+        interval_of_mean: of `change_of_mean`.
+        p: two-sided p-value of `change_of_mean` being zero, by the paired bootstrap.
+    """
+
+    system: str
+    baseline: str
+    sets: int
+    mean_of_changes: float
+    change_of_mean: float
+    interval: tuple[float, float] | None = None
+    interval_of_mean: tuple[float, float] | None = None
+    p: float | None = None
+
+
+def read_results(path: Path) -> dict[str, SetRate]:
+    """Rates by set, from a file that `omnirouter evaluate` wrote.
+
+    Raises:
+        BadInput: it cannot be read, or is no such file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as text ({error})") from error
+    try:
+        found = _of_json(json.loads(text)) if path.suffix == ".json" else _of_lines(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{path}: is no result of omnirouter evaluate --output (.json) or --hypotheses (.jsonl)"
+        ) from error
+    if not found:
+        raise BadInput(f"{path}: holds no results")
+    return found
+
+
+def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
+    def number(value: float | None) -> float:
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError("no error rate")
+        return math.nan if value is None else float(value)
+
+    return {
+        name: SetRate(
+            wer=number(row["wer"]), ci_low=number(row["ci_low"]), ci_high=number(row["ci_high"])
+        )
+        for name, row in content.items()
+    }
+
+
+def _of_lines(text: str) -> dict[str, SetRate]:
+    sets: dict[str, dict[str, tuple[str, str]]] = {}
+    for line in filter(str.strip, text.split("\n")):  # texts may hold other line separators
+        row = json.loads(line)
+        own = sets.setdefault(row["set"], {})
+        if "rejected" not in row:
+            own[row["id"]] = (row["reference"], row["hypothesis"])
+    return {name: _rate(texts) for name, texts in sets.items() if texts}
+
+
+def _rate(texts: Mapping[str, tuple[str, str]]) -> SetRate:
+    references = [reference for reference, _ in texts.values()]
+    hypotheses = [hypothesis for _, hypothesis in texts.values()]
+    rate = error_rate(references, hypotheses)
+    errors, words = edit_counts(references, hypotheses)
+    counts = dict(zip(texts, zip(errors, words, strict=True), strict=True))
+    return SetRate(wer=rate.rate, ci_low=rate.ci_low, ci_high=rate.ci_high, utterances=counts)
+
+
+def rate_of(result: SetResult) -> SetRate:
+    """A result just measured, as one read from a file."""
+    return _rate({identity: (said, heard) for identity, said, heard in result.hypotheses})
+
+
+def compare(
+    name: str, system: Mapping[str, SetRate], baseline_name: str, baseline: Mapping[str, SetRate]
+) -> Difference | None:
+    """A system against another over the sets that both have rates of.
+
+    None without any, or if the baseline makes no error in them. With utterances, both are first cut
+    down to those that both scored.
+
+    Raises:
+        BadInput: a set has not one utterance that both scored, or they scored it on different
+            transcripts.
+    """
+    common = [
+        key
+        for key in system
+        if key in baseline and system[key].wer >= 0 and baseline[key].wer >= 0  # neither is NaN
+    ]
+    if not any(baseline[key].wer for key in common):
+        return None
+    if not all(system[key].utterances and baseline[key].utterances for key in common):
+        pairs = np.array([[system[key].wer, baseline[key].wer] for key in common])
+        changes, of_mean = _changes(pairs[None])
+        return Difference(
+            system=name,
+            baseline=baseline_name,
+            sets=len(common),
+            mean_of_changes=float(changes[0]),
+            change_of_mean=float(of_mean[0]),
+        )
+    counts = [_paired(key, system[key], baseline[key]) for key in common]
+    whole = np.stack([_rates(own_3U.sum(axis=1)) for own_3U in counts])
+    if not whole[:, 1].any():  # in the utterances that both scored
+        return None
+    changes, of_mean = _changes(whole[None])
+    generator = np.random.default_rng(0)
+    drawn = np.stack([_rates(_resampled(own_3U, generator)) for own_3U in counts], axis=1)
+    # draws without an error of the baseline where it makes some have no relative change
+    drawn = drawn[(drawn[..., 1] > 0)[:, whole[:, 1] > 0].all(axis=1)]
+    drawn_changes, drawn_of_mean = _changes(drawn)
+    return Difference(
+        system=name,
+        baseline=baseline_name,
+        sets=len(common),
+        mean_of_changes=float(changes[0]),
+        change_of_mean=float(of_mean[0]),
+        interval=_interval(drawn_changes),
+        interval_of_mean=_interval(drawn_of_mean),
+        p=_two_sided(drawn_of_mean),
+    )
+
+
+def _paired(key: str, system: SetRate, baseline: SetRate) -> npt.NDArray[np.int64]:
+    """Errors of both and words of the utterances that both scored, int64 [3, U]."""
+    ids = sorted(system.utterances.keys() & baseline.utterances.keys())
+    rows = [
+        (system.utterances[i][0], baseline.utterances[i][0], system.utterances[i][1]) for i in ids
+    ]
+    other = next((i for i in ids if system.utterances[i][1] != baseline.utterances[i][1]), None)
+    if other is not None:
+        raise BadInput(
+            f"{key}: {other} has {system.utterances[other][1]} words in one result and "
+            f"{baseline.utterances[other][1]} in another; score both on the same manifest"
+        )
+    if not sum(words for *_, words in rows):
+        raise BadInput(
+            f"{key}: the systems have no utterance with words in common; compare results of one "
+            "manifest"
+        )
+    return np.array(rows, dtype=np.int64).T
+
+
+def _resampled(counts_3U: npt.NDArray[np.int64], generator: np.random.Generator) -> Floats:
+    """Sums over resampled utterances, [R, 3]."""
+    size = counts_3U.shape[1]
+    draws = (generator.integers(size, size=size) for _ in range(RESAMPLES))
+    return np.stack([counts_3U[:, draw].sum(axis=1) for draw in draws])
+
+
+def _rates(sums: npt.NDArray[Any]) -> Floats:
+    """Error rates of system and baseline from [..., 3] sums, [..., 2]."""
+    rates: Floats = sums[..., :2] / np.maximum(sums[..., 2:], 1)
+    return rates
+
+
+def _changes(rates_RS2: Floats) -> tuple[Floats, Floats]:
+    """Mean over sets of the relative changes, and relative change of the means, each [R].
+
+    A set in which the baseline makes no error has no relative change: only the second counts it.
+    """
+    system, baseline = rates_RS2[..., 0], rates_RS2[..., 1]
+    changes = system / np.maximum(baseline, 1e-12) - 1
+    of_mean: Floats = system.mean(axis=1) / np.maximum(baseline.mean(axis=1), 1e-12) - 1
+    mean: Floats = np.where(baseline > 0, changes, 0.0).sum(axis=1) / np.maximum(
+        (baseline > 0).sum(axis=1), 1
+    )
+    return mean, of_mean
+
+
+def _interval(values_R: Floats) -> tuple[float, float]:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values_R, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _two_sided(values_R: Floats) -> float:
+    """Share of resamples on the other side of zero, twice; never below 2 / (R + 1)."""
+    rarer = min((values_R <= 0).sum(), (values_R >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(values_R) + 1)))
+
+
+def named_files(arguments: Sequence[str]) -> dict[str, Path]:
+    """Files by system's name: `NAME=FILE`, or a file whose name without extension is the name.
+
+    A path that is there is a file, whatever signs it has.
+
+    Raises:
+        BadInput: two have the same name.
+    """
+    files: dict[str, Path] = {}
+    for argument in arguments:
+        name, sign, path = argument.partition("=")
+        named = sign and not Path(argument).exists()
+        target = Path(path if named else argument)
+        name = name if named else target.name if target.is_dir() else target.stem
+        if name in files:
+            raise BadInput(f"{name}: two results have this name; write NAME={target}")
+        files[name] = target
+    return files

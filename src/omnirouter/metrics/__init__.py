@@ -1,0 +1,1 @@
+"""Metrics: error rates, expert load, training health."""

@@ -1,0 +1,129 @@
+"""Word and character error rates on Whisper-normalized text, with bootstrap confidence intervals.
+
+Counts come from jiwer, utterance by utterance; the interval resamples utterances, so that it
+reflects how much the figure depends on which utterances the set happens to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from omnirouter.text import whisper_normalize
+
+Unit = Literal["word", "character"]
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """An error rate over a set of utterances.
+
+    Attributes:
+        rate: errors / words, a fraction (above 1 with many insertions); NaN if there are no words.
+        errors: substitutions, deletions and insertions.
+        words: words (or characters) in the references.
+        ci_low: lower end of the 95% interval of `rate`.
+        ci_high: upper end of the 95% interval of `rate`.
+    """
+
+    rate: float
+    errors: int
+    words: int
+    ci_low: float
+    ci_high: float
+
+
+def error_rate(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    *,
+    unit: Unit = "word",
+    normalize: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> ErrorRate:
+    """Error rate over all utterances with its 95% interval (percentile bootstrap over utterances).
+
+    Args:
+        references: what was said, one per utterance.
+        hypotheses: what was recognized, in the same order.
+        unit: count words, or characters with the spaces between words.
+        normalize: apply `whisper_normalize` to both sides first.
+        resamples: bootstrap samples; 0 makes both ends of the interval the rate itself.
+        seed: of the bootstrap.
+
+    An utterance without words in its reference adds its insertions and no words, as in any
+    corpus-level rate. If no utterance has a word, the rate and its interval are NaN.
+
+    Raises:
+        ValueError: if the numbers of references and hypotheses differ.
+    """
+    errors, lengths = edit_counts(references, hypotheses, unit, normalize)
+    return rate_of_counts(errors, lengths, resamples=resamples, seed=seed)
+
+
+def rate_of_counts(
+    errors: Sequence[int], lengths: Sequence[int], *, resamples: int = 1000, seed: int = 0
+) -> ErrorRate:
+    """Error rate with its 95% interval, from errors and words of each utterance or other unit.
+
+    Args:
+        errors: of each unit; the interval resamples units.
+        lengths: words in the reference of each unit.
+        resamples: as in `error_rate`.
+        seed: of the bootstrap.
+    """
+    total, words = sum(errors), sum(lengths)
+    rate = total / words if words else float("nan")
+    low, high = _interval(errors, lengths, resamples, seed) if words and resamples else (rate, rate)
+    return ErrorRate(rate=rate, errors=total, words=words, ci_low=low, ci_high=high)
+
+
+def edit_counts(
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    unit: Unit = "word",
+    normalize: bool = True,
+) -> tuple[list[int], list[int]]:
+    """Errors and reference length of each utterance, in words or characters (see `error_rate`)."""
+    import jiwer
+
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses")
+    if not references:
+        return [], []
+    process = jiwer.process_words if unit == "word" else jiwer.process_characters
+    result = process(_prepared(references, normalize), _prepared(hypotheses, normalize))
+    errors = [
+        sum(
+            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            for chunk in utterance
+            if chunk.type != "equal"
+        )
+        for utterance in result.alignments
+    ]
+    return errors, [len(reference) for reference in result.references]
+
+
+def _prepared(texts: Sequence[str], normalize: bool) -> list[str]:
+    return [whisper_normalize(text).strip() if normalize else text for text in texts]
+
+
+def _interval(
+    errors: Sequence[int], lengths: Sequence[int], resamples: int, seed: int
+) -> tuple[float, float]:
+    generator = np.random.default_rng(seed)
+    counts = np.array([errors, lengths], dtype=np.int64)
+    utterances = counts.shape[1]
+    draws = (generator.integers(utterances, size=utterances) for _ in range(resamples))
+    sums = np.stack([counts[:, draw].sum(axis=1) for draw in draws])
+    with_words = sums[sums[:, 1] > 0]
+    if not len(with_words):
+        return float("nan"), float("nan")
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(with_words[:, 0] / with_words[:, 1], [tail, 1 - tail])
+    return float(low), float(high)

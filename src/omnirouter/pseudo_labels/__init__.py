@@ -1,0 +1,1 @@
+"""Pseudo-labels: transcripts from a teacher model."""

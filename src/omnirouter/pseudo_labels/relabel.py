@@ -1,0 +1,316 @@
+"""A transcribed corpus with a teacher's words in place of its own (Sec. VI-F).
+
+The paper trains on LibriSpeech relabeled by WhisperX to tell the effect of pseudo-labels from that
+of the data. The corpus's transcript stays beside the teacher's as `reference`, and what the teacher
+gets wrong is counted by file. What was heard is kept in a database as it comes: a killed run goes
+on where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import SupervisionSegment
+from lhotse.cut import Cut, MixedCut
+from lhotse.utils import fastcopy
+from numpy.typing import NDArray
+
+from omnirouter.audio.loading import AudioError
+from omnirouter.config import OmnirouterError
+from omnirouter.corpora.validate import (
+    NothingUsable,
+    Progress,
+    SplitReport,
+    manifests_of,
+    split_name,
+    write_split,
+)
+from omnirouter.data.cut_audio import plain_file, read_cut
+from omnirouter.data.manifest import json_line
+from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
+from omnirouter.data.multiprocess import only_writer
+from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
+from omnirouter.pseudo_labels.filters import LabeledSegment
+from omnirouter.pseudo_labels.pipeline import check_settings, has_settings
+from omnirouter.pseudo_labels.store import HypothesisStore, StoredHypothesis, open_store
+from omnirouter.pseudo_labels.teacher import ANY, RATE, Teacher, TeacherConfig, find_speech
+from omnirouter.synthesis.demo_corpus import write_whole
+
+STAMP, HEARD, FAILED = "relabel.json", "heard.sqlite", "failed.jsonl"
+REFERENCE = "reference"  # field of the supervision that keeps the corpus's own transcript
+GAP = np.zeros(RATE // 10, dtype=np.float32)  # between utterances that are transcribed together
+
+Samples = NDArray[np.float32]
+
+
+@dataclass
+class Relabeled:
+    """A split with the teacher's words.
+
+    Attributes:
+        report: of its cuts.
+        wer: of the teacher against the references, with a 95% interval over files; NaN without any.
+        scores: the file with every audio file's figures, worst first.
+    """
+
+    report: SplitReport
+    wer: ErrorRate
+    scores: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--json`; a rate that is not a number is None."""
+        figures = {k: None if v != v else v for k, v in asdict(self.wer).items()}
+        figures = {"wer": figures.pop("rate"), **figures}
+        return {**self.report.to_dict(), **figures, "scores": str(self.scores)}
+
+
+def relabel(
+    src: Path,
+    out: Path,
+    config: TeacherConfig,
+    *,
+    progress: Progress | None = None,
+    teacher: Callable[[TeacherConfig], Teacher] = Teacher,
+) -> tuple[list[Relabeled], dict[str, str]]:
+    """Let a teacher transcribe utterances, and write them with its words.
+
+    Args:
+        src: a manifest, or a folder of manifests, of utterances.
+        out: folder for `cuts_<split>.jsonl.gz`, `wer_<split>.jsonl` and `failed.jsonl`.
+        config: the teacher. Its language is taken for granted; with `any` it is told for every
+            utterance by itself. Only utterances longer than `max_seconds` are segmented.
+        progress: called with the seconds of audio heard so far.
+        teacher: makes the teacher, if there is something to hear.
+
+    Returns:
+        The splits, and utterances that could not be heard with the reason; they are tried again by
+        the next call.
+
+    Raises:
+        BadInput: nothing to read, or a folder of something else; or, when the other splits are
+            written, no words at all in one.
+        OmnirouterError: a file cannot be written.
+    """
+    manifests = [open_manifest(path) for path in manifests_of(src)]
+    has_settings(out, config, STAMP)
+    listener, done, failed = _Listener(config), 0.0, dict[str, str]()
+    if any(True for _ in _all_missing(manifests, out)):
+        listener.teacher = teacher(config)  # before anything is written: it may not be there
+    check_settings(out, config, STAMP)
+    try:
+        with only_writer(out), open_store(out / HEARD) as store:
+            for manifest in manifests:
+                for batch in _batches(missing(manifest, store), listener.together):
+                    found = listener.hear(batch, failed)
+                    own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
+                    store.add(split_name(manifest.path), own)
+                    done += sum(cut.duration for cut in batch)
+                    if progress is not None:
+                        progress(done)
+            rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
+            _write_lines(out / FAILED, rows)
+            written, unusable = list[Relabeled](), list[str]()
+            for manifest in manifests:
+                try:
+                    written.append(_write(manifest, out, store))
+                except NothingUsable as error:
+                    unusable.append(str(error))
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    if unusable:
+        why = "; ".join(unusable)
+        raise NothingUsable(f"{why}; for utterances that failed see {out / FAILED}")
+    return written, failed
+
+
+def seconds_missing(src: Path, out: Path) -> float:
+    """Audio that nobody has listened to yet, in seconds."""
+    manifests = [open_manifest(path) for path in manifests_of(src)]
+    return float(sum(cut.duration for cut in _all_missing(manifests, out)))
+
+
+def _all_missing(manifests: list[AnyManifest], out: Path) -> Iterator[Cut]:
+    with open_store(out / HEARD if (out / HEARD).is_file() else None) as store:
+        for manifest in manifests:
+            yield from missing(manifest, store)
+
+
+def missing(manifest: AnyManifest, store: HypothesisStore) -> Iterator[Cut]:
+    """Utterances of a manifest that nobody has listened to yet."""
+    return (cut for cut in UniqueIds(manifest) if _heard(cut, manifest, store) is None)
+
+
+def _heard(cut: Cut, manifest: AnyManifest, store: HypothesisStore) -> StoredHypothesis | None:
+    """What was heard; nothing counts of a mixture, whose words belong to its parts."""
+    if isinstance(cut, MixedCut):
+        return None
+    return store.get(split_name(manifest.path), identity(cut))
+
+
+def identity(cut: Cut) -> str:
+    """What an utterance is known by: its id, and the file's name and times its words were heard in.
+
+    Not the folder, so that a corpus may move.
+    """
+    source = cut.recording.sources[0] if cut.has_recording else None
+    name = Path(source.source).name if source is not None and source.type == "file" else ""
+    channel = getattr(cut, "channel", 0)
+    return "\0".join([cut.id, name, f"{cut.start:.3f}", f"{cut.duration:.3f}", str(channel)])
+
+
+def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
+    batch: list[Cut] = []
+    for cut in cuts:
+        batch.append(cut)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Listener:
+    """A teacher for utterances."""
+
+    teacher: Teacher
+
+    def __init__(self, config: TeacherConfig) -> None:
+        self.config = config
+        # a language is told from all that is transcribed together
+        self.together = 1 if config.language == ANY else config.batch_size
+
+    def hear(self, cuts: list[Cut], failed: dict[str, str]) -> dict[str, StoredHypothesis]:
+        """Transcribe utterances, several together; what fails is tried once more by itself."""
+        samples: dict[str, Samples] = {}
+        for cut in cuts:
+            if isinstance(cut, MixedCut):
+                failed[cut.id] = "mixture: save the mixed audio first"
+                continue
+            try:
+                samples[cut.id] = read_cut(cut, RATE)
+            except AudioError as error:
+                failed[cut.id] = f"unreadable audio: {error}"
+        longest = self.config.max_seconds * RATE
+        short = {id: audio for id, audio in samples.items() if len(audio) <= longest}
+        try:
+            found = self._together(short) if short else {}
+        except OmnirouterError:
+            found = {}
+        for id, audio in samples.items():
+            if id not in found:
+                try:
+                    alone = self._together if id in short else self._in_segments
+                    found |= alone({id: audio})
+                except OmnirouterError as error:
+                    failed[id] = str(error)
+        return found
+
+    def _together(self, samples: dict[str, Samples]) -> dict[str, StoredHypothesis]:
+        parts, spans, at = [], [], 0
+        for audio in samples.values():
+            spans.append((at / RATE, (at + len(audio)) / RATE))
+            parts += [audio, GAP]
+            at += len(audio) + len(GAP)
+        segments = self.teacher.transcribe(np.concatenate(parts), spans)
+        return {id: _joined([segment]) for id, segment in zip(samples, segments, strict=True)}
+
+    def _in_segments(self, samples: dict[str, Samples]) -> dict[str, StoredHypothesis]:
+        """What is longer than Whisper's window, as pseudo-labels are made."""
+        found = {}
+        for id, audio in samples.items():
+            spans = find_speech(audio, self.config)
+            found[id] = _joined(self.teacher.transcribe(audio, spans) if spans else [])
+        return found
+
+
+def _joined(segments: list[LabeledSegment]) -> StoredHypothesis:
+    if not segments:
+        return StoredHypothesis("", 0.0, 1.0)
+    seconds = [segment.seconds for segment in segments]
+    return StoredHypothesis(
+        text=" ".join(segment.text for segment in segments if segment.text),
+        log_prob=float(np.average([segment.log_prob for segment in segments], weights=seconds)),
+        no_speech=max(segment.no_speech for segment in segments),
+    )
+
+
+@dataclass
+class _Scores:
+    """Errors of the teacher by audio file: utterances, errors, words."""
+
+    files: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, cut: Cut, reference: str, text: str) -> None:
+        """Count an utterance that has a reference."""
+        [errors], [words] = edit_counts([reference], [text])
+        plain = plain_file(cut)
+        counts = self.files.setdefault(cut.recording_id if plain is None else plain[0], [0, 0, 0])
+        for index, number in enumerate((1, errors, words)):
+            counts[index] += number
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each file, the worst first; without words in the references there is no rate."""
+        rows = [
+            {"file": name, "utterances": n, "errors": e, "words": w, "wer": e / w if w else None}
+            for name, (n, e, w) in self.files.items()
+        ]
+        return sorted(rows, key=lambda row: -1.0 if row["wer"] is None else -row["wer"])
+
+
+def _write(manifest: AnyManifest, out: Path, store: HypothesisStore) -> Relabeled:
+    split, scores = split_name(manifest.path), _Scores()
+    report = write_split(_relabeled(manifest, store, scores), out, split)
+    path = out / f"wer_{split}.jsonl"
+    _write_lines(path, scores.rows())
+    counts = scores.files.values()
+    return Relabeled(report, rate_of_counts([c[1] for c in counts], [c[2] for c in counts]), path)
+
+
+def _relabeled(manifest: AnyManifest, store: HypothesisStore, scores: _Scores) -> Iterator[Cut]:
+    for cut in UniqueIds(manifest):
+        heard = _heard(cut, manifest, store)
+        if heard is None:  # it failed, and is listed
+            continue
+        reference = _reference(cut)
+        if reference is not None:
+            scores.add(cut, reference, heard.text)
+        yield fastcopy(cut, supervisions=[_supervision(cut, heard, reference)])
+
+
+def _reference(cut: Cut) -> str | None:
+    """What the corpus says; of one that was relabeled before, what it said then."""
+    kept = [s.custom[REFERENCE] for s in cut.supervisions if s.has_custom(REFERENCE)]
+    texts = kept or [s.text for s in cut.supervisions if s.text]
+    return " ".join(map(str, texts)) if texts else None
+
+
+def _supervision(cut: Cut, heard: StoredHypothesis, reference: str | None) -> SupervisionSegment:
+    own: dict[str, Any] = {
+        "log_prob": round(heard.log_prob, 4),
+        "no_speech": round(heard.no_speech, 4),
+    }
+    if reference is not None:
+        own = {REFERENCE: reference, **own}
+    if not cut.supervisions:
+        changed = {"id": cut.id, "recording_id": cut.recording_id}
+        return SupervisionSegment(
+            **changed, start=0.0, duration=cut.duration, text=heard.text, custom=own
+        )
+    first = cut.supervisions[0]
+    return fastcopy(
+        first,
+        start=0.0,
+        duration=cut.duration,
+        text=heard.text,
+        speaker=first.speaker if len({s.speaker for s in cut.supervisions}) == 1 else None,
+        alignment=None,  # of other words
+        custom={**(first.custom or {}), **own},
+    )
+
+
+def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_whole(path, "".join(map(json_line, rows)))

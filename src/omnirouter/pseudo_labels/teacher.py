@@ -1,0 +1,223 @@
+"""The teacher of pseudo-labels: voice activity detection, then Whisper, both by faster-whisper.
+
+As WhisperX does it: silero's detector finds speech, neighboring stretches are joined up to a
+length Whisper takes at once, and these segments are transcribed in batches, each by itself. The
+package (and CTranslate2 below it) is an extra, imported here only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.pseudo_labels.filters import LabeledSegment
+
+RATE = 16_000
+LANGUAGE_SECONDS = 90.0  # of speech, from which the language is told
+LONGEST_S = 30.0  # Whisper's window
+ANY = "any"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """The teacher and how it segments.
+
+    Attributes:
+        teacher: name of a Whisper model that faster-whisper fetches, or the folder of any model
+            converted to CTranslate2, with its tokenizer.json.
+        language: code of the language to keep, such as `en`; recordings in another one are left
+            out. `any` keeps all.
+        max_seconds: longest segment; Whisper takes 30 s at once.
+        min_seconds: shorter stretches of speech are dropped if they cannot be joined to others.
+        max_gap: stretches of speech that are no further apart than so many seconds are joined.
+        speech_threshold: probability above which a frame is taken for speech.
+        batch_size: segments transcribed at the same time.
+        beam_size: hypotheses kept in decoding.
+        device: `auto`, `cpu` or `cuda`.
+        compute_type: CTranslate2's, such as `int8` or `float16`; `default` is the model's own.
+        threads: of one teacher on a CPU; 0 leaves it to CTranslate2.
+    """
+
+    teacher: str = "large-v2"  # Sec. V-A
+    language: str = "en"
+    max_seconds: float = 29.0  # not in paper: below its 30
+    min_seconds: float = 0.5  # not in paper
+    max_gap: float = 1.0  # not in paper
+    speech_threshold: float = 0.5  # not in paper: silero's
+    batch_size: int = 16  # not in paper
+    beam_size: int = 5  # not in paper: Whisper's
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute_type: str = "default"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "teacher", located(self.teacher))
+        if not 1 <= self.max_seconds <= LONGEST_S:
+            raise BadInput(f"max-seconds: between 1 and {LONGEST_S:g}, not {self.max_seconds}")
+        if not 0 < self.speech_threshold < 1:
+            raise BadInput(f"speech-threshold: between 0 and 1, not {self.speech_threshold}")
+        for name in ("batch_size", "beam_size"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name.replace('_', '-')}: at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class SegmentHypothesis:
+    """What the teacher made of a recording: its language, and segments unless it is another."""
+
+    language: str
+    probability: float
+    speech_seconds: float
+    segments: list[LabeledSegment]
+
+
+def located(teacher: str) -> str:
+    """A teacher's folder by its whole path, which workers elsewhere know too; a name as it is."""
+    return str(Path(teacher).absolute()) if Path(teacher).is_dir() else teacher
+
+
+def require_teacher() -> None:
+    """Raise `BadInput` that names the extra to install, if faster-whisper is not there."""
+    if importlib.util.find_spec("faster_whisper") is None:
+        raise BadInput('pseudo-labels need faster-whisper: pip install "omnirouter[teacher]"')
+
+
+class Teacher:
+    """A loaded model.
+
+    Raises:
+        BadInput: it is not installed, or there is no such model.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        require_teacher()
+        from faster_whisper import BatchedInferencePipeline, WhisperModel
+
+        self.config = config
+        try:
+            model = WhisperModel(
+                config.teacher,
+                device=config.device,
+                compute_type=config.compute_type,
+                cpu_threads=config.threads,
+            )
+        except Exception as error:  # of CTranslate2, of the hub, of the network
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"teacher: {config.teacher} cannot be loaded ({reason})") from error
+        languages = model.supported_languages
+        if config.language not in (ANY, *languages):
+            raise BadInput(
+                f"language: {config.teacher} knows no {config.language}; "
+                f"choose {ANY} or one of {', '.join(languages)}"
+            )
+        self._model = model
+        self._pipeline = BatchedInferencePipeline(model)
+
+    def listen(self, samples: NDArray[np.float32]) -> SegmentHypothesis:
+        """Segment and transcribe a recording, mono [samples] at 16 kHz."""
+        spans = find_speech(samples, self.config)
+        speech = sum(end - start for start, end in spans)
+        if not spans:
+            return SegmentHypothesis("", 0.0, 0.0, [])
+        language, probability = self._language(samples, spans)
+        if self.config.language not in (ANY, language):
+            return SegmentHypothesis(language, probability, speech, [])
+        return SegmentHypothesis(
+            language, probability, speech, self.transcribe(samples, spans, language)
+        )
+
+    def _language(
+        self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
+    ) -> tuple[str, float]:
+        if not self._model.model.is_multilingual:
+            return "en", 1.0
+        parts, seconds = [], 0.0
+        for start, end in spans:
+            if seconds < LANGUAGE_SECONDS:
+                parts.append(samples[int(start * RATE) : int(end * RATE)])
+                seconds += end - start
+        windows = max(1, int(min(seconds, LANGUAGE_SECONDS) // LONGEST_S))
+        language, probability, _ = self._model.detect_language(
+            audio=np.concatenate(parts), language_detection_segments=windows
+        )
+        return str(language), float(probability)
+
+    def transcribe(
+        self,
+        samples: NDArray[np.float32],
+        spans: Sequence[tuple[float, float]],
+        language: str | None = None,
+    ) -> list[LabeledSegment]:
+        """What is said in each span (seconds); a span without words gives an empty text."""
+        options: dict[str, Any] = {
+            "language": language or (None if self.config.language == ANY else self.config.language),
+            "clip_timestamps": [{"start": start, "end": end} for start, end in spans],
+            "without_timestamps": True,
+            "batch_size": self.config.batch_size,
+            "beam_size": self.config.beam_size,
+        }
+        try:
+            found, _ = self._pipeline.transcribe(samples, **options)
+            heard = [(s.start, s.text, s.avg_logprob, s.no_speech_prob) for s in found]
+        except RuntimeError as error:  # CTranslate2: out of memory, no device
+            raise OmnirouterError(f"the teacher failed: {' '.join(str(error).split())}") from error
+        segments = []
+        for start, end in spans:
+            # one for each span, but a model may put time marks into its text
+            inside = [h for h in heard if start - 0.01 <= h[0] < end - 0.01]
+            segments.append(
+                LabeledSegment(
+                    start=round(start, 3),
+                    end=round(end, 3),
+                    text="".join(text for _, text, _, _ in inside).strip(),
+                    log_prob=float(np.mean([h[2] for h in inside])) if inside else 0.0,
+                    no_speech=float(max((h[3] for h in inside), default=1.0)),
+                )
+            )
+        return segments
+
+
+def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tuple[float, float]]:
+    """Segments that hold speech, in seconds, none longer than `max_seconds`.
+
+    Args:
+        samples: mono [samples] at 16 kHz.
+        config: threshold and lengths.
+    """
+    require_teacher()
+    from faster_whisper.vad import VadOptions, get_speech_timestamps
+
+    options = VadOptions(
+        threshold=config.speech_threshold,
+        max_speech_duration_s=config.max_seconds,
+        min_silence_duration_ms=160,  # as faster-whisper's own batches
+        speech_pad_ms=200,
+    )
+    if not samples.size:
+        return []
+    found = get_speech_timestamps(samples, options)
+    end = len(samples) / RATE
+    return join_spans([(s["start"] / RATE, min(s["end"] / RATE, end)) for s in found], config)
+
+
+def join_spans(
+    spans: Sequence[tuple[float, float]], config: TeacherConfig
+) -> list[tuple[float, float]]:
+    """Join neighbors up to the longest segment; drop what stays too short."""
+    joined: list[tuple[float, float]] = []
+    for start, end in spans:
+        near = joined and start - joined[-1][1] <= config.max_gap
+        if near and end - joined[-1][0] <= config.max_seconds:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    assert all(a[1] <= b[0] + 1e-6 for a, b in pairwise(joined))
+    return [(start, end) for start, end in joined if end - start >= config.min_seconds]

@@ -1,0 +1,296 @@
+"""The main job in about ten minutes: a corpus made on the spot, three models, one comparison.
+
+Dense, Switch and Omni have the same active size, see the same batches for the same number of steps,
+and are scored on clean speech of unseen voices and on conditions they never heard. Killed and
+started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+
+from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
+from omnirouter.audio.features import extract_features
+from omnirouter.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from omnirouter.config import (
+    PRESETS,
+    AugmentConfig,
+    BadInput,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    count_parameters,
+)
+from omnirouter.data.manifests import read_manifest
+from omnirouter.data.multiprocess import available_cores
+from omnirouter.evaluate.score import SetResult, score
+from omnirouter.evaluate.tables import Condition, WerTable, to_rich
+from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
+from omnirouter.report.model_report import ModelReport
+from omnirouter.report.parallel_runs import train_side_by_side
+from omnirouter.report.report import write_report
+from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
+from omnirouter.train import TrainResult
+from omnirouter.train.optim import build_optimizers
+from omnirouter.train.run_dir import rows_of
+
+NAMES = {"dense": "Dense", "switch": "Switch", "omni": "Omni"}
+CORPUS = DemoCorpusConfig(hours=3.0)
+STEPS = 1_500  # of each model
+BATCH_S = 40.0  # audio in one step
+TIMED_STEPS = 5  # for the projection
+REST_S = 75.0  # what corpus and scoring add to it, on two cores
+LONG_S, BRIEF_S = 15 * 60.0, 10 * 60.0  # from where on fewer steps are offered, and for how long
+OPTIM = OptimConfig(
+    peak_lr=3e-3, muon_lr=0.02, warmup_steps=100, floor=0.01, clip=1.0, betas=(0.9, 0.98)
+)
+CONDITIONS = (
+    Condition(name="test_clean", label="clean"),
+    Condition(name="test_fast", label="fast speech"),
+    Condition(name="test_telephone", label="telephone"),
+    Condition(name="test_reverberation", label="reverberation"),
+    Condition(name="test_babble", label="babble"),
+    Condition(name="test_noise", label="noise"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo leaves.
+
+    Attributes:
+        table: word error rates.
+        report: the page.
+        checkpoints: folder of each model's best checkpoint, by routing.
+    """
+
+    table: WerTable
+    report: Path
+    checkpoints: dict[str, Path]
+
+
+def run_demo(
+    out: Path, *, steps: int | None = None, seed: int = 0, hours: float = CORPUS.hours
+) -> DemoResult:
+    """Make the corpus, train, compare, report.
+
+    Args:
+        out: folder for corpus, runs and report.html; a finished part found there is used again.
+        steps: of each model; `STEPS` if None.
+        seed: of corpus, weights and order.
+        hours: of training speech to make.
+
+    Raises:
+        BadInput: `steps` is below 1, `out` holds a demo of other settings, or espeak-ng is not
+            installed.
+        OmnirouterError: the disk is full.
+    """
+    console = Console(highlight=False)
+    began = time.monotonic()
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise BadInput(f"steps: at least 1, not {steps}")
+    corpus = replace(CORPUS, hours=hours, seed=seed)
+    _require_same(out, {"seed": seed, "steps": steps}, corpus)
+    _project(steps, console)
+    manifests = make_demo_corpus(out / "corpus", corpus)
+    runs = {routing: demo_config(out, routing, manifests, steps, seed) for routing in NAMES}
+    for config in runs.values():
+        count = count_parameters(config.model)
+        console.print(
+            f"{NAMES[config.model.routing]}: {count.active / 1e6:.2f} M of "
+            f"{count.total / 1e6:.2f} M parameters active"
+        )
+    trained = train_side_by_side({NAMES[key]: config for key, config in runs.items()})
+    results = {routing: trained[name] for routing, name in NAMES.items()}
+    console.print("Scoring on clean and shifted speech of unseen voices ...")
+    models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
+    table = WerTable(conditions=CONDITIONS, results={m.name: m.results for m in models})
+    facts = _facts(runs["omni"], hours, time.monotonic() - began)
+    report = out / "report.html"
+    write_report(
+        report,
+        title="Dense, Switch and Omni on a made-up corpus",
+        models=models,
+        conditions=CONDITIONS,
+        facts=facts,
+    )
+    _write_json(out / "results.json", models, facts)
+    console.print()
+    console.print(to_rich(table))
+    best = {routing: result.best for routing, result in results.items()}
+    _farewell(console, best["omni"], manifests["test_clean"], report)
+    return DemoResult(table=table, report=report, checkpoints=best)
+
+
+def _require_same(out: Path, asked: Mapping[str, int], corpus: DemoCorpusConfig) -> None:
+    """Refuse a folder whose models are of other settings: they would be taken for these."""
+    for routing in NAMES:
+        path = out / routing / "config.yaml"
+        if not path.is_file():
+            continue
+        known: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        stamp = out / "corpus" / "corpus.json"
+        made = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+        found = {**{name: known.get(name) for name in asked}, "hours": made.get("hours")}
+        for name, value in {**asked, "hours": corpus.hours}.items():
+            if found[name] not in (value, None):
+                raise BadInput(
+                    f"{out}: holds a demo with {name} {found[name]}, not {value}; give another "
+                    "folder (--out)"
+                )
+
+
+def demo_config(
+    out: Path, routing: str, manifests: dict[str, Path], steps: int, seed: int
+) -> RunConfig:
+    """The run of one model; all three differ in `routing` alone."""
+    warmup = max(1, min(OPTIM.warmup_steps, steps // 10))
+    return RunConfig(
+        out=str(out / routing),
+        model=PRESETS[f"{routing}-tiny"],
+        data=DataConfig(
+            train=(str(manifests["train"]),),
+            dev=(str(manifests["dev"]),),
+            batch_hours=BATCH_S / 3600,
+            device_seconds=BATCH_S,
+        ),
+        augment=AugmentConfig(frequency_masks=0, time_masks=0, cape=False),  # too short to overfit
+        optim=replace(OPTIM, warmup_steps=warmup, cosine_steps=max(1, steps - warmup)),
+        seed=seed,
+        steps=steps,
+        load_balance="switch",  # learns much sooner here than the form the paper prints
+        load_balance_weight=1.0,  # enough to use all experts evenly
+        validate_every=max(1, steps // 4),
+        checkpoint_every=max(1, steps // 10),
+        log_every=max(1, steps // 100),
+        patience=0,
+    )
+
+
+def _project(steps: int, console: Console) -> None:
+    """Say how long this machine will take, from a few steps on noise; offer `--steps`."""
+    times = {routing: steps * _step_seconds(PRESETS[f"{routing}-tiny"]) for routing in NAMES}
+    shared = sum(times.values()) / min(len(NAMES), available_cores())
+    seconds = max(shared, *times.values()) + REST_S
+    console.print(
+        f"Dense, Switch and Omni side by side, {steps} steps each: about "
+        f"{max(1, round(seconds / 60))} min on this machine.",
+        soft_wrap=True,
+    )
+    if seconds > LONG_S:
+        shorter = max(10, int(steps * (BRIEF_S - REST_S) / (seconds - REST_S) / 10) * 10)
+        console.print(f"For about {BRIEF_S / 60:.0f} min, stop now and run with --steps {shorter}.")
+
+
+def _step_seconds(config: ModelConfig) -> float:
+    """Median time of a training step on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = CTCEncoder(config)
+    optimizers = build_optimizers(model, OPTIM)
+    rng = np.random.default_rng(0)
+    rate, seconds = config.features.sample_rate, 3
+    waves = [rng.standard_normal(seconds * rate) for _ in range(int(BATCH_S / seconds))]
+    times = []
+    for _ in range(TIMED_STEPS + 1):
+        began = time.perf_counter()
+        frames, lengths = extract_features(
+            [wave.astype(np.float32) for wave in waves], config.features
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            output = model(frames, lengths)
+        loss = ctc_loss(output.log_probs, output.lengths, [[5, 6, 7] * 5] * len(waves)).mean()
+        (loss + load_balance_loss(output.routings)).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+        times.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return sorted(times[1:])[TIMED_STEPS // 2]
+
+
+def _model_report(
+    result: TrainResult, config: RunConfig, manifests: dict[str, Path]
+) -> ModelReport:
+    checkpoint = load_checkpoint(result.best)
+    results: dict[str, SetResult] = {
+        condition.name: score(
+            checkpoint, read_manifest(manifests[condition.name]), name=condition.name
+        )
+        for condition in CONDITIONS
+    }
+    analysis = None
+    clean = read_manifest(manifests["test_clean"])
+    if checkpoint.config.routing != "dense":
+        analysis = analyze_routing(checkpoint, clean)
+    return ModelReport(
+        name=NAMES[config.model.routing],
+        config=checkpoint.config,
+        results=results,
+        metrics=rows_of(Path(config.out) / "metrics.jsonl"),
+        steps=result.steps,
+        train_seconds=result.seconds,
+        routing=analysis.numbers if analysis else None,
+        meaning=analysis.meaning if analysis else None,
+        strips=strip_examples(
+            checkpoint, choose_examples(clean), analysis.labels_LN if analysis else None
+        ),
+    )
+
+
+def _facts(config: RunConfig, hours: float, seconds: float) -> dict[str, str]:
+    return {
+        "Corpus": f"{hours:g} h of training speech made with espeak-ng, seed {config.seed}; test "
+        "voices are unseen in training",
+        "Training": f"{config.steps} steps of {BATCH_S:g} s of audio, {config.precision}",
+        "Machine": f"{platform.machine()}, {os.cpu_count()} cores, a process for each model",
+        "Software": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
+        "Time": f"{seconds / 60:.1f} min in this session",
+    }
+
+
+def _write_json(path: Path, models: list[ModelReport], facts: dict[str, str]) -> None:
+    figures: dict[str, Any] = {
+        model.name: {
+            "train_seconds": model.train_seconds,
+            "cramers_v": model.routing.cramers_v if model.routing else None,
+            "sets": {name: result.to_dict() for name, result in model.results.items()},
+        }
+        for model in models
+    }
+    text = json.dumps({"facts": facts, "models": figures}, indent=2) + "\n"
+    write_atomically(path, lambda p: _write(p, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _farewell(console: Console, omni: Path, clean: Path, report: Path) -> None:
+    """Transcribe one file and say what to do next."""
+    checkpoint: Checkpoint = load_checkpoint(omni)
+    cuts = choose_examples(read_manifest(clean), 1)
+    (_, said, heard) = score(checkpoint, cuts, name="one file").hypotheses[0]
+    path = next(iter(cuts)).recording.sources[0].source
+    console.print(f"\nOne file:   omnirouter transcribe {path} --model {omni}", soft_wrap=True)
+    console.print(f"  said:     {said}\n  heard:    {heard}", soft_wrap=True)
+    console.print(
+        f"\nNext\n  look inside:            open {report}\n"
+        f"  your own audio:         omnirouter transcribe FILE --model {omni}\n"
+        "  train on your own data: see the README, or omnirouter train --help",
+        soft_wrap=True,
+    )

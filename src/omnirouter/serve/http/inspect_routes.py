@@ -1,0 +1,204 @@
+"""POST /v1/inspect: what a model makes of a stretch of audio, for the web page and for programs.
+
+Not in OpenAI's API. Rows of numbers come as base64 of bytes, one byte a value: a page draws
+thousands of them. Letters: K mel frames, M mel bins, T frames, L layers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import threading
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import numpy as np
+from fastapi import APIRouter, Form, Request, UploadFile
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnirouter.audio.reader import AudioReader, NamedFile
+from omnirouter.config import BadInput
+from omnirouter.serve.http.batcher import Stopped
+from omnirouter.serve.http.errors import ApiError
+from omnirouter.serve.http.errors import answers as errors
+from omnirouter.serve.http.jobs import NAME, Abandoned, as_problem, out_of_time, too_long
+from omnirouter.serve.http.models import ServedModel, find
+from omnirouter.serve.http.transcriptions import AppState
+from omnirouter.serve.http.uploads import cancel_on_disconnect, detach_upload
+from omnirouter.serve.recognizer import Samples
+
+if TYPE_CHECKING:
+    from omnirouter.serve.http.view import View
+
+router = APIRouter(tags=["routing"])
+
+LONGEST_S = 60.0  # of one stretch
+PEAK_S = 0.01
+WHITE = 255
+DARKEST, BRIGHTEST = 2.0, 99.5  # percentiles of a spectrogram's values
+
+
+class InspectRequest(BaseModel):
+    """The form of a request."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    file: UploadFile = Field(description="Audio, any format that this server reads.")
+    model: str = Field(description="Name of a model; GET /v1/models lists them.")
+    start: float = Field(default=0.0, ge=0.0, le=1e6, description="In seconds.")
+    seconds: float = Field(default=30.0, ge=0.1, le=LONGEST_S, description="Length.")
+
+
+class Row(BaseModel):
+    """Values over time.
+
+    `data` is base64 of one byte a value, `seconds` the time from one value to the next.
+    """
+
+    data: str
+    seconds: float
+
+
+class Spectrogram(Row):
+    """Log-mel, frame after frame, each from the lowest bin to the highest; 255 is loud."""
+
+    bins: int
+
+
+class Layer(BaseModel):
+    """Routing of one layer; base64 of one byte a frame.
+
+    `experts` counts from 0. `colours` are the same experts under other numbers, matched between
+    layers as well as can be, so that one color stands for one kind of sound. `gates` is the
+    probability of the expert, 255 for 1.
+    """
+
+    experts: str
+    colours: str
+    gates: str
+
+
+class RoutingInspection(BaseModel):
+    """What a model makes of a stretch of audio."""
+
+    model: str
+    routing: str | None = Field(description="dense, switch, omni, ...; null of an exported model.")
+    num_experts: int
+    start: float = Field(description="Of the stretch, in seconds.")
+    seconds: float = Field(description="Length of the stretch; shorter than asked for at the end.")
+    peaks: Row = Field(description="Largest absolute sample of each 10 ms; 255 is full scale.")
+    mel: Spectrogram | None = Field(description="What the model reads; null of an exported model.")
+    frame_seconds: float = Field(description="From one frame of the layers to the next.")
+    layers: list[Layer] = Field(description="From the first; empty of dense and exported models.")
+
+
+@router.post("/v1/inspect", responses=errors(400, 401, 403, 404, 408, 413, 422, 429, 500, 503, 504))
+async def inspect(
+    request: Request, stretch: Annotated[InspectRequest, Form(media_type="multipart/form-data")]
+) -> RoutingInspection:
+    """Show the spectrogram of a stretch of audio and which expert takes each of its frames.
+
+    The stretch goes through the model by itself, while a transcription goes by pauses: at its edges
+    the routing may differ a little from the one behind the transcript.
+    """
+    service: AppState = request.app.state.service
+    served = find(service.models, stretch.model)
+    file = detach_upload(stretch.file, service.limits.upload_bytes)
+    return await cancel_on_disconnect(request, _inspect(service, served, file, stretch))
+
+
+async def _inspect(
+    service: AppState, served: ServedModel, file: BinaryIO, stretch: InspectRequest
+) -> RoutingInspection:
+    limits, abandoned = service.limits, threading.Event()
+    rate = served.recognizer.features.sample_rate
+
+    def work() -> RoutingInspection:
+        with file:
+            samples = _read(file, rate, stretch, 60 * limits.max_minutes, abandoned)
+        view = None
+        if served.config is not None:  # torch is there
+            from omnirouter.serve.http.view import view_of
+
+            view = service.engine.batcher.call(lambda: view_of(served.recognizer, samples)).result()
+        return _inspection(served, stretch.start, samples, view)
+
+    try:
+        return await asyncio.wait_for(service.engine.in_reader(work), limits.timeout)
+    except TimeoutError as error:
+        raise out_of_time(limits.timeout) from error
+    except (BadInput, Stopped, CancelledError, Abandoned) as error:
+        raise as_problem(error) from error
+    finally:
+        abandoned.set()
+
+
+def _read(
+    file: BinaryIO, rate: int, stretch: InspectRequest, longest_s: float, abandoned: threading.Event
+) -> Samples:
+    """The samples of the stretch; reads no further than its end."""
+    first, behind = round(stretch.start * rate), round((stretch.start + stretch.seconds) * rate)
+    parts, read = [], 0
+    with AudioReader(NamedFile(file, NAME), rate) as stream:
+        for block in stream.blocks():
+            if abandoned.is_set():
+                raise Abandoned
+            parts.append(block[max(0, first - read) : max(0, behind - read)])
+            read += len(block)
+            if read >= behind:
+                break
+            if read > longest_s * rate:
+                raise too_long(longest_s)
+    if read <= first:
+        message = f"start: the audio ends after {read / rate:.2f} seconds"
+        raise ApiError(422, message, code="invalid_value", param="start")
+    return np.concatenate(parts)
+
+
+def _inspection(
+    served: ServedModel, start: float, samples: Samples, view: View | None
+) -> RoutingInspection:
+    features, config = served.recognizer.features, served.config
+    spectrogram, layers = None, []
+    if view is not None:
+        spectrogram = Spectrogram(
+            data=_bytes(_shades(view.mel_KM)), seconds=features.shift_s, bins=features.num_mels
+        )
+        layers = [
+            Layer(experts=_bytes(e), colours=_bytes(c), gates=_bytes(np.rint(WHITE * g.clip(0, 1))))
+            for e, c, g in zip(view.experts_LT, view.colors_LT, view.gates_LT, strict=True)
+        ]
+    return RoutingInspection(
+        model=served.name,
+        routing=config.routing if config else None,
+        num_experts=config.num_experts if config else 1,
+        start=start,
+        seconds=round(len(samples) / features.sample_rate, 3),
+        peaks=Row(data=_bytes(_peaks(samples, features.sample_rate)), seconds=PEAK_S),
+        mel=spectrogram,
+        frame_seconds=features.frame_s,
+        layers=layers,
+    )
+
+
+def _peaks(samples: Samples, rate: int) -> NDArray[np.float32]:
+    size = round(PEAK_S * rate)
+    padded = np.pad(np.abs(samples), (0, -len(samples) % size))
+    peaks: NDArray[np.float32] = padded.reshape(-1, size).max(axis=1)
+    peaks = np.rint(WHITE * np.minimum(peaks, 1.0))
+    return peaks
+
+
+def _shades(mel_KM: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-mel as shades from 0 to 255."""
+    if not mel_KM.size:
+        return mel_KM
+    low, high = np.percentile(mel_KM, [DARKEST, BRIGHTEST])
+    shares: NDArray[np.float32] = np.clip((mel_KM - low) / max(high - low, 1e-6), 0.0, 1.0)
+    shades: NDArray[np.float32] = np.rint(WHITE * shares)
+    return shades
+
+
+def _bytes(values: NDArray[Any]) -> str:
+    return base64.b64encode(values.astype(np.uint8).tobytes()).decode()

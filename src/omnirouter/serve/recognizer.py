@@ -1,0 +1,408 @@
+"""Audio to text, whatever computes the log-probabilities: torch (`transcriber`) or onnxruntime.
+
+The path of a recording: blocks (`reading`), regions and windows (`longform`), log-probabilities of
+several windows at once, also of several recordings, then pieces, words and segments. Needs no
+torch. Letters: T frames of a window, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from omnirouter.audio.reader import BLOCK_S, LOUDEST, AudioReader, NamedFile
+from omnirouter.config import BadInput, FeatureConfig, VadOptions, require_rate
+from omnirouter.decoding import Decoder, Hypothesis, ctc_greedy_search
+from omnirouter.serve import vad
+from omnirouter.serve.chunking import (
+    SEAM_S,
+    Window,
+    single_chunk,
+    speech_chunks,
+    stitch_point,
+    windows,
+)
+from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.text import Tokenizer
+
+if TYPE_CHECKING:
+    from omnirouter.serve.streaming import Stream
+
+SILENCE = 2 / 2.0**15  # samples that differ by no more hold nothing but rounding
+WORD_START = "▁"
+# A word goes on behind its last piece's peak. On synthetic speech with known boundaries, of 0 to
+# 0.5 s this came closest to the words' true ends (benchmarks/word_times.py).
+TAIL_S = 0.12
+
+Samples = NDArray[np.float32]
+LogProbs = NDArray[np.float32]  # [T, V]
+Audio = str | Path | NamedFile | NDArray[Any]
+Progress = Callable[[float, float], None]
+
+
+class Recognizer(ABC):
+    """A model ready for use.
+
+    Attributes:
+        features: what the model reads.
+        tokenizer: its word pieces.
+        listening: how audio is taken apart.
+        decoder: log-probabilities of one stretch to a hypothesis; the best path if None.
+        begins_V: which pieces begin a word.
+    """
+
+    def __init__(
+        self,
+        features: FeatureConfig,
+        tokenizer: Tokenizer,
+        listening: VadOptions | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
+        self.features = features
+        self.tokenizer = tokenizer
+        self.listening = listening or VadOptions()
+        self.decoder = decoder
+        pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+        self.begins_V = np.array([piece.startswith(WORD_START) for piece in pieces])
+
+    @abstractmethod
+    def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
+        """Log-probabilities [T, V] of waveforms [samples] at `features.sample_rate`."""
+
+    def stream(self, sample_rate: int | None = None) -> Stream:
+        """Begin to recognize speech while it comes.
+
+        Args:
+            sample_rate: of the samples to come, in Hz; the model's if not given.
+
+        Raises:
+            BadInput: the model cannot stream.
+        """
+        raise BadInput("model: an exported model cannot stream; give the checkpoint it was made of")
+
+    def without_decoder(self) -> Self:
+        """The same model, decoded by the best path; the two share all else."""
+        plain = copy(self)
+        plain.decoder = None
+        return plain
+
+    def transcribe(
+        self,
+        audio: Audio,
+        *,
+        sample_rate: int | None = None,
+        progress: Progress | None = None,
+    ) -> Transcript:
+        """Recognize speech of any length.
+
+        Args:
+            audio: a file libsndfile reads (wav, flac, ogg, opus, mp3, ...), or PyAV where it is
+                installed; or mono samples [samples], floats in [-1, 1] or integers.
+            sample_rate: of the samples in Hz; the model's if not given.
+            progress: called as windows are done, with the seconds done and the seconds in all (so
+                far, if it is not known).
+
+        Returns:
+            The transcript; an empty one for audio that is silent or shorter than one frame.
+
+        Raises:
+            BadInput: the file is missing, empty or no audio, the samples are not mono numbers, or
+                the rate is none.
+        """
+        rate = self.features.sample_rate
+        if sample_rate is not None and not isinstance(audio, str | Path | NamedFile):
+            audio = _resampled(to_float32_mono(audio), sample_rate, rate)
+        advance = None if progress is None else lambda _, done, total: progress(done, total)
+        ((_, found),) = self.transcribe_many([audio], progress=advance)
+        if isinstance(found, BadInput):
+            raise found
+        return found
+
+    def transcribe_many(
+        self,
+        audio: Iterable[Audio],
+        *,
+        progress: Callable[[int, float, float], None] | None = None,
+    ) -> Iterator[tuple[int, Transcript | BadInput]]:
+        """Recognize several recordings; windows of several go through the model together.
+
+        Args:
+            audio: files, or mono samples at the model's rate; taken as they are needed.
+            progress: called with a recording's number, seconds done and seconds in all.
+
+        Yields:
+            The number of a recording and its transcript, or what is wrong with it, in order.
+        """
+        waiting: list[TranscriptionSession] = []
+        batch: list[tuple[TranscriptionSession, Window]] = []
+        held = 0.0
+        for number, source in enumerate(audio):
+            recording = self.begin(number, progress)
+            waiting.append(recording)
+            try:
+                for window in self._windows(source, recording):
+                    batch.append((recording, window))
+                    held += len(window.samples) / self.features.sample_rate
+                    if held >= self.listening.batch_seconds:
+                        self._run(batch)
+                        batch, held = [], 0.0
+            except BadInput as error:
+                recording.error = error
+            recording.read = True
+            batch = [(owner, window) for owner, window in batch if owner.error is None]
+            pending = {owner.number for owner, _ in batch}
+            while waiting and waiting[0].number not in pending and waiting[0].read:
+                yield waiting.pop(0).result()
+        self._run(batch)
+        for recording in waiting:
+            yield recording.result()
+
+    def begin(
+        self, number: int = 0, progress: Callable[[int, float, float], None] | None = None
+    ) -> TranscriptionSession:
+        """A recording to which the log-probabilities of its windows can be added, in order."""
+        return TranscriptionSession(number, self._joining, progress)
+
+    def _windows(self, source: Audio, recording: TranscriptionSession) -> Iterator[Window]:
+        """The windows of a recording that hold anything; counts its seconds."""
+        rate = self.features.sample_rate
+        if not isinstance(source, str | Path | NamedFile):
+            samples = to_float32_mono(source)
+            recording.total = len(samples) / rate
+            yield from self.windows_in(_in_blocks(samples, rate), recording)
+            return
+        with AudioReader(source, rate) as stream:
+            recording.total = stream.duration or 0.0
+            yield from self.windows_in(stream.blocks(), recording)
+
+    def windows_in(
+        self, blocks: Iterator[Samples], recording: TranscriptionSession
+    ) -> Iterator[Window]:
+        """The windows that hold anything of audio that comes in blocks [samples], mono.
+
+        For those who run the windows of several recordings themselves: what `log_probs` makes of a
+        window goes to `recording.add`. Blocks are at the model's rate; a recording counts them.
+        """
+        rate = self.features.sample_rate
+        blocks = recording.count(blocks, rate)
+        regions = speech_chunks(blocks, rate) if self._detects() else single_chunk(blocks)
+        for window in windows(regions, rate, self.features.frame_samples):
+            if self._audible(window.samples):
+                yield window
+
+    def _detects(self) -> bool:
+        setting = self.listening.vad
+        return setting == "silero" or (setting == "auto" and vad.available())
+
+    def _audible(self, samples: Samples) -> bool:
+        """Whether there is anything to recognize; normalisation would blow up rounding noise."""
+        least = round(self.features.window_s * self.features.sample_rate)
+        return len(samples) >= least and float(np.ptp(samples)) > SILENCE
+
+    def _run(self, batch: Sequence[tuple[TranscriptionSession, Window]]) -> None:
+        if not batch:
+            return
+        found = self.log_probs([window.samples for _, window in batch])
+        for (recording, window), log_probs_TV in zip(batch, found, strict=True):
+            recording.add(window, log_probs_TV)
+
+    def _joining(self) -> _WindowStitcher:
+        return _WindowStitcher(self)
+
+    def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
+        """The pieces of one stretch and the frames where they peak."""
+        if self.decoder is not None:
+            return self.decoder(log_probs_TV)
+        id_T = log_probs_TV.argmax(axis=1)
+        best_T = np.take_along_axis(log_probs_TV, id_T[:, None], axis=1)[:, 0]
+        return ctc_greedy_search(best_T, id_T, np.array([len(id_T)]), self.tokenizer)[0]
+
+    def words(
+        self, log_probs_TV: LogProbs, begin: float, end: float
+    ) -> tuple[tuple[Word, ...], bool]:
+        """Words of a stretch that lies between `begin` and `end`, in seconds.
+
+        Returns:
+            The words, and whether the first one goes on with a word begun before.
+        """
+        hypothesis = self.decode(log_probs_TV)
+        pieces = self.tokenizer.pieces(hypothesis.ids)
+        if not pieces:
+            return (), False
+        starts = [i for i, piece in enumerate(pieces) if not i or piece.startswith(WORD_START)]
+        frame_s = self.features.frame_s
+        words: list[Word] = []
+        latest = end  # of the word at hand: where the next one begins
+        for first, after in reversed(list(pairwise([*starts, len(pieces)]))):
+            ids, frames = hypothesis.ids[first:after], hypothesis.frames[first:after]
+            text = " ".join(self.tokenizer.decode(ids).split())
+            if not text:  # a word boundary with no letters behind it
+                continue
+            mean = float(log_probs_TV[list(frames), list(ids)].mean())
+            # a boundary that is a piece of its own may stand anywhere between two words
+            alone = len(frames) > 1 and pieces[first] == WORD_START
+            start = begin + frames[1 if alone else 0] * frame_s
+            stop = min(begin + (frames[-1] + 1) * frame_s + TAIL_S, latest)
+            words.append(
+                Word(
+                    start=round(start, 3),
+                    end=round(max(stop, start), 3),
+                    text=text,
+                    confidence=round(min(math.exp(mean), 1.0), 4),
+                )
+            )
+            latest = start
+        words.reverse()
+        return tuple(words), not pieces[0].startswith(WORD_START)
+
+
+class _WindowStitcher:
+    """Puts the windows of one recording together, holding no more than the last one's output."""
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer = recognizer
+        self.segments: list[Segment] = []
+        self._start = 0  # sample of the held stretch's first frame
+        self._end = 0  # sample behind its audio
+        self._held: LogProbs | None = None
+        self._goes_on = False  # the held stretch follows on the segment before
+
+    def add(self, window: Window, log_probs_TV: LogProbs) -> None:
+        """Take the next window."""
+        hop = self._recognizer.features.frame_samples
+        first, joined = 0, window.joined and self._held is not None
+        if joined and self._held is not None:
+            lead = (window.start - self._start) // hop
+            quiet = math.ceil(SEAM_S / self._recognizer.features.frame_s)
+            first = stitch_point(self._held, log_probs_TV, lead, self._recognizer.begins_V, quiet)
+            self._held = self._held[: lead + first]
+            self._end = self._start + len(self._held) * hop
+        self.flush()
+        self._start = window.start + first * hop
+        self._end = window.start + len(window.samples)
+        self._held, self._goes_on = log_probs_TV[first:], joined
+
+    def flush(self) -> None:
+        """Decode what is held."""
+        if self._held is None:
+            return
+        rate = self._recognizer.features.sample_rate
+        words, goes_on = self._recognizer.words(self._held, self._start / rate, self._end / rate)
+        self._held = None
+        if words and goes_on and self._goes_on and self.segments:
+            before = self.segments[-1].words
+            self.segments[-1] = Segment.of((*before[:-1], _merged(before[-1], words[0])))
+            words = words[1:]
+        if words:
+            self.segments.append(Segment.of(words))
+
+
+@dataclass
+class TranscriptionSession:
+    """One recording on its way; `Recognizer.begin` makes it."""
+
+    number: int
+    make: Callable[[], _WindowStitcher]
+    progress: Callable[[int, float, float], None] | None = None
+    error: BadInput | None = None
+    read: bool = False
+    total: float = 0.0
+    seconds: float = 0.0
+    joining: _WindowStitcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.joining = self.make()
+
+    def count(self, blocks: Iterator[Samples], rate: int) -> Iterator[Samples]:
+        """Hand blocks on, counting them."""
+        samples = 0
+        for block in blocks:
+            samples += len(block)
+            self.seconds = samples / rate
+            yield block
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """What has been recognized; only the last word may still change, where it is parted."""
+        return self.joining.segments
+
+    def add(self, window: Window, log_probs_TV: LogProbs) -> None:
+        """Take what the model makes of the next window."""
+        self.joining.add(window, log_probs_TV)
+        if self.progress is not None:
+            rate = self.joining._recognizer.features.sample_rate
+            done = (window.start + len(window.samples)) / rate
+            self.progress(self.number, done, max(self.total, done))
+
+    def result(self) -> tuple[int, Transcript | BadInput]:
+        """Its number and its transcript, or what was wrong with it."""
+        if self.error is not None:
+            return self.number, self.error
+        self.joining.flush()
+        segments = tuple(self.joining.segments)
+        transcript = Transcript(
+            text=" ".join(segment.text for segment in segments),
+            segments=segments,
+            duration=round(self.seconds, 3),
+        )
+        return self.number, transcript
+
+
+def _merged(begun: Word, rest: Word) -> Word:
+    """A word that a seam had parted."""
+    return Word(
+        start=begun.start,
+        end=rest.end,
+        text=begun.text + rest.text,
+        confidence=round(math.sqrt(begun.confidence * rest.confidence), 4),
+    )
+
+
+def _in_blocks(samples: Samples, rate: int) -> Iterator[Samples]:
+    size = round(BLOCK_S * rate)
+    for first in range(0, len(samples), size):
+        yield samples[first : first + size]
+
+
+def to_float32_mono(audio: Any) -> Samples:
+    """Samples or a tensor of them, floats in [-1, 1] or integers, as float32 in [-1, 1].
+
+    Of unsigned integers the middle is silence, as in 8-bit files.
+
+    Raises:
+        BadInput: they are not mono, or no numbers that samples come in.
+    """
+    if hasattr(audio, "detach"):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
+    values = np.asarray(audio)
+    if values.ndim != 1:
+        raise BadInput(f"audio: give mono samples of shape [samples], not {list(values.shape)}")
+    kind, half = values.dtype.kind, 2.0 ** (8 * values.dtype.itemsize - 1)
+    if kind not in "fiu" or (kind != "f" and values.dtype.itemsize > 4):
+        raise BadInput(f"audio: give floats in [-1, 1], int16 or int32, not {values.dtype}")
+    samples = np.asarray(values, dtype=np.float32)
+    if kind != "f":
+        samples = samples / np.float32(half) - np.float32(kind == "u")
+    if not (np.abs(samples) < LOUDEST).all():  # nor is NaN
+        raise BadInput(
+            f"audio: holds samples that are not numbers (NaN or infinite), or beyond {LOUDEST:g}"
+        )
+    return samples
+
+
+def _resampled(samples: Samples, sample_rate: int, rate: int) -> Samples:
+    require_rate(sample_rate)
+    if sample_rate == rate or not samples.size:
+        return samples
+    return np.asarray(soxr.resample(samples, sample_rate, rate), dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Synthetic speech: voices, texts and the corpora made of them."""

@@ -1,0 +1,262 @@
+"""A corpus made on the spot: espeak-ng speaks sentences of a small grammar in many voices.
+
+Training and development speech is clean. The test sets hold the same sentences in the same, unseen
+voices, each set under one condition (clean, telephone, reverberation, babble, noise, fast), so that
+only the condition differs. Everything follows from the seed, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import wave
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.data.multiprocess import in_parallel, shown
+from omnirouter.synthesis.conditions import CONDITIONS, record
+from omnirouter.synthesis.grammar import sentence
+from omnirouter.synthesis.voices import (
+    SAMPLE_RATE,
+    VARIANTS,
+    Speech,
+    Wave,
+    draw_speech,
+    require_espeak,
+    speak,
+)
+
+VERSION = 3  # of the corpus: raise it with every change of what is made
+FORMAT = "omnirouter synthetic corpus"
+STAMP = "corpus.json"
+UNFINISHED = ".tmp"  # behind the name of a file that is being written
+FAST_RATES = (240, 300)  # words per minute of the condition `fast`
+MEAN_SECONDS = 3.05  # of a training utterance, measured: turns hours into a number of utterances
+SPLITS = ("train", "dev", *(f"test_{condition}" for condition in CONDITIONS))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCorpusConfig:
+    """How much to make.
+
+    Attributes:
+        hours: of training speech, within a few percent.
+        seed: the corpus follows from it.
+        dev_utterances: size of the development set.
+        test_utterances: size of the test set of every condition.
+    """
+
+    hours: float = 3.0
+    seed: int = 0
+    dev_utterances: int = 150
+    test_utterances: int = 150
+
+    def __post_init__(self) -> None:
+        if not 0 < self.hours < float("inf"):
+            raise BadInput(f"hours must be above 0, not {self.hours}")
+        for name in ("dev_utterances", "test_utterances"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoUtterance:
+    """One utterance to make: its place in the corpus, and what is said in which voice."""
+
+    split: str
+    index: int
+    speech: Speech
+    seed: int
+
+    @property
+    def condition(self) -> str:
+        """What happens to the speech: a key of `CONDITIONS`."""
+        return self.split.removeprefix("test_") if self.split.startswith("test_") else "clean"
+
+    @property
+    def id(self) -> str:
+        """Name, unique in the corpus."""
+        return f"{self.split}-{self.index:05d}"
+
+    @property
+    def path(self) -> str:
+        """Audio file, relative to the corpus."""
+        return f"audio/{self.split}/{self.id}.wav"
+
+
+def make_demo_corpus(
+    out: Path, config: DemoCorpusConfig, *, workers: int | None = None, progress: bool = True
+) -> dict[str, Path]:
+    """Make the corpus in the folder `out`, or find it there.
+
+    Writes `audio/<split>/*.wav` (16 kHz, 16 bit, mono), one JSONL manifest per split and, last,
+    `corpus.json`. If that says that the same corpus is complete, nothing is done; otherwise
+    everything is made again. A script that calls this with several workers needs the usual
+    `if __name__ == "__main__":`.
+
+    Args:
+        out: folder, made if need be. Only files of a synthetic corpus are ever replaced in it.
+        config: how much to make.
+        workers: processes; the number of available cores if not given, 1 works in this process.
+        progress: show a progress bar (plain lines when not on a terminal) on stderr.
+
+    Returns:
+        Manifests by split: `train`, `dev`, and `test_<condition>` for every condition.
+
+    Raises:
+        BadInput: espeak-ng is not installed, or `out` holds other files of the same names.
+        OmnirouterError: a file cannot be written, espeak-ng fails, or a worker is killed.
+    """
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers must be at least 1, not {workers}")
+    manifests = {split: out / f"{split}.jsonl" for split in SPLITS}
+    stamp = {"format": FORMAT, "version": VERSION, **asdict(config)}
+    try:
+        found = _owned_stamp(out, manifests)
+        if found == stamp and all(path.exists() for path in (*manifests.values(), out / "audio")):
+            return manifests
+        require_espeak()
+        _clear(out, manifests)
+        utterances = plan(config)
+        seconds = in_parallel(partial(_make, out), utterances, workers)
+        rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+        for utterance, duration in zip(
+            utterances, shown(seconds, len(utterances), progress), strict=True
+        ):
+            rows[utterance.split].append(json.dumps(_row(utterance, duration)) + "\n")
+        for split, path in manifests.items():
+            write_whole(path, "".join(rows[split]))
+        write_whole(out / STAMP, json.dumps(stamp, indent=2) + "\n")
+    except OSError as error:
+        raise OmnirouterError(
+            f"cannot write the corpus to {out}: {error.strerror or error}"
+        ) from error
+    return manifests
+
+
+def plan(config: DemoCorpusConfig) -> list[DemoUtterance]:
+    """Decide every utterance; train, dev and test share neither a sentence nor a voice variant."""
+    held_out: set[str] = set()
+
+    def speeches(voices: str, count: int) -> Iterator[Speech]:
+        for index in range(count):
+            rng = np.random.default_rng(drawn_seed(config.seed, voices, index))
+            text = sentence(rng)
+            while text in held_out:
+                text = sentence(rng)
+            if voices != "train":
+                held_out.add(text)
+            yield draw_speech(text, VARIANTS[voices], rng)
+
+    test = list(speeches("test", config.test_utterances))
+    dev = list(speeches("dev", config.dev_utterances))
+    train = list(speeches("train", math.ceil(config.hours * 3600 / MEAN_SECONDS)))
+
+    splits = {"train": train, "dev": dev} | {f"test_{condition}": test for condition in CONDITIONS}
+    utterances = []
+    for split, said in splits.items():
+        for index, speech in enumerate(said):
+            if split == "test_fast":
+                rng = np.random.default_rng(drawn_seed(config.seed, "rate", index))
+                speech = replace(speech, rate=int(rng.integers(*FAST_RATES, endpoint=True)))
+            seed = drawn_seed(config.seed, f"{split}/recording", index)
+            utterances.append(DemoUtterance(split=split, index=index, speech=speech, seed=seed))
+    return utterances
+
+
+def render(utterance: DemoUtterance) -> Wave:
+    """Speak an utterance and pass it through its condition; samples at 16 kHz, shape [samples]."""
+    rng = np.random.default_rng(utterance.seed)
+    return record(speak(utterance.speech), CONDITIONS[utterance.condition], rng)
+
+
+def drawn_seed(seed: int, split: str, index: int) -> int:
+    """A number for one draw, the same on every machine."""
+    digest = hashlib.blake2b(f"{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest)
+
+
+# Files and processes
+
+
+def _make(out: Path, utterance: DemoUtterance) -> float:
+    """Write the audio of an utterance; return its duration in seconds."""
+    return write_wave(out / utterance.path, render(utterance))
+
+
+def _row(utterance: DemoUtterance, duration: float) -> dict[str, str | float]:
+    """One line of a manifest."""
+    return {
+        "audio_filepath": utterance.path,
+        "text": utterance.speech.text,
+        "duration": round(duration, 4),
+        "speaker": utterance.speech.voice,
+        "condition": utterance.condition,
+        "id": utterance.id,
+    }
+
+
+def write_wave(path: Path, samples: Wave) -> float:
+    """Write samples in [-1, 1] at 16 kHz as 16-bit WAV; return their duration in seconds."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
+    return len(samples) / SAMPLE_RATE
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def is_empty(folder: Path, *but: str) -> bool:
+    """Whether nothing is there but these, and what `write_whole` left when it was killed."""
+    return folder.is_dir() and all(
+        path.name.endswith(UNFINISHED) or path.name in but for path in folder.iterdir()
+    )
+
+
+def _owned_stamp(out: Path, manifests: Mapping[str, Path]) -> object:
+    """Return what `corpus.json` says, None without one; refuse files of anything else."""
+    foreign = "{} is not of a synthetic corpus: move it away or choose another folder"
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is not a folder")
+    for split, path in manifests.items():
+        if path.exists() and f'"audio/{split}/{split}-0' not in path.read_text(errors="replace"):
+            raise BadInput(foreign.format(path))
+    path = out / STAMP
+    if not path.exists():
+        return None
+    try:
+        stamp = json.loads(path.read_text(errors="replace"))
+    except ValueError:
+        stamp = None
+    if not isinstance(stamp, dict) or stamp.get("format") != FORMAT:
+        raise BadInput(foreign.format(path))
+    return stamp
+
+
+def _clear(out: Path, manifests: Mapping[str, Path]) -> None:
+    """Delete an earlier corpus in `out`, and nothing else; make the folders."""
+    for path in (out / STAMP, *manifests.values()):
+        path.unlink(missing_ok=True)
+    for split in manifests:
+        folder = out / "audio" / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.iterdir():
+            if re.fullmatch(rf"{split}-\d{{5,}}\.wav", path.name):
+                path.unlink()

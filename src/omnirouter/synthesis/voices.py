@@ -1,0 +1,215 @@
+"""Speech synthesis with espeak-ng through its C API (`espeakng-loader` carries the library).
+
+espeak-ng keeps state between utterances (pitch flutter, noise, filters), so the same call gives
+other samples each time. `synthesize` therefore loads and unloads the library for every utterance
+(0.3 ms): its samples depend on its argument alone, in whatever order and process it is called.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import importlib.util
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from omnirouter.config import BadInput, FeatureConfig, OmnirouterError
+
+Wave = NDArray[np.float32]
+
+SAMPLE_RATE = FeatureConfig().sample_rate
+
+SYNCHRONOUS, DONT_EXIT, UTF8 = 2, 1 << 15, 1  # espeak-ng's speak_lib.h
+RATE, VOLUME, PITCH, PITCH_RANGE = 1, 2, 3, 4
+HEADROOM = 40  # percent of espeak's normal volume; at 100 several voices clip
+LONGEST_DATA_PATH = 120  # bytes; espeak-ng keeps paths in a buffer of 160 characters
+
+ACCENTS = ("en", "en-us", "en-gb-scotland", "en-gb-x-rp")
+# Variants are the speakers: each belongs to one split. Left out: those that whisper or buzz, and
+# two (Reed, caleb) that espeak-ng does not say twice in the same way.
+_TRAIN = """m1 m2 m3 m4 m6 m7 f1 f2 f4 f5 Alex Andy Annie Alicia Denis Gene Lee Michael Mike Mario
+RicishayMax adam announcer belinda boris david edward grandma grandpa linda max michel quincy
+rob shelby travis zac"""
+VARIANTS = {
+    "train": tuple(_TRAIN.split()),
+    "dev": ("m8", "croak", "steph", "Hugo", "benjamin", "aunty"),
+    "test": ("m5", "f3", "Andrea", "robert", "victor", "marcelo", "edward2", "kaukovalta"),
+}
+RATES = (140, 200)  # words per minute
+PITCHES = (20, 80)
+PITCH_RANGES = (30, 80)
+
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
+)
+
+
+class _Voice(ctypes.Structure):
+    """The first fields of espeak_VOICE."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("languages", ctypes.c_char_p),
+        ("identifier", ctypes.c_char_p),
+    )
+
+
+class NoSound(OmnirouterError):
+    """A synthesizer made no sound, or nothing but silence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speech:
+    """What is said and how.
+
+    Attributes:
+        text: the words.
+        voice: espeak-ng's name, accent + variant, such as `en-us+m3`.
+        rate: nominal words per minute, 80 to 450.
+        pitch: 0 to 100, 50 is the voice's own.
+        pitch_range: 0 (monotone) to 100, 50 is the voice's own.
+    """
+
+    text: str
+    voice: str
+    rate: int = 175
+    pitch: int = 50
+    pitch_range: int = 50
+
+
+def draw_speech(text: str, variants: Sequence[str], rng: Generator) -> Speech:
+    """Say `text` with a drawn accent, variant, rate and pitch."""
+    return Speech(
+        text=text,
+        voice=f"{rng.choice(ACCENTS)}+{rng.choice(variants)}",
+        rate=int(rng.integers(*RATES, endpoint=True)),
+        pitch=int(rng.integers(*PITCHES, endpoint=True)),
+        pitch_range=int(rng.integers(*PITCH_RANGES, endpoint=True)),
+    )
+
+
+def require_espeak() -> None:
+    """Raise `BadInput` that names the extra to install, if espeak-ng is not there."""
+    if importlib.util.find_spec("espeakng_loader") is None:
+        raise BadInput('making speech needs espeak-ng: pip install "omnirouter[demo]"')
+
+
+def synthesize(speech: Speech) -> tuple[Wave, int]:
+    """Speak.
+
+    Returns:
+        Samples in [-1, 1], shape [samples], and their sample rate in Hz (espeak-ng's own, 22,050).
+
+    Raises:
+        BadInput: espeak-ng is not installed.
+        NoSound: it has nothing to say.
+        OmnirouterError: espeak-ng does not start, or lacks the voice.
+    """
+    require_espeak()
+    chunks: list[NDArray[np.int16]] = []
+
+    @_Callback  # type: ignore[untyped-decorator]
+    def collect(samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int) -> int:
+        if samples and count > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    with _library() as (library, sample_rate):
+        library.espeak_SetSynthCallback(collect)
+        library.espeak_ng_SetRandSeed(ctypes.c_long(zlib.crc32(speech.text.encode()) >> 1))
+        _choose_voice(library, speech.voice)
+        settings = {
+            RATE: speech.rate,
+            VOLUME: HEADROOM,
+            PITCH: speech.pitch,
+            PITCH_RANGE: speech.pitch_range,
+        }
+        for parameter, value in settings.items():
+            library.espeak_SetParameter(parameter, value, 0)
+        text = speech.text.encode()
+        library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, UTF8, None, None)
+        library.espeak_Synchronize()
+    if not chunks:
+        raise NoSound(f"espeak-ng made no sound for {speech.text!r}")
+    return np.concatenate(chunks).astype(np.float32) / np.float32(32768), sample_rate
+
+
+def speak(speech: Speech, warp: float = 1.0) -> Wave:
+    """Speak at 16 kHz, silent ends cut off, with RMS 1; shape [samples]. Errors as `synthesize`.
+
+    Args:
+        speech: what is said and how.
+        warp: played so much faster, which raises pitch and formants alike.
+    """
+    original, rate = synthesize(speech)
+    return normalize(soxr.resample(original, rate * warp, SAMPLE_RATE))
+
+
+def normalize(samples: Wave) -> Wave:
+    """Cut silent ends off and scale to RMS 1; shape [samples]. `NoSound` if all is silent."""
+    loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max(initial=0.0))
+    if not len(loud):
+        raise NoSound("a synthesizer made nothing but silence")
+    samples = samples[loud[0] : loud[-1] + 1]
+    return samples / rms(samples)
+
+
+def rms(samples: Wave) -> np.float32:
+    """Return the root of the mean square of samples."""
+    return np.float32(np.sqrt(np.mean(np.square(samples))))
+
+
+def _choose_voice(library: ctypes.CDLL, voice: str) -> None:
+    """Set the voice; an unknown variant, which espeak-ng silently ignores, is an error too."""
+    library.espeak_GetCurrentVoice.restype = ctypes.POINTER(_Voice)
+    status = library.espeak_SetVoiceByName(voice.encode())
+    variant = voice.partition("+")[2]
+    if status or not library.espeak_GetCurrentVoice()[0].identifier.endswith(variant.encode()):
+        raise OmnirouterError(
+            f"espeak-ng has no voice {voice}; reinstall it: pip install --upgrade espeakng-loader"
+        )
+
+
+@contextmanager
+def _library() -> Iterator[tuple[ctypes.CDLL, int]]:
+    """Load espeak-ng in its initial state; yield it and its sample rate; unload it."""
+    import espeakng_loader  # an extra (GPL-3), needed only here
+
+    try:
+        library = ctypes.CDLL(espeakng_loader.get_library_path())
+    except OSError as error:
+        raise OmnirouterError(f"espeak-ng does not load on this machine: {error}") from error
+    try:
+        with _short_path(Path(espeakng_loader.get_data_path())) as data:
+            sample_rate = library.espeak_Initialize(SYNCHRONOUS, 0, data, DONT_EXIT)
+            if sample_rate <= 0:
+                raise OmnirouterError(f"espeak-ng does not start with its data in {data.decode()}")
+            try:
+                yield library, sample_rate
+            finally:
+                library.espeak_Terminate()
+    finally:
+        _ctypes.dlclose(library._handle)
+
+
+@contextmanager
+def _short_path(folder: Path) -> Iterator[bytes]:
+    """Yield a path to `folder` that fits espeak-ng's buffer, through a symbolic link if need be."""
+    path = os.fsencode(folder)
+    if len(path) <= LONGEST_DATA_PATH:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="espeak-") as short:
+        link = Path(short, "espeak-ng-data")
+        link.symlink_to(folder, target_is_directory=True)
+        yield os.fsencode(link)
