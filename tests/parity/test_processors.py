@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnirouter.audio import extract, read_audio
+from omnirouter.audio import extract_features, load_audio
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import SHIPPED, ModelConfig
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
@@ -74,7 +74,7 @@ def measure() -> dict[str, NDArray[np.float64]]:
         f"gradient {name}": gradients(dtype).double().numpy() for name, dtype in DTYPES.items()
     }
     if SHIPPED.is_dir():
-        samples = read_audio(SPEECH, 16_000)
+        samples = load_audio(SPEECH, 16_000)
         checkpoint = load_checkpoint(SHIPPED)
         for name in ("fp32", "bf16"):
             (log_probs_TV,) = Transcriber(checkpoint, precision=name).log_probs([samples])
@@ -87,7 +87,9 @@ def exact() -> dict[str, NDArray[np.float64]]:
     found = {"gradient": gradients(torch.float64).numpy()}
     if SHIPPED.is_dir():
         checkpoint = load_checkpoint(SHIPPED)
-        frames_TS, lengths_B = extract([read_audio(SPEECH, 16_000)], checkpoint.config.features)
+        frames_TS, lengths_B = extract_features(
+            [load_audio(SPEECH, 16_000)], checkpoint.config.features
+        )
         with pytest.MonkeyPatch.context() as patch, torch.no_grad():
             patch.setattr(Tensor, "float", Tensor.double)
             output = checkpoint.model.double()(frames_TS.double(), lengths_B)
