@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnirouter.audio import extract_features, load_audio
+from omnirouter.audio.features import extract_features
+from omnirouter.audio.loading import load_audio
 from omnirouter.checkpoint import load_checkpoint
-from omnirouter.config import SHIPPED, ModelConfig
+from omnirouter.config import PRETRAINED_DIR, ModelConfig
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.serve.transcriber import Transcriber
 
@@ -73,9 +74,9 @@ def measure() -> dict[str, NDArray[np.float64]]:
     found = {
         f"gradient {name}": gradients(dtype).double().numpy() for name, dtype in DTYPES.items()
     }
-    if SHIPPED.is_dir():
+    if PRETRAINED_DIR.is_dir():
         samples = load_audio(SPEECH, 16_000)
-        checkpoint = load_checkpoint(SHIPPED)
+        checkpoint = load_checkpoint(PRETRAINED_DIR)
         for name in ("fp32", "bf16"):
             (log_probs_TV,) = Transcriber(checkpoint, precision=name).log_probs([samples])
             found[f"log_probs {name}"] = log_probs_TV.astype(np.float64)
@@ -85,8 +86,8 @@ def measure() -> dict[str, NDArray[np.float64]]:
 def exact() -> dict[str, NDArray[np.float64]]:
     """The same in float64, from the features on."""
     found = {"gradient": gradients(torch.float64).numpy()}
-    if SHIPPED.is_dir():
-        checkpoint = load_checkpoint(SHIPPED)
+    if PRETRAINED_DIR.is_dir():
+        checkpoint = load_checkpoint(PRETRAINED_DIR)
         frames_TS, lengths_B = extract_features(
             [load_audio(SPEECH, 16_000)], checkpoint.config.features
         )
