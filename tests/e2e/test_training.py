@@ -409,7 +409,7 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path: Path) -> None:
     config = config_for(manifest, tmp_path / "run", steps=2)
     (tmp_path / "run").mkdir()
     code = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'wb'); fcntl.lockf(file, fcntl.LOCK_EX)"
+        "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire()"
         "; print(flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]

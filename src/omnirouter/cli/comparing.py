@@ -32,11 +32,11 @@ def tables(
         json: the same as --format json.
         output: write it to this file instead of printing it.
     """
-    from omnirouter.checkpoint import write_atomically
     from omnirouter.cli import console
     from omnirouter.evaluate import paper_tables
     from omnirouter.evaluate.published import TABLES
     from omnirouter.evaluate.significance import named_files, read_results
+    from omnirouter.files import write_text
 
     if table not in (0, *TABLES):
         raise BadInput(f"table: 0 for none of the paper's, or 1 to {len(TABLES)}, not {table}")
@@ -58,7 +58,7 @@ def tables(
     if output is None:
         print(text, end="")
     else:
-        write_atomically(output, lambda path: _write(path, text))
+        write_text(output, text)
         console.note(f"table: {output}")
     return DONE
 
@@ -136,7 +136,3 @@ def report(
 def _title(name: str, path: Path) -> str:
     """The name given, or the folder's, also of `.`."""
     return name or path.resolve().name
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -212,10 +212,9 @@ def inspect(
     with console.progress("inspecting", None, "utterances") as update:
         found = inspect_cuts(manifests, audio=not text_only, threads=threads, progress=update)
     if html is not None:
-        unfinished = html.with_name(html.name + ".tmp")
-        text = page(", ".join(cuts), found)
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        unfinished.replace(html)
+        from omnirouter.files import write_text
+
+        write_text(html, page(", ".join(cuts), found))
     if json:
         console.as_json(found.to_dict())
         return DONE

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jiwer
 
-from omnirouter.checkpoint import write_atomically
 from omnirouter.config import count_parameters
 from omnirouter.evaluate.significance import Difference, compare, rate_of
 from omnirouter.evaluate.tables import Condition, WerTable, change, per_cent
+from omnirouter.files import write_text
 from omnirouter.report import html, report_routing
 from omnirouter.report.model_report import ModelReport
 from omnirouter.text import whisper_normalize
@@ -61,11 +61,7 @@ def write_report(
         _facts(models, facts),
     ]
     text = html.page(title, sections)
-    write_atomically(path, lambda temporary: _write(temporary, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(path, text)
 
 
 def _pairs(table: WerTable) -> Pairs:
