@@ -306,7 +306,7 @@ def test_a_run_is_measured_at_the_precision_asked_for(
 
         monkeypatch.setattr(model_report, name, spy)
     few = RandomExpertConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
-    monkeypatch.setattr(model_report, "DisturbConfig", lambda: few)
+    monkeypatch.setattr(model_report, "RandomExpertConfig", lambda: few)
     folder = Path(save_run(checkpoints["omni"], tmp_path / "omni", []))
     options = ReportOptions(limit=2, examples=1, random_experts=True, precision="bf16")
     model_report.of_run(folder, "omni", {"test": read_manifest(manifest)}, options)
