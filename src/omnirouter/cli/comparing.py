@@ -34,7 +34,7 @@ def tables(
     """
     from omnirouter.checkpoint import write_atomically
     from omnirouter.cli import console
-    from omnirouter.evaluate import paper_tables
+    from omnirouter.evaluate import tables as wer_tables
     from omnirouter.evaluate.published import TABLES
     from omnirouter.evaluate.significance import named_files, read_results
 
@@ -44,17 +44,17 @@ def tables(
     if output is not None:
         require_writable(output, files.values())
     found = {name: read_results(path) for name, path in files.items()}
-    built = paper_tables.build(found, TABLES.get(table))
+    built = wer_tables.build(found, TABLES.get(table))
     if table and built.unknown:
-        console.note(f"not in table {table}, left out: {', '.join(built.unknown)}")
+        console.note(f"not in table {table}, skipped: {', '.join(built.unknown)}")
     if json or format == "json":
         import json as json_format
 
-        text = json_format.dumps(paper_tables.to_json(built), indent=2) + "\n"
+        text = json_format.dumps(wer_tables.to_json(built), indent=2) + "\n"
     elif format == "latex":
-        text = paper_tables.to_latex(built)
+        text = wer_tables.to_latex(built)
     else:
-        text = paper_tables.to_markdown(built)
+        text = wer_tables.to_markdown(built)
     if output is None:
         print(text, end="")
     else:
@@ -92,9 +92,9 @@ def report(
     from omnirouter.cli import console
     from omnirouter.cli.scoring import counting, named_manifests
     from omnirouter.data.manifests import read_manifest
+    from omnirouter.evaluate.published import EvalSet
     from omnirouter.evaluate.score import require_words
     from omnirouter.evaluate.significance import named_files
-    from omnirouter.evaluate.tables import Condition
     from omnirouter.report.model_report import ReportOptions, of_run, require_run
     from omnirouter.report.report import write_report
 
@@ -123,7 +123,7 @@ def report(
         out,
         title=title or " and ".join(folders),
         models=models,
-        conditions=[Condition(name=name, label=name) for name in sets],
+        conditions=[EvalSet(label=name) for name in sets],
         facts={
             **{f"run {name}": str(path) for name, path in folders.items()},
             **{f"set {name}": str(path) for name, path in manifests.items()},
