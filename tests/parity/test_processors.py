@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
