@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from omnirouter.audio.reader import load_audio
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
+from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import PRETRAINED_DIR, ModelConfig
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
