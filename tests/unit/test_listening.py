@@ -22,8 +22,8 @@ from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import listening, main
 from omnirouter.config import AttentionContext, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
+from omnirouter.serve.load import load
 from omnirouter.serve.streaming import PartialResult, Stream
-from omnirouter.serve.transcriber import load
 from omnirouter.serve.transcript import Word
 from omnirouter.text import Tokenizer
 
