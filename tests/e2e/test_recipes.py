@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from omnirouter.cli.making import train
 from omnirouter.cli.parser import parse
+from omnirouter.cli.train import train
 from omnirouter.config import PAPER_MODELS, PRESETS, RunConfig
 from omnirouter.evaluate.published import TABLES
 
@@ -74,7 +74,7 @@ def test_every_row_of_the_paper_has_a_recipe() -> None:
     calm = {f"{name}-calm" for name in PAPER_MODELS if name.startswith("switch")}
     assert folders["speechcrawl"] == {*PAPER_MODELS, *calm}
     assert folders["libriheavy"] == {*TABLES[4].systems, "switch-559m-calm"}
-    corpora = ("librispeech-relabeled", "fisher")
+    corpora = ("librispeech-relabelled", "fisher")
     assert folders["spikes"] == {
         f"{kind}-{name}" for kind in ("switch", "omni") for name in corpora
     }

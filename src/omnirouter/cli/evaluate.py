@@ -1,0 +1,187 @@
+"""`omnirouter evaluate`: word error rates of a checkpoint."""
+
+from __future__ import annotations
+
+import json as json_format
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omnirouter.cli import console
+from omnirouter.cli.options import Running, require_writable, status
+from omnirouter.config import BadInput, BeamSearchOptions
+
+if TYPE_CHECKING:
+    from omnirouter.checkpoint import Checkpoint
+    from omnirouter.evaluate.score import SetResult
+
+
+def evaluate(
+    checkpoint: Path,
+    cuts: list[str],
+    compute: Running,
+    search: BeamSearchOptions,
+    *,
+    json: bool = False,
+    group_by: str | None = None,
+    output: Path | None = None,
+    hypotheses: Path | None = None,
+) -> int:
+    """Word error rate of a checkpoint on test sets, with 95% intervals.
+
+    Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
+    utterances. Audio that cannot be used is left out, counted, and named on standard error.
+
+    Args:
+        checkpoint: folder of the model, such as best/ of a run.
+        cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
+        compute: where to run.
+        search: beam search with a language model; greedy decoding without one.
+        json: print a JSON object: name of each manifest (its file name without extension) to wer (a
+            fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
+        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
+        output: write the JSON object to this file too.
+        hypotheses: write what was recognized, and what was rejected and why, to this JSONL file.
+    """
+    from omnirouter.checkpoint import load_checkpoint
+    from omnirouter.cli import console
+    from omnirouter.data.manifests import read_manifest
+    from omnirouter.decoding import decoder_for
+
+    if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
+        raise BadInput(f"hypotheses: {hypotheses} is where --output goes too; give another file")
+    manifests = named_manifests(cuts)
+    for path in (output, hypotheses):
+        if path is not None:
+            require_writable(path, manifests.values())
+    # all are checked before hours are spent on the first
+    sets = {name: read_manifest(path) for name, path in manifests.items()}
+    model = load_checkpoint(checkpoint, compute.torch_device())
+    options: dict[str, Any] = {
+        "batch_seconds": compute.batch_seconds,
+        "precision": compute.precision,
+        "decoder": decoder_for(model.tokenizer, search),
+    }
+    results: dict[str, SetResult] = {}
+    try:
+        failed = _score_all(sets, model, results, group_by=group_by, **options)
+    finally:  # whatever stops a later set, the finished ones are reported
+        _report(results, json=json, output=output, hypotheses=hypotheses)
+        if results and not json:
+            found = "greedy" if search.greedy else f"beam search with {search.language_model}"
+            console.note(f"decoding: {found}")
+    return status(failed, len(sets))
+
+
+def _score_all(
+    sets: Mapping[str, Any],
+    model: Checkpoint,
+    results: dict[str, SetResult],
+    *,
+    group_by: str | None,
+    **options: Any,
+) -> int:
+    """Score set after set into `results`; returns how many failed. Ctrl-C keeps what is done."""
+    from omnirouter.evaluate.score import score, score_groups
+
+    failed = 0
+    for name, utterances in sets.items():
+        total = sum(1 for _ in utterances)
+        try:
+            with console.progress(name, total, "utterances") as update:
+                options["progress"] = console.counting(update)
+                if group_by is None:
+                    found = {name: score(model, utterances, name=name, **options)}
+                else:
+                    groups = score_groups(model, utterances, group_by=group_by, **options)
+                    found = {f"{name}/{group}": result for group, result in groups.items()}
+        except (BadInput, KeyboardInterrupt) as error:
+            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            failed += 1
+            if isinstance(error, BadInput):
+                continue
+            break  # what was scored so far is still shown and written
+        results |= found
+        for set_name, result in found.items():
+            console.list_rejected(set_name, result.rejected, "--hypotheses FILE lists all")
+    return failed
+
+
+def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
+    """Manifests by file name without extension, or by path where names would clash."""
+    stems = {
+        path: path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
+        for pattern in patterns
+        for path in _expanded(pattern)
+    }
+    names, places = Counter(stem.name for stem in stems.values()), Counter(stems.values())
+    return {
+        stem.name if names[stem.name] == 1 else str(stem if places[stem] == 1 else path): path
+        for path, stem in stems.items()
+    }
+
+
+def _expanded(pattern: str) -> list[Path]:
+    """Manifests of a folder, of a glob, or the one that is named."""
+    from omnirouter.corpora.validate import is_manifest
+    from omnirouter.data.manifests import find_manifests
+    from omnirouter.data.shar import is_shar
+
+    folder = Path(pattern)
+    if not folder.is_dir() or is_shar(folder):
+        return find_manifests(pattern)
+    found = sorted(path for path in folder.iterdir() if is_manifest(path))
+    if not found:
+        raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
+    return found
+
+
+def _report(
+    results: Mapping[str, SetResult],
+    *,
+    json: bool,
+    output: Path | None,
+    hypotheses: Path | None,
+) -> None:
+    """Write the files that were asked for, then print."""
+    from omnirouter.files import write_text
+
+    if not results:
+        return
+    figures = {name: result.to_dict() for name, result in results.items()}
+    if output is not None:
+        text = json_format.dumps(figures, indent=2) + "\n"
+        write_text(output, text)
+    if hypotheses is not None:
+        lines = "".join(_utterances(results))
+        write_text(hypotheses, lines)
+    if json:
+        console.as_json(figures)
+        return
+    rows = [
+        [
+            name,
+            f"{result.wer:.2%}",
+            f"{100 * result.ci_low:.2f} - {result.ci_high:.2%}",
+            f"{result.errors}/{result.words}",
+            f"{result.hours:.2f}",
+            f"{result.rtfx:.0f}",
+            str(len(result.rejected)),
+        ]
+        for name, result in results.items()
+    ]
+    columns = ("set", "WER", "95% interval", "errors/words", "hours", "RTFx", "rejected")
+    console.table(columns, {"": rows})
+
+
+def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
+    """JSON lines of what was recognized and rejected."""
+    from omnirouter.files import json_line
+
+    for name, result in results.items():
+        for identity, reference, hypothesis in result.hypotheses:
+            row = {"set": name, "id": identity, "reference": reference, "hypothesis": hypothesis}
+            yield json_line(row)
+        for item in result.rejected:
+            yield json_line({"set": name, "id": item.id, "rejected": item.reason})

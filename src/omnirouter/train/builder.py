@@ -1,0 +1,407 @@
+"""Build a run in order: folder, tokenizer, model, data, optimizers, state.
+
+`build_run` is the order; the other functions are its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from omnirouter.audio.features import (
+    SMALLEST_STD,
+    extract_features,
+    log_mel_spectrogram,
+    normalize_level,
+)
+from omnirouter.checkpoint import TOKENIZER, load_checkpoint, model_config
+from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
+from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.manifests import read_manifests, read_training
+from omnirouter.data.tokenizer_training import read_texts, reservoir
+from omnirouter.model import CTCEncoder
+from omnirouter.model.router_variants import HashRouter
+from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
+from omnirouter.train.distributed import DistributedContext
+from omnirouter.train.optim import build_optimizers
+from omnirouter.train.parallel import ParallelModel
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.run_dir import RunDir
+from omnirouter.train.state import TrainState
+from omnirouter.train.step import ExtraLossFactory, TrainStep
+from omnirouter.train.validation import Validator
+
+DEV_SECONDS = 120.0  # audio in one validation batch
+HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabulary
+CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
+STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
+
+FeatureStatistics = tuple[
+    tuple[float, ...], tuple[float, ...]
+]  # mean and deviation, a value per mel bin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All parts of a run, ready for its next step.
+
+    Attributes:
+        config: with the model as it was built.
+        resumed: true if the state is that of an earlier session.
+        reporter: silent in all processes but the first.
+    """
+
+    config: RunConfig
+    world: DistributedContext
+    reporter: ProgressReporter
+    folder: RunDir
+    loader: AsrDataLoader
+    state: TrainState
+    train_step: TrainStep
+    validator: Validator
+    resumed: bool
+
+
+def build_run(
+    config: RunConfig,
+    *,
+    resume: bool,
+    reporter: ProgressReporter,
+    world: DistributedContext,
+    extra_loss: ExtraLossFactory | None = None,
+) -> Run:
+    """Build what `config` asks for, in the folder `config.out`.
+
+    Args:
+        config: the run.
+        resume: take up the newest training state in the folder.
+        reporter: shows progress.
+        world: the processes of the run.
+        extra_loss: a further loss; see `TrainStep`.
+
+    Raises:
+        BadInput: something in the configuration or the data is wrong, or a state is of another run.
+    """
+    if not world.first:
+        reporter = ProgressReporter(config.steps, console=Console(quiet=True))
+    config.data.accumulation_steps(world.size)  # fail before anything is written
+    with world.main_process_first():
+        folder = RunDir(config, resume=resume, writes=world.first)
+        there = resume or not world.first
+        tokenizer = build_tokenizer(config, folder.path, resume=there)
+    newest = folder.newest_state() if resume else None
+    saved = folder.load_state(newest) if newest is not None else None
+
+    torch.manual_seed(config.seed)
+    network = build_model(config, tokenizer, saved, folder)
+    config = replace(config, model=network.config)
+    loader = train_loader(config, tokenizer)
+    network.config = with_statistics(network.config, loader, saved, world)
+    config = replace(config, model=network.config)
+    if saved is not None:
+        load_weights(network, saved, folder)
+    if not world.first:
+        torch.manual_seed(config.seed + world.rank)  # from here on: dropout
+
+    model = ParallelModel(network, world, config)
+    state = TrainState(model, build_optimizers(model.network, config.optim))
+    state.sums = state.sums.to(world.device)
+    train_step = TrainStep(config, model, state.optimizers, extra_loss)
+    validator = Validator(config, tokenizer, dev_loader(config, tokenizer), folder, reporter, world)
+    validator.require_usable()
+    if saved is None:
+        fit_routers(model.network, config, loader, world.device)
+    else:
+        load_state(state, saved, folder)
+        reporter.note(f"resumed at step {state.progress.step}")
+    folder.describe(config)
+    folder.rewind_metrics(state.progress.step)
+    return Run(
+        config=config,
+        world=world,
+        reporter=reporter,
+        folder=folder,
+        loader=loader,
+        state=state,
+        train_step=train_step,
+        validator=validator,
+        resumed=saved is not None,
+    )
+
+
+def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:
+    """The run's tokenizer, kept as tokenizer.model in the run folder.
+
+    On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
+    transcripts of `data.train` and the sentences of `tokenizer.texts` (of more than
+    `tokenizer.sentences` so many are drawn), with `model.vocab_size` pieces.
+
+    Raises:
+        BadInput: no training data is given, or the tokenizer cannot be read or trained.
+    """
+    own = folder / TOKENIZER
+    if not config.data.train:
+        raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
+    if resume:
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        tokenizer = Tokenizer.load(_model_file(config.tokenizer.path))
+    elif config.init:
+        tokenizer = Tokenizer.load(_model_file(config.init))
+    else:
+        drawn = reservoir(_sentences(config), config.tokenizer.sentences, config.seed)
+        tokenizer = train_tokenizer(drawn, config.model.vocab_size)
+    tokenizer.save(own)
+    return tokenizer
+
+
+def _model_file(path: str) -> Path:
+    """A tokenizer file, or that of a checkpoint folder."""
+    return Path(path) / TOKENIZER if Path(path).is_dir() else Path(path)
+
+
+def _sentences(config: RunConfig) -> Iterator[str]:
+    for text in read_texts(config.data.train):
+        yield normalize_text(text)
+    for name in config.tokenizer.texts:
+        try:
+            with open(name, encoding="utf-8") as file:
+                yield from map(normalize_text, file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"tokenizer.texts: cannot read {name} as text ({error})") from error
+
+
+def build_model(
+    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None, folder: RunDir
+) -> CTCEncoder:
+    """A fresh model, with `init` the weights of a checkpoint, or the model of a saved state.
+
+    With another tokenizer than the checkpoint's the CTC head is fresh.
+    """
+    if saved is not None and "config" in saved:  # first versions wrote none
+        return CTCEncoder(resumed_config(config, saved, folder))
+    if not config.init:
+        return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
+    start = load_checkpoint(config.init)
+    model = CTCEncoder(continued(config.model, start.config, tokenizer.vocab_size))
+    weights = start.model.state_dict()
+    if tokenizer != start.tokenizer:
+        weights = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
+    model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
+    return model
+
+
+def resumed_config(config: RunConfig, saved: dict[str, Any], folder: RunDir) -> ModelConfig:
+    """Model of a saved state, with the dropout and layer drop that are asked for now.
+
+    The checkpoint that it started from may be gone.
+
+    Raises:
+        BadInput: another model is asked for.
+    """
+    known, wanted = model_config(saved["config"]), config.model
+    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
+    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
+    own = replace(wanted, vocab_size=known.vocab_size, features=features)
+    if own != model and not config.init:
+        raise _misfit(folder)
+    return model
+
+
+def load_weights(network: CTCEncoder, saved: dict[str, Any], folder: RunDir) -> None:
+    """Take up the weights of a state, before they are shared out.
+
+    Raises:
+        BadInput: they are of another model than the configuration's.
+    """
+    try:
+        network.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise _misfit(folder) from error
+
+
+def load_state(state: TrainState, saved: dict[str, Any], folder: RunDir) -> None:
+    """Take up the rest of a state.
+
+    Raises:
+        BadInput: it is of another optimizer than the configuration's.
+    """
+    try:
+        state.load_state_dict(saved)
+    except ValueError as error:
+        raise _misfit(folder) from error
+
+
+def _misfit(folder: RunDir) -> BadInput:
+    return BadInput(
+        f"{folder.path}: holds a run of another model or optimizer; go on with its "
+        f"own configuration: omnirouter train {folder.path} --resume"
+    )
+
+
+def planned_model(config: RunConfig) -> ModelConfig:
+    """Model configuration of a run, as far as its files tell; nothing is trained or written.
+
+    Raises:
+        BadInput: `init` is no checkpoint, or a tokenizer cannot be read.
+    """
+    start = load_checkpoint(config.init).config if config.init else None
+    vocab_size = start.vocab_size if start is not None else config.model.vocab_size
+    if config.tokenizer.path and _model_file(config.tokenizer.path).is_file():
+        vocab_size = Tokenizer.load(_model_file(config.tokenizer.path)).vocab_size
+    if start is None:
+        return replace(config.model, vocab_size=vocab_size)
+    return continued(config.model, start, vocab_size)
+
+
+def continued(asked: ModelConfig, start: ModelConfig, vocab_size: int) -> ModelConfig:
+    """Configuration of a model that starts from a checkpoint.
+
+    The architecture is the checkpoint's; dropout and layer drop are the recipe's, and where the
+    recipe asks for them its attention context and global features, so that a model can learn to
+    stream.
+
+    Args:
+        asked: by the recipe.
+        start: of the checkpoint.
+        vocab_size: of the tokenizer that the model is trained with.
+    """
+    features = start.features
+    if asked.features.normalisation == "global" and features.normalisation != "global":
+        mean, std = asked.features.mean, asked.features.std
+        features = replace(features, normalisation="global", mean=mean, std=std)
+    context = asked.attention_context if asked.streams else start.attention_context
+    return replace(
+        start,
+        vocab_size=vocab_size,
+        dropout=asked.dropout,
+        layer_drop=asked.layer_drop,
+        features=features,
+        attention_context=context,
+    )
+
+
+def with_statistics(
+    config: ModelConfig,
+    loader: AsrDataLoader,
+    state: Mapping[str, Any] | None,
+    world: DistributedContext,
+) -> ModelConfig:
+    """A model's configuration with mean and deviation of its features, where it needs them.
+
+    Statistics that the configuration gives are kept; those of a run that goes on are its own.
+
+    Args:
+        config: of the model.
+        loader: of the training data.
+        state: training state the run goes on from, if there is one.
+        world: its first process takes the statistics, all get them.
+
+    Raises:
+        BadInput: there is no audio to take them from.
+    """
+    features = config.features
+    if not features.learned or features.mean or features.std:
+        return config
+    mean, std = (state or {}).get("statistics", ((), ()))
+    if not mean:
+        taken = feature_statistics(loader, features) if world.first else None
+        mean, std = world.all_gather(taken)[0]
+    return replace(config, features=replace(features, mean=mean, std=std))
+
+
+def feature_statistics(loader: AsrDataLoader, features: FeatureConfig) -> FeatureStatistics:
+    """Mean and standard deviation of every mel bin, over an hour of training data or all of it.
+
+    Raises:
+        BadInput: it holds no audio that can be used.
+    """
+    sums_2M = torch.zeros(2, features.num_mels, dtype=torch.float64)
+    count, seconds = 0, 0.0
+    with closing(loader.iterate()) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            mels_KM = normalize_level(
+                *log_mel_spectrogram(batch.waveforms, features), features
+            ).double()
+            sums_2M += torch.stack([mels_KM.sum(0), mels_KM.square().sum(0)])
+            count, seconds = count + len(mels_KM), seconds + batch.seconds
+            if seconds >= STATISTICS_S:
+                break
+    if not count:
+        raise BadInput("data.train: holds no audio to take mean and deviation of the features from")
+    mean_M, square_M = sums_2M / count
+    std_M = (square_M - mean_M.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_STD)
+    mean, std = (tuple(round(value, 5) for value in x.tolist()) for x in (mean_M, std_M))
+    return mean, std
+
+
+def fit_routers(
+    model: CTCEncoder, config: RunConfig, loader: AsrDataLoader, device: torch.device
+) -> None:
+    """Fit the codes of hash routing, which routers need before the first step.
+
+    A model that starts from a checkpoint (`init`) keeps its own.
+
+    Raises:
+        BadInput: there is less audio than codes need.
+    """
+    if config.model.routing != "hash" or config.init:
+        return
+    parts, seconds = [], 0.0
+    with closing(loader.iterate()) as batches:  # type: ignore[type-var]
+        for batch in batches:
+            frames_TS, _ = extract_features(batch.waveforms, config.model.features, device=device)
+            parts.append(frames_TS.cpu().numpy())
+            seconds += batch.seconds
+            if seconds >= CODE_SECONDS:
+                break
+    frames = np.concatenate(parts)
+    for router in model.routers:
+        assert isinstance(router, HashRouter)
+        try:
+            router.fit(frames, config.seed)
+        except ValueError as error:
+            raise BadInput(
+                f"model.router.codes: {error}; set fewer, or give more in data.train"
+            ) from error
+
+
+def train_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader:
+    """Batches of `data.train`, shuffled and augmented."""
+    data = config.data
+    return AsrDataLoader(
+        read_training(data.train, data.weights),
+        features=config.model.features,
+        tokenizer=tokenizer,
+        data=LoaderConfig(
+            max_seconds=data.micro_batch_s,
+            shuffle=True,
+            seed=config.seed,
+            buckets=data.buckets,
+            min_s=data.min_s,
+            max_s=data.max_s,
+            workers=data.workers,
+            cache_gb=data.cache_gb,
+        ),
+        augment=config.augment,
+    )
+
+
+def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
+    """Batches of `data.dev` as they are; None without one."""
+    data = config.data
+    if not data.dev:
+        return None
+    return AsrDataLoader(
+        read_manifests(data.dev),
+        features=config.model.features,
+        tokenizer=None,
+        data=LoaderConfig(max_seconds=DEV_SECONDS, workers=data.workers, cache_gb=data.cache_gb),
+    )
