@@ -23,7 +23,7 @@ from omnirouter.config.model_config import (
     ParameterCount,
     count_parameters,
 )
-from omnirouter.config.presets import PAPER_MODELS, PRESETS
+from omnirouter.config.presets import PAPER_MODELS, PRESETS, ROUTINGS, families, family
 from omnirouter.config.router_config import (
     BALANCED_BY_FORM,
     GROUP_FIELDS,
@@ -50,6 +50,7 @@ __all__ = [
     "PRETRAINED_DIR",
     "PRETRAINED_LANGUAGE_MODEL",
     "RATES",
+    "ROUTINGS",
     "AttentionContext",
     "AugmentConfig",
     "BadInput",
@@ -68,6 +69,8 @@ __all__ = [
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "families",
+    "family",
     "require_numbers",
     "require_rate",
 ]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved medians, the best matrix product, the machine, a table."""
+"""Measuring speed: interleaved medians, the best matrix product, the machine, a table."""
 
 from __future__ import annotations
 
@@ -18,10 +18,22 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 
+from omnirouter.model.kernels.cpu import processor
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NOTE_EVERY_S = 30.0
 LARGEST_SQUARE = 8192  # rows of a square matrix product that is measured
-SETTINGS = ("ONEDNN_", "MALLOC_", "THP_", "LD_PRELOAD", "OMP_", "MKL_", "CUBLAS_", "CUDA_VISIBLE")
+SETTINGS = (
+    "ATEN_",
+    "ONEDNN_",
+    "MALLOC_",
+    "THP_",
+    "LD_PRELOAD",
+    "OMP_",
+    "MKL_",
+    "CUBLAS_",
+    "CUDA_VISIBLE",
+)
 
 
 Key = TypeVar("Key")  # by which contestants are known
@@ -133,6 +145,7 @@ def machine(device: str, packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("omnirouter", "torch", *packages)},
         "threads": torch.get_num_threads(),
+        "processor_kind": processor().kind,
         "load_before": os.getloadavg()[0],
         "environment": {k: Path(v).name if "/" in v else v for k, v in environment.items()},
     }
