@@ -151,7 +151,7 @@ def test_a_folder_is_no_audio(refuse: Refuse, model: Path, tmp_path: Path) -> No
 def test_no_model_to_transcribe_with(
     refuse: Refuse, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
+    monkeypatch.setattr("omnirouter.pretrained.PRETRAINED_DIR", tmp_path / "nothing")
     assert "name a checkpoint folder" in refuse("transcribe", data / "0.wav")
 
 

@@ -8,14 +8,14 @@ from omnirouter.cli import console
 from omnirouter.cli.options import DONE
 from omnirouter.config import BadInput
 
-NOTES = 5  # shown of those on what was left out
+NOTES = 5  # shown of those on what was skipped
 
 
 def prepare(
     corpus: str,
     src: Path,
-    out: Path,
     *,
+    output_dir: Path,
     download: bool = False,
     hours: float | None = None,
     seed: int | None = None,
@@ -23,16 +23,20 @@ def prepare(
 ) -> int:
     """Turn a corpus into cuts, each checked against its audio.
 
-    Writes OUT/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
-    (listed in OUT/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
+    Writes DIR/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
+    (listed in DIR/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
     data folder, or a folder of them), manifest (a JSONL or lhotse manifest, or a folder of them,
     one per split), or synthetic (a text file, one sentence per line, read aloud by synthesizers
-    into OUT/train.jsonl).
+    into DIR/train.jsonl).
+
+    Examples:
+        omnirouter prepare librispeech LibriSpeech --download --output-dir data
+        omnirouter prepare manifest mine.jsonl --output-dir data
 
     Args:
         corpus: a name from `omnirouter corpora`, or kaldi, manifest or synthetic.
         src: where the corpus is; with --download where it is put.
-        out: folder to write to.
+        output_dir: folder to write to.
         download: fetch what is not there yet; an interrupted download is taken up again.
         hours: for synthetic, hours of speech to make (10 if not given).
         seed: for synthetic, all draws follow from it (0 if not given).
@@ -41,7 +45,7 @@ def prepare(
     if corpus == "synthetic":
         if download:
             raise BadInput("--download: there is nothing to download for synthetic; leave it out")
-        return _read_aloud(src, out, hours, seed, json)
+        return _read_aloud(src, output_dir, hours, seed, json)
     for name, value in (("hours", hours), ("seed", seed)):
         if value is not None:
             raise BadInput(f"--{name}: only for prepare synthetic; leave it out")
@@ -52,11 +56,11 @@ def prepare(
         if corpus == "manifest":
             from omnirouter.corpora.validate import prepare_manifests
 
-            reports, notes = prepare_manifests(src, out, update)
+            reports, notes = prepare_manifests(src, output_dir, update)
         else:
             from omnirouter.corpora.prepare import prepare_corpus
 
-            reports, notes = prepare_corpus(corpus, src, out, update)
+            reports, notes = prepare_corpus(corpus, src, output_dir, update)
     for line in notes[:NOTES]:
         console.note(f"omnirouter prepare: {line}")
     if len(notes) > NOTES:
@@ -87,10 +91,12 @@ def _download(corpus: str, src: Path) -> None:
         download(remotes(corpus), src, lambda done: update(done / 1e6))
 
 
-def _read_aloud(src: Path, out: Path, hours: float | None, seed: int | None, json: bool) -> int:
+def _read_aloud(
+    src: Path, output_dir: Path, hours: float | None, seed: int | None, json: bool
+) -> int:
     from omnirouter.synthesis.tts_corpus import TtsCorpusConfig, make_tts_corpus
 
     given = {name: v for name, v in (("hours", hours), ("seed", seed)) if v is not None}
     config = TtsCorpusConfig(**given)  # type: ignore[arg-type]
-    console.show_reports([make_tts_corpus([src], out, config).to_dict()], json)
+    console.show_reports([make_tts_corpus([src], output_dir, config).to_dict()], json)
     return DONE

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 
 from omnirouter.audio.features import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
 from omnirouter.checkpoint import Checkpoint, clear_leftovers, copy_entry, flush, write_atomically
-from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
+from omnirouter.config import (
+    CONVOLVED,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    OmnirouterError,
+    missing_extra,
+)
 from omnirouter.model import CTCEncoder
 from omnirouter.model.attention_mask import distance_slopes, visible_range
 from omnirouter.model.encoder import position_angles
@@ -122,7 +129,7 @@ def require_packages() -> None:
     """Raise `BadInput` that names the extra to install, if a package for exporting is missing."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(name) is None:
-            raise BadInput(f'export needs {name}: pip install "omnirouter[onnx]"')
+            raise missing_extra(f"export needs {name}", "onnx")
 
 
 def _replaceable(out: Path) -> bool:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
-from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import VadOptions
 from omnirouter.decoding import Decoder
 from omnirouter.model import EncoderOutput
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.model.prepack import prepack
-from omnirouter.serve.hub import fetch, is_hub_name, push
+from omnirouter.pretrained import resolve_model
+from omnirouter.serve.hub import push
 from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcript import Segment, Transcript, Word
@@ -109,8 +110,9 @@ def load(
     """Load a model for use.
 
     Args:
-        path: a checkpoint folder, such as the `best` of a training run; or `org/name` of a model
-            on the Hugging Face Hub; the English model that comes with this version if not given.
+        path: a checkpoint folder, such as the `best` of a training run; `org/name` of a model on
+            the Hugging Face Hub; or `english-small`, the model that comes with this version, which
+            is taken if nothing is given.
         device: `cpu` or `cuda`.
         listening: how audio is taken apart and batched.
 
@@ -118,8 +120,4 @@ def load(
         BadInput: the folder is not a whole checkpoint, or there is no such model.
         OmnirouterError: the Hub cannot be reached.
     """
-    if path is None:
-        path = shipped()
-    if is_hub_name(path):
-        path = fetch(str(path))
-    return Transcriber(load_checkpoint(path, device), listening=listening)
+    return Transcriber(load_checkpoint(resolve_model(path), device), listening=listening)
