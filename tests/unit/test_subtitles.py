@@ -33,7 +33,7 @@ def test_srt() -> None:
 def test_vtt() -> None:
     transcript = spoken(("a<b", 0.0, 0.2), ("&c", 0.3, 0.9))
     assert WRITERS["vtt"]("a.wav", transcript, SubtitleOptions(max_line_width=3)) == (
-        "WEBVTT\n\n00:00:00.000 --> 00:00:00.900\na&lt;b\n&amp;c"
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na&lt;b\n&amp;c"
     )
 
 

@@ -45,7 +45,7 @@ def align(
     words = _read(text)
     if output is not None:
         require_writable(output, [Path(audio), Path(text)])
-    from omnirouter.checkpoint import write_atomically
+    from omnirouter.files import write_atomically
     from omnirouter.serve.align import align as run_alignment
     from omnirouter.serve.align import as_textgrid
 

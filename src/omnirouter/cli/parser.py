@@ -145,6 +145,12 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         "-v", "--verbose", action="store_true", help="more notes; errors with their traceback."
     )
     parser.usage = " ".join([*usage, "[options]"])
+    _finish(parser)
+    return parser
+
+
+def _finish(parser: ArgumentParser) -> None:
+    """Hide what nobody gives, and name values shortly."""
     for action in parser._actions:
         hidden = action.help == GROUP_HELP  # keys are given one by one, or in a recipe
         action.help = argparse.SUPPRESS if hidden else (action.help or "").replace("%", "%%")
@@ -154,7 +160,6 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
         if isinstance(action.metavar, str) and len(action.metavar) > LONGEST_METAVAR:
             action.help = f"{action.help} One of {action.metavar.strip('{}').replace(',', ', ')}."
             action.metavar = "NAME"
-    return parser
 
 
 def _metavar(dest: str, kind: Any) -> str:
