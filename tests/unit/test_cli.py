@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from omnirouter.train.setup import build_model
+from omnirouter.train.builder import build_model
 
 import omnirouter
 from omnirouter import cli

@@ -148,10 +148,11 @@ def test_load_takes_a_name(
 ) -> None:
     hub.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
     asked: list[str] = []
+    real = pretrained.fetch
 
     def fetch(name: str) -> Path:
         asked.append(name)
-        return pretrained.fetch(name, endpoint=stand_in.url)
+        return real(name, endpoint=stand_in.url)
 
     monkeypatch.setattr("omnirouter.pretrained.fetch", fetch)
     assert omnirouter.load("org/model").checkpoint.config == checkpoint.config

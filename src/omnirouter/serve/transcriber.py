@@ -14,8 +14,8 @@ from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import VadOptions
 from omnirouter.decoding import Decoder
 from omnirouter.model import EncoderOutput
+from omnirouter.model.kernels import prepack
 from omnirouter.model.kv_cache import EncoderCache
-from omnirouter.model.prepack import prepack
 from omnirouter.pretrained import resolve_model
 from omnirouter.serve.hub import push
 from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
