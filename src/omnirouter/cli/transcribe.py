@@ -17,7 +17,6 @@ from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.options import DONE, Compute, require_writable, status
 from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
 from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, require_rate
-from omnirouter.pretrained import resolve_model
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
 from omnirouter.serve.transcript import Transcript
 
@@ -154,33 +153,24 @@ def transcribe(
 
 
 def recognizer_of(
-    model: str, compute: Compute, listening: VadOptions, search: BeamSearchOptions
+    model: str | Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
 ) -> Recognizer:
     """A checkpoint or an export ready for use, by path or name (`resolve_model`).
 
     Raises:
         BadInput: it is not whole.
     """
-    from omnirouter.decoding import BeamSearch
-    from omnirouter.serve.onnx import OnnxTranscriber, is_export
+    from omnirouter.serve.load import open_model
 
-    recognizer: Recognizer
-    path = resolve_model(model)
-    if is_export(path):
-        if compute.device == "cuda" or compute.precision == "bf16":
-            raise BadInput(
-                "device and precision: an exported model runs on the CPU as it is; leave them out"
-            )
-        recognizer = OnnxTranscriber(path, threads=compute.threads or 0, listening=listening)
-    else:
-        from omnirouter.checkpoint import load_checkpoint
-        from omnirouter.serve.transcriber import Transcriber
-
-        checkpoint = load_checkpoint(path, compute.torch_device())
-        recognizer = Transcriber(checkpoint, precision=compute.precision, listening=listening)
-    if search.language_model is not None:
-        recognizer.decoder = BeamSearch(recognizer.tokenizer, search)
-    return recognizer
+    return open_model(
+        model,
+        compute.device,
+        precision=compute.precision,
+        threads=compute.threads,
+        listening=listening,
+        search=search,
+        note=lambda text: console.note(f"omnirouter: {text}"),
+    )
 
 
 def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:
