@@ -33,7 +33,7 @@ from common.speech import bias_for, made_up_words
 from numpy.typing import NDArray
 
 from omnirouter.audio.reader import load_audio
-from omnirouter.checkpoint import Checkpoint
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import (
     AttentionContext,
     BadInput,
@@ -44,7 +44,7 @@ from omnirouter.config import (
 )
 from omnirouter.model import CTCEncoder
 from omnirouter.report import timing
-from omnirouter.serve.transcriber import Transcriber, load
+from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer
 
 PACKAGES: tuple[str, ...] = ()
@@ -206,9 +206,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         models[case] = model_of(case, configs[case.model], tokenizer, arguments)
     values: dict[str, Any] = {"family": arguments.family, "dtype": arguments.dtype}
     if arguments.checkpoint is not None:
-        own = load(arguments.checkpoint, arguments.device, listening=VadOptions(vad="off"))
+        checkpoint = load_checkpoint(arguments.checkpoint, arguments.device)
+        own = Transcriber(checkpoint, listening=VadOptions(vad="off"))
         own.stream()  # or say that it cannot
-        context = own.checkpoint.config.attention_context
+        context = checkpoint.config.attention_context
         models[Case(arguments.checkpoint.name, context.chunk, context.left)] = own
         rate = own.features.sample_rate
         late: dict[str, list[float]] = {"shown": [], "final": []}

@@ -22,6 +22,10 @@ def bench(
     benchmarks of whole models, attention, loading and other implementations are programs of the
     repository: python benchmarks/NAME.py.
 
+    Examples:
+        omnirouter bench
+        ATEN_CPU_CAPABILITY=avx2 omnirouter bench
+
     Args:
         names: none; the benchmarks that had names here are programs of the repository now.
         rounds: measured rounds, of which the median counts.
