@@ -50,5 +50,5 @@ def bench(
     if json:
         console.as_json(found)
     else:
-        print(report(found))
+        console.markdown(report(found))
     return DONE
