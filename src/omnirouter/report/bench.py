@@ -110,17 +110,17 @@ def ratio(
 
 
 def report(values: dict[str, Any]) -> str:
-    """Text for people."""
+    """Markdown."""
     here = values["processor"]
     limits = ", ".join(f"{name}={value}" for name, value in here["limits"].items())
     lines = [
-        f"machine       {values['machine']}, {values['threads']} threads",
-        f"instructions  {', '.join(here['instructions']) or 'none that matter'}; products as on "
+        f"- machine: {values['machine']}, {values['threads']} threads",
+        f"- instructions: {', '.join(here['instructions']) or 'none that matter'}; products as on "
         f"{here['kind']}" + (f" ({limits})" if limits else ""),
     ]
     for dtype, way in values["paths"].items():
         lines += [
-            f"{dtype:12}  experts: {way['experts']} ({way['reason']}); dense layers: {way['dense']}"
+            f"- {dtype}: experts by {way['experts']} ({way['reason']}); dense layers by {way['dense']}"
         ]
     rows = [
         [
