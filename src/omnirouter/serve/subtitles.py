@@ -9,13 +9,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from omnirouter.config import BadInput
-from omnirouter.serve.transcript import Transcript, Word
 
 PAUSE_S = 1.0  # between words of different cues
 LONGEST_S = 7.0  # of a cue
 LEAST_S = 0.5  # that a cue stands, if the next one leaves it
+
+
+class Timed(Protocol):
+    """A text and its time in seconds, as `transcript.Word` and `Segment`."""
+
+    @property
+    def start(self) -> float: ...  # noqa: D102
+    @property
+    def end(self) -> float: ...  # noqa: D102
+    @property
+    def text(self) -> str: ...  # noqa: D102
+
+
+class Timings(Protocol):
+    """A text with its segments and words, as `transcript.Transcript`."""
+
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def segments(self) -> Sequence[Timed]: ...  # noqa: D102
+    @property
+    def words(self) -> Sequence[Timed]: ...  # noqa: D102
+    def to_dict(self) -> dict[str, Any]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +68,9 @@ class Cue:
     lines: tuple[str, ...]
 
 
-def cues(words: Sequence[Word], layout: SubtitleOptions) -> list[Cue]:
+def cues(words: Sequence[Timed], layout: SubtitleOptions) -> list[Cue]:
     """Words as cues."""
-    groups: list[tuple[list[Word], list[str]]] = []
+    groups: list[tuple[list[Timed], list[str]]] = []
     for word in words:
         if groups:
             own, lines = groups[-1]
@@ -71,17 +94,17 @@ def cues(words: Sequence[Word], layout: SubtitleOptions) -> list[Cue]:
     return found
 
 
-def as_txt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
+def as_txt(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """The text."""
     return transcript.text
 
 
-def as_json(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
+def as_json(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """One object on one line: audio, text, duration, segments with their words."""
     return json.dumps({"audio": name, **transcript.to_dict()}, ensure_ascii=False)
 
 
-def as_tsv(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
+def as_tsv(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """Start and end in milliseconds and the text of each segment, as Whisper writes it."""
     rows = ["start\tend\ttext"]
     for segment in transcript.segments:
@@ -89,7 +112,7 @@ def as_tsv(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     return "\n".join(rows)
 
 
-def as_srt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
+def as_srt(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """SubRip subtitles."""
     blocks = [
         f"{number}\n{_span(cue, ',')}\n" + "\n".join(cue.lines) + "\n"
@@ -98,7 +121,7 @@ def as_srt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     return "\n".join(blocks).rstrip("\n")
 
 
-def as_vtt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
+def as_vtt(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """WebVTT subtitles."""
     return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript.words, layout))])
 
@@ -109,7 +132,7 @@ def _vtt_cues(found: Sequence[Cue]) -> Iterator[str]:
         yield f"{_span(cue, '.')}\n{text}"
 
 
-Writer = Callable[[str, Transcript, SubtitleOptions], str]
+Writer = Callable[[str, Timings, SubtitleOptions], str]
 WRITERS: dict[str, Writer] = {
     "txt": as_txt,
     "srt": as_srt,
