@@ -119,9 +119,8 @@ def report(values: dict[str, Any]) -> str:
         f"{here['kind']}" + (f" ({limits})" if limits else ""),
     ]
     for dtype, way in values["paths"].items():
-        lines += [
-            f"- {dtype}: experts by {way['experts']} ({way['reason']}); dense layers by {way['dense']}"
-        ]
+        experts = f"{way['experts']} ({way['reason']})"
+        lines.append(f"- {dtype}: experts by {experts}; dense layers by {way['dense']}")
     rows = [
         [
             row["mode"],
