@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -147,6 +148,7 @@ def measure_cases(
         rounds=arguments.rounds,
         warm_up=warm_up,
         device=device,
+        clock=time.process_time if arguments.cpu_time else time.perf_counter,
     )
     work = tokens * config.dim * config.ffn_dim
     return figures(cases, list(layers), times, 4 * work * (1 if mode == "infer" else 3))
@@ -180,6 +182,11 @@ def parser() -> argparse.ArgumentParser:
     kinds = ["balanced", "skewed", "varying"]
     made.add_argument("--routings", nargs="+", choices=kinds, default=kinds)
     modes = ["train", "accumulate", "infer"]
+    made.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="time on the processor instead of the clock, with one thread: others may use the rest",
+    )
     made.add_argument("--modes", nargs="+", choices=modes, default=["train", "infer"])
     return made
 
@@ -192,6 +199,8 @@ def stem(arguments: argparse.Namespace) -> str:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure all cases."""
+    if arguments.cpu_time:
+        torch.set_num_threads(1)
     if arguments.quick:
         arguments.dim, arguments.ffn, arguments.rounds = 16, 32, 1
         arguments.experts, arguments.tokens = [2, 5], [40]
@@ -203,6 +212,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     every = list(itertools.product(*choices))
     return {
         "rounds": arguments.rounds,
+        "cpu_time": arguments.cpu_time,
         "shapes": {"dim": d, "ffn": f},
         "best_gemm_gflops": {
             dtype: timing.gemm_rate(shapes, dtype, **run) for dtype in arguments.dtypes
