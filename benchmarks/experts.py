@@ -148,10 +148,15 @@ def measure_cases(
         rounds=arguments.rounds,
         warm_up=warm_up,
         device=device,
-        clock=time.process_time if arguments.cpu_time else time.perf_counter,
+        clock=clock_of(arguments),
     )
     work = tokens * config.dim * config.ffn_dim
     return figures(cases, list(layers), times, 4 * work * (1 if mode == "infer" else 3))
+
+
+def clock_of(arguments: argparse.Namespace) -> Callable[[], float]:
+    """The clock that was asked for."""
+    return time.process_time if arguments.cpu_time else time.perf_counter
 
 
 def figures(
@@ -207,7 +212,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     d, f, t = arguments.dim, arguments.ffn, max(arguments.tokens)
     square = min(t, timing.LARGEST_SQUARE)
     shapes = (Shape(t, d, f), Shape(t, f, d), Shape(square, square, square))
-    run = {"rounds": arguments.rounds, "device": arguments.device}
+    clock = clock_of(arguments)
     choices = (arguments.modes, arguments.dtypes, arguments.experts, arguments.tokens)
     every = list(itertools.product(*choices))
     return {
@@ -215,8 +220,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "cpu_time": arguments.cpu_time,
         "shapes": {"dim": d, "ffn": f},
         "best_gemm_gflops": {
-            dtype: timing.gemm_rate(shapes, dtype, **run) for dtype in arguments.dtypes
+            dtype: timing.gemm_rate(
+                shapes, dtype, rounds=arguments.rounds, device=arguments.device, clock=clock
+            )
+            for dtype in arguments.dtypes
         },
+        "copy_gb_per_s": timing.copy_rate(rounds=5, device=arguments.device, clock=clock),
         "cases": [
             case
             for number, sizes in enumerate(every, start=1)

@@ -104,7 +104,14 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {"median_s": median, "low_s": low, "high_s": high}
 
 
-def gemm_rate(shapes: Iterable[Shape], dtype: str, *, rounds: int, device: str) -> float:
+def gemm_rate(
+    shapes: Iterable[Shape],
+    dtype: str,
+    *,
+    rounds: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Best rate of a plain matrix product over these shapes, in GFLOP/s (medians)."""
     best = 0.0
     for m, k, n in shapes:
@@ -114,9 +121,19 @@ def gemm_rate(shapes: Iterable[Shape], dtype: str, *, rounds: int, device: str) 
         def product(number: int, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
             return F.linear(a, b)
 
-        times = interleaved({"gemm": product}, rounds=rounds, device=device)
+        times = interleaved({"gemm": product}, rounds=rounds, device=device, clock=clock)
         best = max(best, 2 * m * k * n / times["gemm"]["median_s"] / 1e9)
     return best
+
+
+def copy_rate(*, rounds: int, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes a second that a copy of a large tensor reads and writes, in GB/s (median)."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    copies = interleaved(
+        {"copy": lambda number: target.copy_(source)}, rounds=rounds, device=device, clock=clock
+    )
+    return 2 * source.nbytes / copies["copy"]["median_s"] / 1e9
 
 
 def resident_mb(process: int | str = "self") -> float | None:
