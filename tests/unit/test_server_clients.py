@@ -228,7 +228,7 @@ def test_what_does_not_end_in_time_is_told(
         (["--model", "x", "--port", "70000"], "port: from 0 to 65535"),
         (["--model", "x", "--host", "no such host"], "is no address of this machine"),
         (["--model", "x", "--host", "192.0.2.1"], "cannot listen there"),
-        (["--model", "x", "--max-minutes", "0"], "max_minutes: more than 0"),
+        (["--model", "x", "--max-minutes", "0"], "--max-minutes: more than 0"),
         (["--model", "x", "--api-key-file", "nowhere.key"], "cannot be read as a key"),
     ],
 )
