@@ -61,7 +61,7 @@ def test_openai_client(client: openai.OpenAI, noise_file: Callable[..., bytes]) 
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    assert (verbose.text, verbose.duration, verbose.language) == (plain.text, 2.0, "en")
+    assert (verbose.text, verbose.duration, verbose.language) == (plain.text, 2.0, "english")
     assert verbose.words and verbose.segments
     assert " ".join(word.word for word in verbose.words) == plain.text
     assert verbose.segments[0].avg_logprob < 0
@@ -86,7 +86,9 @@ def test_openai_client_errors(
         create(file=("talk.wav", b"no audio"), model="omni")
     assert (found.value.code, found.value.param) == ("unusable_audio", "file")
     with pytest.raises(openai.NotFoundError, match="there is omni, switch"):
-        create(file=audio, model="whisper-1")
+        create(file=audio, model="whisper-2")
+    with pytest.raises(openai.BadRequestError, match="omni recognizes English only; leave"):
+        create(file=audio, model="whisper-1", language="de")
     with pytest.raises(openai.UnprocessableEntityError, match="response_format"):
         create(file=audio, model="omni", response_format="diarized_json")
     with pytest.raises(openai.APIStatusError) as found:
