@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import signal
 
 OPPOSITE = -0.5  # correlation below which channels cancel; ordinary stereo lies above 0
 BAND_HZ = (100.0, 4000.0)  # where voices have their energy
@@ -106,6 +105,8 @@ class HighPass:
         """The next samples [N], filtered."""
         if not len(samples):
             return samples
+        from scipy import signal
+
         if self._state is None:  # as if the first sample had always been there: no step
             self._state = signal.sosfilt_zi(self._sections) * float(samples[0])
         filtered, self._state = signal.sosfilt(self._sections, samples, zi=self._state)
@@ -114,5 +115,7 @@ class HighPass:
 
 @lru_cache(maxsize=16)
 def _high_pass(rate: int) -> NDArray[np.float64]:
+    from scipy import signal
+
     found = signal.butter(VOICE_ORDER, VOICE_HZ, "highpass", fs=rate, output="sos")
     return np.asarray(found, dtype=np.float64)
