@@ -68,7 +68,8 @@ def test_cues_keep_to_the_layout(
     for text, gap, length in words:
         said.append(Word(text=text, start=time + gap, end=time + gap + length, confidence=1.0))
         time += gap + length
-    found = cues(said, SubtitleOptions(max_line_width=width, max_line_count=count))
+    transcript = spoken(*((w.text, w.start, w.end) for w in said))
+    found = cues(transcript, SubtitleOptions(max_line_width=width, max_line_count=count))
     assert " ".join(line for cue in found for line in cue.lines).split() == [w.text for w in said]
     for cue in found:
         assert len(cue.lines) <= count
@@ -80,7 +81,7 @@ def test_cues_keep_to_the_layout(
 
 def test_a_word_that_never_ends_does_not_stay() -> None:
     """A cue stands for seven seconds at most, whatever the word's times say."""
-    (cue,) = cues(spoken(("aye", 1.0, 30.0)).words, SubtitleOptions())
+    (cue,) = cues(spoken(("aye", 1.0, 30.0)), SubtitleOptions())
     assert (cue.start, cue.end) == (1.0, 8.0)
 
 
@@ -96,3 +97,22 @@ def test_times_never_round_to_sixty_seconds() -> None:
 def test_a_layout_without_room(name: str) -> None:
     with pytest.raises(BadInput, match=name):
         SubtitleOptions(**{name: 0})
+
+
+def test_channels_are_merged_by_time_and_named() -> None:
+    """A telephone call with a speaker on each channel."""
+    caller = spoken(("hello", 0.5, 0.9), ("fine", 4.0, 4.4))
+    called = spoken(("hi", 1.5, 1.8), ("and", 2.0, 2.2), ("you", 2.3, 2.5))
+    call = Transcript.of_channels([caller, called])
+    assert call.text == "hello fine hi and you"  # the caller's stretch begins first
+    assert WRITERS["vtt"]("a", call, SubtitleOptions()) == (
+        "WEBVTT\n\n"
+        "00:00:00.500 --> 00:00:01.000\n<v Channel 1>hello\n\n"
+        "00:00:01.500 --> 00:00:02.500\n<v Channel 2>hi and you\n\n"
+        "00:00:04.000 --> 00:00:04.500\n<v Channel 1>fine"
+    )
+    segments = json.loads(WRITERS["json"]("a", call, SubtitleOptions()))["segments"]
+    assert [(s["channel"], s["text"]) for s in segments] == [(1, "hello fine"), (2, "hi and you")]
+    assert (
+        "channel" not in json.loads(WRITERS["json"]("a", caller, SubtitleOptions()))["segments"][0]
+    )

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
 from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.options import Compute, require_writable, status
 from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
-from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, require_rate
+from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
 from omnirouter.serve.transcript import Transcript
 
@@ -32,13 +33,20 @@ class TranscribeOptions(VadOptions):
 
     Attributes:
         sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.
+        channels: `mix` makes one of several channels; `separate` transcribes each by itself, as for
+            telephone calls with a speaker on each, and merges what was said by time.
+        track: which sound track of a video, counted from 1; the default one if not given.
     """
 
     sample_rate: int = 16_000
+    channels: Literal["mix", "separate"] = "mix"
+    track: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_rate(self.sample_rate)
+        if self.track is not None and self.track < 1:
+            raise BadInput(f"track: 1 or more, not {self.track}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +102,8 @@ def transcribe(
     it comes: raw 16-bit mono samples on standard input (-), the microphone, or a file.
 
     Args:
-        audio: files libsndfile reads (wav, flac, ogg, opus, mp3, ...; with PyAV also video, m4a and
-            webm), folders, quoted globs, or - for standard input; any rate, any channels. With
-            --stream also `microphone`.
+        audio: files (wav, flac, ogg, opus, mp3, m4a, webm, video, ...), folders, quoted globs, or -
+            for standard input; any rate, any channels. With --stream also `microphone`.
         compute: where to run.
         listening: how audio is taken apart.
         search: beam search with a language model.
@@ -106,12 +113,14 @@ def transcribe(
             given.
         output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
             folder keep their place below it.
-        overwrite: replace files that exist; without it their audio is left out.
+        overwrite: replace files that exist; without it only those that are missing are written.
         stream: print words while they are said: on a terminal a line that grows, elsewhere final
             words; with --format json an object per word. Needs a model with an attention_context.
     """
     formats, output_dir = writing.formats(), writing.output_dir
     if stream:
+        if listening.channels != "mix" or listening.track is not None:
+            raise BadInput("channels and track: not with --stream; leave them out")
         require_streamable(audio, formats, listening, folder=output_dir is not None)
         recognizer = recognizer_of(model, compute, listening, search)
         return listen(audio[0], recognizer.stream, listening.sample_rate, formats[0])
@@ -124,13 +133,13 @@ def transcribe(
     skipped: set[AudioSource] = set()
     if output_dir is not None:
         _require_targets(sources, output_dir)
-        deliver = _Files(formats, writing, output_dir)
+        deliver = _Files(formats, writing, output_dir, overwrite)
         if not overwrite:
             skipped = deliver.existing(sources)
     wanted = [source for source in sources if source not in skipped]
     failed = len(skipped)
     if wanted:
-        failed += _run(recognizer_of(model, compute, listening, search), wanted, deliver)
+        failed += _run(recognizer_of(model, compute, listening, search), wanted, deliver, listening)
     return status(failed, len(sources))
 
 
@@ -163,7 +172,12 @@ def recognizer_of(
     return recognizer
 
 
-def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:
+def _run(
+    recognizer: Recognizer,
+    sources: Sequence[AudioSource],
+    deliver: Deliver,
+    listening: TranscribeOptions,
+) -> int:
     """Transcribe all; gives how many failed."""
     failed = 0
     title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
@@ -171,12 +185,20 @@ def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Delive
         update = stack.enter_context(console.progress(title, 100, "%"))
         audio = _opened(sources, stack)
         progress = _percent(update, len(sources))
-        for number, found in recognizer.transcribe_many(audio, progress=progress):
-            if isinstance(found, BadInput):
-                console.note(f"omnirouter transcribe: {found}")
-                failed += 1
-            else:
+        done = recognizer.transcribe_many(
+            audio, channels=listening.channels, track=listening.track, progress=progress
+        )
+        for number, found in done:
+            try:
+                if isinstance(found, BadInput):
+                    raise found
+                for note in found.notes:
+                    hint = "; --track N reads another" * ("sound tracks" in note)
+                    console.note(f"omnirouter transcribe: {sources[number].name}: {note}{hint}")
                 deliver(sources[number], found)
+            except OmnirouterError as error:  # a file that cannot be written is that file's, too
+                console.note(f"omnirouter transcribe: {error}")
+                failed += 1
     return failed
 
 
@@ -191,6 +213,9 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
             continue
         names = [] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         for name in names or [argument]:
+            if Path(name).name.startswith(SIDECAR) and (names or len(arguments) > 1):
+                console.note(f"omnirouter transcribe: skipped {name}, which macOS keeps beside it")
+                continue
             if not os.path.isdir(name):
                 found[name] = AudioSource(name, Path(Path(name).stem))
                 continue
@@ -198,6 +223,8 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
             if not inside and not names:
                 raise BadInput(f"{argument}: is a folder without audio files")
             found |= {source.name: source for source in inside if source.name not in found}
+    if not found:
+        raise BadInput("audio: nothing that holds sound was named")
     return list(found.values())
 
 
@@ -247,22 +274,25 @@ class _Files:
     kinds: Sequence[str]
     layout: SubtitleOptions
     folder: Path
+    overwrite: bool
 
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         from omnirouter.files import write_text
 
         for kind, target in zip(self.kinds, self._targets(source), strict=True):
-            text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
-            write_text(target, text)
-            console.note(f"{source.name}: {target}")
+            if self.overwrite or not target.exists():
+                text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
+                write_text(target, text)
+                console.note(f"{source.name}: {target}")
 
     def existing(self, sources: Sequence[AudioSource]) -> set[AudioSource]:
-        """Recordings of which some file is there already; says so."""
+        """Recordings of which every file is there already; says so."""
         found = set()
         for source in sources:
-            if there := [path for path in self._targets(source) if path.exists()]:
+            targets = self._targets(source)
+            if all(path.exists() for path in targets):
                 advice = "add --overwrite to replace it"
-                console.note(f"omnirouter transcribe: {source.name}: {there[0]} exists; {advice}")
+                console.note(f"omnirouter transcribe: {source.name}: {targets[0]} exists; {advice}")
                 found.add(source)
         return found
 
@@ -280,7 +310,7 @@ def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | 
             yield source.name
             continue
         kept = stack.enter_context(spool(standard_input()))
-        yield NamedFile(kept, "standard input")
+        yield NamedFile(kept, "standard input", piped=True)
 
 
 def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:

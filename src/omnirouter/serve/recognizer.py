@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import soxr
@@ -48,6 +48,7 @@ Samples = NDArray[np.float32]
 LogProbs = NDArray[np.float32]  # [T, V]
 Audio = str | Path | NamedFile | NDArray[Any]
 Progress = Callable[[float, float], None]
+Channels = Literal["mix", "separate"]
 
 
 class Recognizer(ABC):
@@ -101,14 +102,19 @@ class Recognizer(ABC):
         audio: Audio,
         *,
         sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Progress | None = None,
     ) -> Transcript:
         """Recognize speech of any length.
 
         Args:
-            audio: a file libsndfile reads (wav, flac, ogg, opus, mp3, ...), or PyAV where it is
-                installed; or mono samples [samples], floats in [-1, 1] or integers.
+            audio: a file, any format that libsndfile or FFmpeg reads; or mono samples [samples],
+                floats in [-1, 1] or integers.
             sample_rate: of the samples in Hz; the model's if not given.
+            channels: of a file: `mix` makes one of them, `separate` transcribes each by itself and
+                merges what was said by time.
+            track: which sound track of a file, counted from 1; its default one if None.
             progress: called as windows are done, with the seconds done and the seconds in all (so
                 far, if it is not known).
 
@@ -123,7 +129,8 @@ class Recognizer(ABC):
         if sample_rate is not None and not isinstance(audio, str | Path | NamedFile):
             audio = _resampled(to_float32_mono(audio), sample_rate, rate)
         advance = None if progress is None else lambda _, done, total: progress(done, total)
-        ((_, found),) = self.transcribe_many([audio], progress=advance)
+        many = self.transcribe_many([audio], channels=channels, track=track, progress=advance)
+        ((_, found),) = many
         if isinstance(found, BadInput):
             raise found
         return found
@@ -132,40 +139,56 @@ class Recognizer(ABC):
         self,
         audio: Iterable[Audio],
         *,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Callable[[int, float, float], None] | None = None,
     ) -> Iterator[tuple[int, Transcript | BadInput]]:
         """Recognize several recordings; windows of several go through the model together.
 
         Args:
             audio: files, or mono samples at the model's rate; taken as they are needed.
+            channels: as in `transcribe`.
+            track: as in `transcribe`.
             progress: called with a recording's number, seconds done and seconds in all.
 
         Yields:
             The number of a recording and its transcript, or what is wrong with it, in order.
         """
-        waiting: list[TranscriptionSession] = []
+        waiting: list[list[TranscriptionSession]] = []  # a recording's channels
         batch: list[tuple[TranscriptionSession, Window]] = []
         held = 0.0
         for number, source in enumerate(audio):
-            recording = self.begin(number, progress)
-            waiting.append(recording)
+            parts = [self.begin(number, progress)]
+            waiting.append(parts)
             try:
-                for window in self._windows(source, recording):
-                    batch.append((recording, window))
-                    held += len(window.samples) / self.features.sample_rate
-                    if held >= self.listening.batch_seconds:
-                        self._run(batch)
-                        batch, held = [], 0.0
+                if channels == "separate":
+                    count = self._channels(source, track)
+                    parts += [self.begin(number) for _ in range(1, count)]
+                for index, part in enumerate(parts):
+                    only = (index,) if len(parts) > 1 else ()
+                    for window in self._windows(source, part, only, track):
+                        batch.append((part, window))
+                        held += len(window.samples) / self.features.sample_rate
+                        if held >= self.listening.batch_seconds:
+                            self._run(batch)
+                            batch, held = [], 0.0
+                    part.read = True
             except BadInput as error:
-                recording.error = error
-            recording.read = True
+                parts[0].error, parts[0].read = error, True
+                del parts[1:]
             batch = [(owner, window) for owner, window in batch if owner.error is None]
             pending = {owner.number for owner, _ in batch}
-            while waiting and waiting[0].number not in pending and waiting[0].read:
-                yield waiting.pop(0).result()
+            while waiting and waiting[0][0].number not in pending and waiting[0][-1].read:
+                yield _result(waiting.pop(0))
         self._run(batch)
-        for recording in waiting:
-            yield recording.result()
+        for parts in waiting:
+            yield _result(parts)
+
+    def _channels(self, source: Audio, track: int | None) -> int:
+        if not isinstance(source, str | Path | NamedFile):
+            return 1
+        with AudioReader(source, self.features.sample_rate, track=track) as stream:
+            return stream.channels
 
     def begin(
         self, number: int = 0, progress: Callable[[int, float, float], None] | None = None
@@ -173,7 +196,13 @@ class Recognizer(ABC):
         """A recording to which the log-probabilities of its windows can be added, in order."""
         return TranscriptionSession(number, self._joining, progress)
 
-    def _windows(self, source: Audio, recording: TranscriptionSession) -> Iterator[Window]:
+    def _windows(
+        self,
+        source: Audio,
+        recording: TranscriptionSession,
+        channels: Sequence[int],
+        track: int | None,
+    ) -> Iterator[Window]:
         """The windows of a recording that hold anything; counts its seconds."""
         rate = self.features.sample_rate
         if not isinstance(source, str | Path | NamedFile):
@@ -181,8 +210,8 @@ class Recognizer(ABC):
             recording.total = len(samples) / rate
             yield from self.windows_in(_in_blocks(samples, rate), recording)
             return
-        with AudioReader(source, rate) as stream:
-            recording.total = stream.duration or 0.0
+        with AudioReader(source, rate, channels=channels, track=track) as stream:
+            recording.total, recording.notes = stream.duration or 0.0, stream.notes
             yield from self.windows_in(stream.blocks(), recording)
 
     def windows_in(
@@ -318,6 +347,7 @@ class TranscriptionSession:
     read: bool = False
     total: float = 0.0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
     joining: _WindowStitcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -354,8 +384,19 @@ class TranscriptionSession:
             text=" ".join(segment.text for segment in segments),
             segments=segments,
             duration=round(self.seconds, 3),
+            notes=tuple(self.notes),
         )
         return self.number, transcript
+
+
+def _result(parts: Sequence[TranscriptionSession]) -> tuple[int, Transcript | BadInput]:
+    """What came of a recording, of which each channel may be a part."""
+    number, found = parts[0].result()
+    if len(parts) == 1 or isinstance(found, BadInput):
+        return number, found
+    others = [part.result()[1] for part in parts[1:]]
+    transcripts = [found, *(one for one in others if isinstance(one, Transcript))]
+    return number, Transcript.of_channels(transcripts)
 
 
 def _merged(begun: Word, rest: Word) -> Word:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omnirouter.config import BadInput
 from omnirouter.serve.transcript import Transcript, Word
@@ -38,15 +38,25 @@ class SubtitleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Cue:
-    """Lines that stand from `start` to `end`, in seconds."""
+    """Lines that stand from `start` to `end`, in seconds, and the channel they come from."""
 
     start: float
     end: float
     lines: tuple[str, ...]
+    channel: int | None = None
 
 
-def cues(words: Sequence[Word], layout: SubtitleOptions) -> list[Cue]:
-    """Words as cues."""
+def cues(transcript: Transcript, layout: SubtitleOptions) -> list[Cue]:
+    """Words as cues; those of several channels are cues of their own, in the order of time."""
+    found: list[Cue] = []
+    for channel in sorted({s.channel for s in transcript.segments}, key=lambda c: c or 0):
+        segments = [s for s in transcript.segments if s.channel == channel]
+        words = [word for segment in segments for word in segment.words]
+        found += [replace(cue, channel=channel) for cue in _cues_of(words, layout)]
+    return sorted(found, key=lambda cue: cue.start)
+
+
+def _cues_of(words: Sequence[Word], layout: SubtitleOptions) -> list[Cue]:
     groups: list[tuple[list[Word], list[str]]] = []
     for word in words:
         if groups:
@@ -93,20 +103,21 @@ def as_srt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """SubRip subtitles."""
     blocks = [
         f"{number}\n{_span(cue, ',')}\n" + "\n".join(cue.lines) + "\n"
-        for number, cue in enumerate(cues(transcript.words, layout), start=1)
+        for number, cue in enumerate(cues(transcript, layout), start=1)
     ]
     return "\n".join(blocks).rstrip("\n")
 
 
 def as_vtt(name: str, transcript: Transcript, layout: SubtitleOptions) -> str:
     """WebVTT subtitles."""
-    return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript.words, layout))])
+    return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript, layout))])
 
 
 def _vtt_cues(found: Sequence[Cue]) -> Iterator[str]:
     for cue in found:
         text = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;")
-        yield f"{_span(cue, '.')}\n{text}"
+        voice = "" if cue.channel is None else f"<v Channel {cue.channel}>"
+        yield f"{_span(cue, '.')}\n{voice}{text}"
 
 
 Writer = Callable[[str, Transcript, SubtitleOptions], str]
