@@ -14,8 +14,8 @@ endif
 
 .DEFAULT_GOAL := help
 # What rounding touches: these tests also pass as other processors compute.
-NUMERICS := tests/golden tests/parity tests/property tests/unit/test_encoder.py tests/unit/test_prepack.py \
-	tests/unit/test_fused.py tests/unit/test_losses.py tests/unit/test_optim.py tests/e2e/test_shipped.py
+NUMERICS := tests/golden tests/parity tests/property tests/unit/test_encoder.py tests/unit/test_packed.py \
+	tests/unit/test_bias_relu.py tests/unit/test_losses.py tests/unit/test_optim.py tests/e2e/test_shipped.py
 
 .PHONY: help demo test test-all test-cpus check lint fmt docs clean
 
@@ -23,7 +23,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: .venv/.demo ## train, compare and use Dense, Switch and Omni (about ten minutes on two cores)
-	$(BIN)/omnirouter demo --out runs/demo $(ARGS)
+	$(BIN)/omnirouter demo --output-dir runs/demo $(ARGS)
 
 test: .venv/.dev ## the default tests: no GPU, no network, under five minutes
 	OMP_NUM_THREADS=1 $(PYTEST) $(ARGS)

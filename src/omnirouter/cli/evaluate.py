@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     cuts: list[str],
     compute: Running,
     search: BeamSearchOptions,
@@ -33,8 +33,13 @@ def evaluate(
     Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
     utterances. Audio that cannot be used is left out, counted, and named on standard error.
 
+    Examples:
+        omnirouter evaluate english-small test.jsonl
+        omnirouter evaluate runs/mine/best test.jsonl noisy.jsonl --output wer.json
+
     Args:
-        checkpoint: folder of the model, such as best/ of a run.
+        checkpoint: folder of the model, such as best/ of a run; english-small; or org/name on the
+            Hugging Face Hub.
         cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
         compute: where to run.
         search: beam search with a language model; greedy decoding without one.
@@ -45,8 +50,9 @@ def evaluate(
         hypotheses: write what was recognized, and what was rejected and why, to this JSONL file.
     """
     from omnirouter.checkpoint import load_checkpoint
+    from omnirouter.cli import console
     from omnirouter.data.manifests import read_manifest
-    from omnirouter.decoding import BeamSearch
+    from omnirouter.decoding import decoder_for
 
     if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
         raise BadInput(f"hypotheses: {hypotheses} is where --output goes too; give another file")
@@ -60,13 +66,16 @@ def evaluate(
     options: dict[str, Any] = {
         "batch_seconds": compute.batch_seconds,
         "precision": compute.precision,
-        "decoder": None if search.language_model is None else BeamSearch(model.tokenizer, search),
+        "decoder": decoder_for(model.tokenizer, search),
     }
     results: dict[str, SetResult] = {}
     try:
         failed = _score_all(sets, model, results, group_by=group_by, **options)
     finally:  # whatever stops a later set, the finished ones are reported
         _report(results, json=json, output=output, hypotheses=hypotheses)
+        if results and not json:
+            found = "greedy" if search.greedy else f"beam search with {search.language_model}"
+            console.note(f"decoding: {found}")
     return status(failed, len(sets))
 
 
@@ -93,7 +102,9 @@ def _score_all(
                     groups = score_groups(model, utterances, group_by=group_by, **options)
                     found = {f"{name}/{group}": result for group, result in groups.items()}
         except (BadInput, KeyboardInterrupt) as error:
-            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            console.complain(
+                f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted"
+            )
             failed += 1
             if isinstance(error, BadInput):
                 continue

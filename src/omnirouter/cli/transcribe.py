@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
 from omnirouter.cli.complaints import did_you_mean
-from omnirouter.cli.options import Compute, require_writable, status
+from omnirouter.cli.options import DONE, Compute, require_writable, status
 from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
 from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from omnirouter.serve.recognizer import Recognizer
 
 Deliver = Callable[["AudioSource", Transcript], None]
+ENGLISH = ("", "en", "english", "en-us", "en-gb", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +35,24 @@ class TranscribeOptions(VadOptions):
 
     Attributes:
         sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.
+        language: what is spoken: en, the only one that english-small knows.
         channels: `mix` makes one of several channels; `separate` transcribes each by itself, as for
             telephone calls with a speaker on each, and merges what was said by time.
         track: which sound track of a video, counted from 1; the default one if not given.
     """
 
     sample_rate: int = 16_000
+    language: str = ""
     channels: Literal["mix", "separate"] = "mix"
     track: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.language.lower() not in ENGLISH:
+            raise BadInput(
+                f"language: {self.language} cannot be chosen: a model writes the language that it "
+                "was trained on, and english-small writes English; leave --language out"
+            )
         require_rate(self.sample_rate)
         if self.track is not None and self.track < 1:
             raise BadInput(f"track: 1 or more, not {self.track}")
@@ -54,6 +63,7 @@ class OutputOptions(SubtitleOptions):
     """What is written of a transcript.
 
     Attributes:
+        timestamps: begin each line of txt with its times, as [00:01.20 -> 00:04.80].
         max_line_width: letters of a subtitle's line; a longer word stands alone on its line.
         max_line_count: lines of a subtitle.
         format: txt, srt, vtt, json (with times of words), tsv, or several as txt,srt. Without
@@ -68,7 +78,7 @@ class OutputOptions(SubtitleOptions):
     def formats(self) -> list[str]:
         """The formats asked for, checked."""
         asked = self.format or "txt"
-        found = list(dict.fromkeys(part.strip() for part in asked.split(",")))
+        found = list(dict.fromkeys(part.strip().lower() for part in asked.split(",")))
         for name in found:
             if name not in WRITERS:
                 hint = did_you_mean(name, WRITERS) or f"; choose from {', '.join(WRITERS)}"
@@ -91,15 +101,22 @@ def transcribe(
     search: BeamSearchOptions,
     writing: OutputOptions,
     *,
-    model: Path | None = None,
+    model: str = "",
     overwrite: bool = False,
     stream: bool = False,
 ) -> int:
     """Turn audio files of any length into text, word times and subtitles.
 
     Prints the text of each file, with several files behind the file's name and a colon. A file that
-    cannot be read does not keep the others from being done. With --stream one recording is heard as
-    it comes: raw 16-bit mono samples on standard input (-), the microphone, or a file.
+    cannot be read does not keep the others from being done. With --stream one recording is
+    transcribed as it comes: raw 16-bit mono samples on standard input (-), the microphone, or a
+    file. The model that comes with omnirouter, english-small, writes English in lower case without
+    punctuation and makes many errors: see `omnirouter models`.
+
+    Examples:
+        omnirouter transcribe talk.mp3
+        omnirouter transcribe talk.mp3 --timestamps
+        omnirouter transcribe recordings/ --format txt,srt --output-dir transcripts
 
     Args:
         audio: files (wav, flac, ogg, opus, mp3, m4a, webm, video, ...), folders, quoted globs, or -
@@ -108,12 +125,10 @@ def transcribe(
         listening: how audio is taken apart.
         search: beam search with a language model.
         writing: what to write.
-        model: checkpoint folder, such as best/ of a run; or what `omnirouter export` wrote, the
-            folder or one of its graphs. The small English model that comes with omnirouter if not
-            given.
-        output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
-            folder keep their place below it.
-        overwrite: replace files that exist; without it only those that are missing are written.
+        model: checkpoint folder, such as best/ of a run; what `omnirouter export` wrote, the folder
+            or one of its graphs; org/name on the Hugging Face Hub; or english-small, the model that
+            comes with omnirouter, which is taken if none is given.
+        overwrite: transcribe again what has its files already, and replace them.
         stream: print words while they are said: on a terminal a line that grows, elsewhere final
             words; with --format json an object per word. Needs a model with an attention_context.
     """
@@ -130,46 +145,41 @@ def transcribe(
     if len(sources) > 1 and output_dir is None and formats[0] not in ("txt", "json"):
         raise BadInput(f"format: {formats[0]} of several files needs --output-dir DIR")
     deliver: _Printing | _Files = _Printing(formats[0], writing, several=len(sources) > 1)
-    skipped: set[AudioSource] = set()
+    wanted = sources
     if output_dir is not None:
         _require_targets(sources, output_dir)
         deliver = _Files(formats, writing, output_dir, overwrite)
-        if not overwrite:
-            skipped = deliver.existing(sources)
-    wanted = [source for source in sources if source not in skipped]
-    failed = len(skipped)
-    if wanted:
-        failed += _run(recognizer_of(model, compute, listening, search), wanted, deliver, listening)
+        wanted = [source for source in sources if deliver.missing(source)]
+        if done := len(sources) - len(wanted):
+            console.note(
+                f"{done} of {len(sources)} recordings {'is' if done == 1 else 'are'} done already; "
+                "--overwrite transcribes them again"
+            )
+    if not wanted:
+        return DONE
+    failed = _run(recognizer_of(model, compute, listening, search), wanted, deliver, listening)
     return status(failed, len(sources))
 
 
 def recognizer_of(
-    model: Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
+    model: str | Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
 ) -> Recognizer:
-    """A checkpoint or an export ready for use; the model of the package if none is given.
+    """A checkpoint or an export ready for use, by path or name (`resolve_model`).
 
     Raises:
         BadInput: it is not whole.
     """
-    from omnirouter.decoding import BeamSearch
-    from omnirouter.serve.onnx import OnnxTranscriber, is_export
+    from omnirouter.serve.load import open_model
 
-    recognizer: Recognizer
-    if model is not None and is_export(model):
-        if compute.device == "cuda" or compute.precision == "bf16":
-            raise BadInput(
-                "device and precision: an exported model runs on the CPU as it is; leave them out"
-            )
-        recognizer = OnnxTranscriber(model, listening=listening)
-    else:
-        from omnirouter.checkpoint import load_checkpoint, shipped
-        from omnirouter.serve.transcriber import Transcriber
-
-        checkpoint = load_checkpoint(model or shipped(), compute.torch_device())
-        recognizer = Transcriber(checkpoint, precision=compute.precision, listening=listening)
-    if search.language_model is not None:
-        recognizer.decoder = BeamSearch(recognizer.tokenizer, search)
-    return recognizer
+    return open_model(
+        model,
+        compute.device,
+        precision=compute.precision,
+        threads=compute.threads,
+        listening=listening,
+        search=search,
+        note=lambda text: console.note(f"omnirouter: {text}"),
+    )
 
 
 def _run(
@@ -180,24 +190,33 @@ def _run(
 ) -> int:
     """Transcribe all; gives how many failed."""
     failed = 0
+    began = time.monotonic()
     title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     with ExitStack() as stack:
         update = stack.enter_context(console.progress(title, 100, "%"))
         audio = _opened(sources, stack)
         progress = _percent(update, len(sources))
-        done = recognizer.transcribe_many(
+        results = recognizer.transcribe_many(
             audio, channels=listening.channels, track=listening.track, progress=progress
         )
-        for number, found in done:
+        for number, found in results:
+            name = sources[number].name
             try:
                 if isinstance(found, BadInput):
                     raise found
                 for note in found.notes:
                     hint = "; --track N reads another" * ("sound tracks" in note)
-                    console.note(f"omnirouter transcribe: {sources[number].name}: {note}{hint}")
+                    console.note(f"omnirouter transcribe: {name}: {note}{hint}")
+                if not found.text:
+                    console.note(f"omnirouter transcribe: {name}: no speech found")
+                if console.is_verbose():
+                    words, seconds = len(found.words), time.monotonic() - began
+                    console.note(
+                        f"{name}: {found.duration:.1f} s, {words} words, after {seconds:.1f} s"
+                    )
                 deliver(sources[number], found)
-            except OmnirouterError as error:  # a file that cannot be written is that file's, too
-                console.note(f"omnirouter transcribe: {error}")
+            except OmnirouterError as error:  # what cannot be written costs that file, too
+                console.complain(f"omnirouter transcribe: {error}")
                 failed += 1
     return failed
 
@@ -263,8 +282,10 @@ class _Printing:
 
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         text = WRITERS[self.kind](source.name, transcript, self.layout)
-        prefix = f"{source.name}: " if self.several and self.kind == "txt" else ""
-        print(prefix + text, flush=True)
+        if self.several and self.kind == "txt":
+            lines = text.splitlines() if self.layout.timestamps and text else [transcript.text]
+            text = "\n".join(f"{source.name}: {line}" for line in lines)
+        print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -279,26 +300,16 @@ class _Files:
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         from omnirouter.files import write_text
 
-        for kind, target in zip(self.kinds, self._targets(source), strict=True):
-            if self.overwrite or not target.exists():
-                text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
-                write_text(target, text)
-                console.note(f"{source.name}: {target}")
+        for kind, target in self.missing(source).items():
+            text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
+            write_text(target, text)
+            console.note(f"{source.name}: {target}")
 
-    def existing(self, sources: Sequence[AudioSource]) -> set[AudioSource]:
-        """Recordings of which every file is there already; says so."""
-        found = set()
-        for source in sources:
-            targets = self._targets(source)
-            if all(path.exists() for path in targets):
-                advice = "add --overwrite to replace it"
-                console.note(f"omnirouter transcribe: {source.name}: {targets[0]} exists; {advice}")
-                found.add(source)
-        return found
-
-    def _targets(self, source: AudioSource) -> list[Path]:
+    def missing(self, source: AudioSource) -> dict[str, Path]:
+        """Files still to be written of a recording, by format."""
         place = self.folder / source.target
-        return [place.with_name(f"{place.name}.{kind}") for kind in self.kinds]
+        files = {kind: place.with_name(f"{place.name}.{kind}") for kind in self.kinds}
+        return {kind: file for kind, file in files.items() if self.overwrite or not file.exists()}
 
 
 def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | NamedFile]:

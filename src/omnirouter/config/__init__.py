@@ -38,7 +38,7 @@ from omnirouter.config.train_config import (
     RunConfig,
     TokenizerConfig,
 )
-from omnirouter.errors import BadInput, OmnirouterError, require_numbers
+from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
 
 __all__ = [
     "BALANCED_BY_FORM",
@@ -68,6 +68,7 @@ __all__ = [
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "missing_extra",
     "require_numbers",
     "require_rate",
 ]
