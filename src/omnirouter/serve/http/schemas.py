@@ -16,7 +16,6 @@ from omnirouter.text import Tokenizer
 
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 Granularity = Literal["word", "segment"]
-UNKNOWN = "unknown"  # a model does not tell its language
 NOTICES = "What of the request had no effect, and what of the file was not read as it says."
 CHANNEL: Any = Field(
     default=None,
@@ -77,7 +76,7 @@ class VerboseTranscription(BaseModel):
     """The answer for `response_format=verbose_json`."""
 
     task: Literal["transcribe"] = "transcribe"
-    language: str = Field(description="As the request says; models do not tell.")
+    language: str = Field(description="Of the model, such as `english`.")
     duration: float = Field(description="Of the audio, in seconds.")
     text: str
     segments: list[TimedSegment] | None = Field(description="Where asked for.")
@@ -135,7 +134,7 @@ def verbose(
             key=lambda word: word.start,
         )
     return VerboseTranscription(
-        language=language or UNKNOWN,
+        language=language,
         duration=transcript.duration,
         text=transcript.text,
         segments=segments,
