@@ -110,8 +110,7 @@ def transcribe(
     Prints the text of each file, with several files behind the file's name and a colon. A file that
     cannot be read does not keep the others from being done. With --stream one recording is
     transcribed as it comes: raw 16-bit mono samples on standard input (-), the microphone, or a
-    file. The model that comes with omnirouter, english-small, writes English in lower case without
-    punctuation and makes many errors: see `omnirouter models`.
+    file. The model that comes with omnirouter, english-small, writes {english-small}.
 
     Examples:
         omnirouter transcribe talk.mp3
