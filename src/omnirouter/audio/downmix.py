@@ -112,13 +112,6 @@ class HighPass:
         """The next samples [N], filtered."""
         if not len(samples):
             return samples
-<<<<<<< HEAD
-        from scipy import signal
-
-        if self._state is None:  # as if the first sample had always been there: no step
-            self._state = signal.sosfilt_zi(self._sections) * float(samples[0])
-        filtered, self._state = signal.sosfilt(self._sections, samples, zi=self._state)
-=======
         reach = len(self._response) - 1
         if not len(self._before):  # as if the first sample had always been there: no step
             self._before = np.full(reach, samples[0], dtype=np.float32)
@@ -127,18 +120,10 @@ class HighPass:
         size = 1 << (len(joined) - 1).bit_length()
         spectrum = np.fft.rfft(joined, size) * np.fft.rfft(self._response, size)
         filtered = np.fft.irfft(spectrum, size)[reach : len(joined)]
->>>>>>> main
         return np.asarray(filtered, dtype=np.float32)
 
 
 @lru_cache(maxsize=16)
-<<<<<<< HEAD
-def _high_pass(rate: int) -> NDArray[np.float64]:
-    from scipy import signal
-
-    found = signal.butter(VOICE_ORDER, VOICE_HZ, "highpass", fs=rate, output="sos")
-    return np.asarray(found, dtype=np.float64)
-=======
 def _response(rate: int) -> NDArray[np.float64]:
     """Impulse response of a Butterworth high-pass (bilinear transform), two sections in a row."""
     found = np.zeros(max(2, round(RESPONSE_S * rate)))
@@ -155,4 +140,3 @@ def _response(rate: int) -> NDArray[np.float64]:
             found[n] = y
     found[0] -= found.sum()  # of what was cut off: an offset leaves nothing behind
     return found
->>>>>>> main
