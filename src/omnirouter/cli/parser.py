@@ -49,7 +49,7 @@ def parse(command: str, function: Command, arguments: Sequence[str]) -> dict[str
         values = parser.parse_args(arguments)
         if "recipe" in values:
             # then once more: what the recipe says are defaults, the command line wins
-            source = f"{take_recipe(parser, values.recipe, values.preset)}: "
+            source = f"{take_recipe(parser, values)}: "
             values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise BadInput(source + explain(str(error), parser)) from error

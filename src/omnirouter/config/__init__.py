@@ -23,7 +23,7 @@ from omnirouter.config.model_config import (
     ParameterCount,
     count_parameters,
 )
-from omnirouter.config.presets import PAPER_MODELS, PRESETS
+from omnirouter.config.presets import PAPER_MODELS, PRESETS, training_defaults
 from omnirouter.config.router_config import (
     BALANCED_BY_FORM,
     GROUP_FIELDS,
@@ -70,4 +70,5 @@ __all__ = [
     "count_parameters",
     "require_numbers",
     "require_rate",
+    "training_defaults",
 ]

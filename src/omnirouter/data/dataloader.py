@@ -91,6 +91,14 @@ class RankSharding(NamedTuple):
                     yield replace(turn[-1], cuts=[])
 
 
+class DataSize(NamedTuple):
+    """Utterances and seconds of audio; not `whole` if there are more."""
+
+    utterances: int
+    seconds: float
+    whole: bool
+
+
 class AsrDataLoader:
     """Iterates over batches of a `CutSet`.
 
@@ -198,6 +206,12 @@ class AsrDataLoader:
         )
         sampler.set_epoch(epoch)
         return sampler
+
+    @cached_property
+    def size(self) -> DataSize:
+        """Utterances and seconds, of the first `BUFFER_CUTS` at most; no audio is read."""
+        seconds = [cut.duration for cut in islice(self.cuts, BUFFER_CUTS)]
+        return DataSize(len(seconds), sum(seconds), whole=len(seconds) < BUFFER_CUTS)
 
     @cached_property
     def _bins(self) -> list[float]:

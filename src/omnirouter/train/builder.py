@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,13 @@ from omnirouter.audio.features import (
     log_mel_spectrogram,
     normalize_level,
 )
-from omnirouter.checkpoint import TOKENIZER, load_checkpoint, model_config
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
+from omnirouter.checkpoint import TOKENIZER, load_checkpoint
+from omnirouter.config import (
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    RunConfig,
+)
 from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
 from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
@@ -32,7 +37,16 @@ from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import ParallelModel
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.progress import ProgressReporter, start_line, too_large_a_step
+from omnirouter.train.resume import (
+    changes_on_resume,
+    digests,
+    leaves,
+    load_state,
+    load_weights,
+    require_same,
+    resumed_config,
+)
 from omnirouter.train.run_dir import RunDir
 from omnirouter.train.state import TrainState
 from omnirouter.train.step import ExtraLossFactory, TrainStep
@@ -96,6 +110,9 @@ def build_run(
         folder = RunDir(config, resume=resume, writes=world.first)
         there = resume or not world.first
         tokenizer = build_tokenizer(config, folder.path, resume=there)
+    was = leaves(folder.read_config()) if resume else {}
+    kept = {k: v for k, v in was.items() if k in ("seed", "tokenizer.path")}
+    require_same(kept, leaves(asdict(config)), folder)
     newest = folder.newest_state() if resume else None
     saved = folder.load_state(newest) if newest is not None else None
 
@@ -113,6 +130,7 @@ def build_run(
     model = ParallelModel(network, world, config)
     state = TrainState(model, build_optimizers(model.network, config.optim))
     state.sums = state.sums.to(world.device)
+    state.data = world.all_gather(digests(config) if world.first else {})[0]
     train_step = TrainStep(config, model, state.optimizers, extra_loss)
     validator = Validator(config, tokenizer, dev_loader(config, tokenizer), folder, reporter, world)
     validator.require_usable()
@@ -121,6 +139,11 @@ def build_run(
     else:
         load_state(state, saved, folder)
         reporter.note(f"resumed at step {state.progress.step}")
+        for note in changes_on_resume(config, was, state, saved):
+            reporter.note(note)
+    reporter.note(start_line(config, loader.size, world))
+    if warning := too_large_a_step(config, loader.size):
+        reporter.note(warning)
     folder.describe(config)
     folder.rewind_metrics(state.progress.step)
     return Run(
@@ -196,54 +219,6 @@ def build_model(
         weights = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
     model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
     return model
-
-
-def resumed_config(config: RunConfig, saved: dict[str, Any], folder: RunDir) -> ModelConfig:
-    """Model of a saved state, with the dropout and layer drop that are asked for now.
-
-    The checkpoint that it started from may be gone.
-
-    Raises:
-        BadInput: another model is asked for.
-    """
-    known, wanted = model_config(saved["config"]), config.model
-    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
-    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
-    own = replace(wanted, vocab_size=known.vocab_size, features=features)
-    if own != model and not config.init:
-        raise _misfit(folder)
-    return model
-
-
-def load_weights(network: CTCEncoder, saved: dict[str, Any], folder: RunDir) -> None:
-    """Take up the weights of a state, before they are shared out.
-
-    Raises:
-        BadInput: they are of another model than the configuration's.
-    """
-    try:
-        network.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise _misfit(folder) from error
-
-
-def load_state(state: TrainState, saved: dict[str, Any], folder: RunDir) -> None:
-    """Take up the rest of a state.
-
-    Raises:
-        BadInput: it is of another optimizer than the configuration's.
-    """
-    try:
-        state.load_state_dict(saved)
-    except ValueError as error:
-        raise _misfit(folder) from error
-
-
-def _misfit(folder: RunDir) -> BadInput:
-    return BadInput(
-        f"{folder.path}: holds a run of another model or optimizer; go on with its "
-        f"own configuration: omnirouter train {folder.path} --resume"
-    )
 
 
 def planned_model(config: RunConfig) -> ModelConfig:

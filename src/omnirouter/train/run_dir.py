@@ -79,8 +79,23 @@ class RunDir:
         """
         if not self.writes:
             return
-        text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+        text = yaml.safe_dump(plain(asdict(config)), sort_keys=False)
         write_atomically(self.path / "config.yaml", lambda p: _write_text(p, text))
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration that the last session of the run left.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        path = self.path / "config.yaml"
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInput(f"{path}: cannot be read ({error})") from error
+        if not isinstance(found, dict):
+            raise BadInput(f"{path}: is not the configuration of a run")
+        return found
 
     def newest_state(self) -> Path | None:
         """The latest training state; None before the first."""
@@ -182,11 +197,11 @@ def _lock(path: Path) -> IO[bytes] | None:
     return file
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, for YAML."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _write_text(path: Path, text: str) -> None:
