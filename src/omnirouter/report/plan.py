@@ -111,6 +111,7 @@ def plan(
         "precision": run.precision,
         "steps": run.steps,
         "rate_shares": rate_shares(run),
+        "data_workers": run.data.workers,
         "audio_hours_per_step": run.data.batch_hours,
         "device_seconds": run.data.micro_batch_s,
         "micro_batches_per_device": turns,
@@ -265,5 +266,5 @@ def binding(
     needed = turns * run.data.micro_batch_s / step["total"]
     workers = math.ceil(needed / setting.loader_rate)
     if workers > max(run.data.workers, 1):  # none loads in a thread of the training process
-        binds = f"loader (data.workers: {run.data.workers})"
+        binds = "loader"
     return {"binds": binds, "loader_audio_s_per_s": needed, "loader_workers_needed": workers}

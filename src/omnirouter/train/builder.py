@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from omnirouter.train.resume import (
     leaves,
     load_state,
     load_weights,
-    require_same,
+    require_resumable,
     resumed_config,
 )
 from omnirouter.train.run_dir import RunDir
@@ -111,13 +111,12 @@ def build_run(
         there = resume or not world.first
         tokenizer = build_tokenizer(config, folder.path, resume=there)
     was = leaves(folder.read_config()) if resume else {}
-    kept = {k: v for k, v in was.items() if k in ("seed", "tokenizer.path")}
-    require_same(kept, leaves(asdict(config)), folder)
+    require_resumable(config, was, folder)
     newest = folder.newest_state() if resume else None
     saved = folder.load_state(newest) if newest is not None else None
 
     torch.manual_seed(config.seed)
-    network = build_model(config, tokenizer, saved, folder)
+    network = build_model(config, tokenizer, saved)
     config = replace(config, model=network.config)
     loader = train_loader(config, tokenizer)
     network.config = with_statistics(network.config, loader, saved, world)
@@ -202,14 +201,14 @@ def _sentences(config: RunConfig) -> Iterator[str]:
 
 
 def build_model(
-    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None, folder: RunDir
+    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None
 ) -> CTCEncoder:
     """A fresh model, with `init` the weights of a checkpoint, or the model of a saved state.
 
     With another tokenizer than the checkpoint's the CTC head is fresh.
     """
     if saved is not None and "config" in saved:  # first versions wrote none
-        return CTCEncoder(resumed_config(config, saved, folder))
+        return CTCEncoder(resumed_config(config, saved))
     if not config.init:
         return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
     start = load_checkpoint(config.init)

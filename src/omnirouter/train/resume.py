@@ -20,37 +20,30 @@ from omnirouter.model import CTCEncoder
 from omnirouter.train.run_dir import RunDir, plain
 from omnirouter.train.state import TrainState
 
-
-def resumed_config(config: RunConfig, saved: dict[str, Any], folder: RunDir) -> ModelConfig:
-    """Model of a saved state, with the dropout and layer drop that are asked for now.
-
-    The checkpoint that it started from may be gone.
-
-    Raises:
-        BadInput: another model is asked for; names what differs.
-    """
-    known, wanted = model_config(saved["config"]), config.model
-    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
-    if config.init:  # the architecture was the checkpoint's
-        return model
-    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
-    wanted = replace(wanted, features=features)
-    if config.tokenizer.path:  # it decided the vocabulary
-        wanted = replace(wanted, vocab_size=known.vocab_size)
-    require_same(leaves(model.to_dict(), "model."), leaves(wanted.to_dict(), "model."), folder)
-    return model
+FREE = ("model.dropout", "model.layer_drop", "model.features.mean", "model.features.std")
 
 
-def require_same(was: dict[str, Any], now: dict[str, Any], folder: RunDir) -> None:
-    """Refuse to go on with other values than a run's own.
+def require_resumable(config: RunConfig, was: dict[str, Any], folder: RunDir) -> None:
+    """Refuse to go on with another model, vocabulary or seed than the run has.
+
+    Args:
+        config: of this session.
+        was: config.yaml of the session before, by dotted key.
+        folder: of the run.
 
     Raises:
         BadInput: names the keys that differ, with both values.
     """
+    now = leaves(asdict(config))
+    fixed = ["seed", "tokenizer.path"]
+    if not config.init:  # else the architecture is the checkpoint's
+        fixed += [key for key in now if key.startswith("model.") and key not in FREE]
+    if config.tokenizer.path:  # it decided the size of the vocabulary
+        fixed.remove("model.vocab_size")
     changed = [
         f"{key} is {shown(now[key])}, the run has {shown(was[key])}"
-        for key in was
-        if key in now and was[key] != now[key]
+        for key in fixed
+        if key in was and was[key] != now[key]
     ]
     if changed:
         raise BadInput(
@@ -58,6 +51,15 @@ def require_same(was: dict[str, Any], now: dict[str, Any], folder: RunDir) -> No
             f"train {folder.path} --resume), or start another run (--out), with --init "
             f"{folder.best} from these weights"
         )
+
+
+def resumed_config(config: RunConfig, saved: dict[str, Any]) -> ModelConfig:
+    """Model of a saved state, with the dropout and layer drop that are asked for now.
+
+    The checkpoint that it started from may be gone.
+    """
+    known, wanted = model_config(saved["config"]), config.model
+    return replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
 
 
 def changes_on_resume(
