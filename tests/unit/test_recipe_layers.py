@@ -1,4 +1,4 @@
-"""Which value of a setting a run gets: defaults, preset, recipe, command line, and the run's own."""
+"""Layers of a setting: defaults, preset, recipe, command line, and a resumed run's own."""
 
 from __future__ import annotations
 
@@ -114,5 +114,5 @@ def test_a_resumed_run_keeps_what_it_ran_with(tmp_path: Path) -> None:
     assert run.load_balance == "switch"
     fresh = run_of(tmp_path / "r.yaml", recipe)
     assert (fresh.load_balance, fresh.load_balance_weight) == ("switch", 1.0)
-    with pytest.raises(BadInput, match="preset: the run in .* has 'omni-small', not 'omni-tiny'"):
+    with pytest.raises(BadInput, match=r"preset: the run in .* has 'omni-small', not 'omni-tiny'"):
         run_of(tmp_path / "r.yaml", recipe, "--resume", "--preset", "omni-tiny")
