@@ -19,8 +19,14 @@ from lhotse import MonoCut
 from omnirouter.audio.loading import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import NothingUsable, SplitReport, write_split
-from omnirouter.data.manifest import json_line, utterance
-from omnirouter.data.multiprocess import only_writer
+from omnirouter.data.manifest import utterance
+from omnirouter.files import (
+    is_empty,
+    json_line,
+    only_writer,
+    write_json,
+    write_text,
+)
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.source_files import SourceFile
 from omnirouter.pseudo_labels.teacher import (
@@ -30,7 +36,6 @@ from omnirouter.pseudo_labels.teacher import (
     TeacherConfig,
     located,
 )
-from omnirouter.synthesis.demo_corpus import is_empty, write_whole
 
 STAMP = "pseudo-label.json"
 ATTEMPTS = 2  # for a file whose failure may pass
@@ -96,7 +101,7 @@ def check_settings(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
     try:
         if not has_settings(out, config, name):
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / name, json.dumps(_stamp(config), indent=2) + "\n")
+            write_json(out / name, _stamp(config))
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
 
@@ -159,7 +164,7 @@ def transcribe_file(source: SourceFile, out: Path, teacher: Teacher) -> None:
     }
     path = source.kept(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json_line(values))
+    write_text(path, json_line(values))
 
 
 def run_locally(
@@ -253,7 +258,7 @@ def _write(
     failed = "".join(
         json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in summary.failed.items()
     )
-    write_whole(out / "failed.jsonl", failed)
+    write_text(out / "failed.jsonl", failed)
     apply_filters(sources, out, filters, summary)
     if not summary.kept[0]:
         for split in ("train", "dev"):  # of other filters, and beside the new lists

@@ -23,22 +23,19 @@ from omnirouter.audio.loading import AudioError
 from omnirouter.config import OmnirouterError
 from omnirouter.corpora.validate import (
     NothingUsable,
-    Progress,
     SplitReport,
     manifests_of,
     split_name,
     write_split,
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
-from omnirouter.data.manifest import json_line
 from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
-from omnirouter.data.multiprocess import only_writer
+from omnirouter.files import Progress, json_line, only_writer, write_text
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
 from omnirouter.pseudo_labels.filters import LabeledSegment
 from omnirouter.pseudo_labels.pipeline import check_settings, has_settings
 from omnirouter.pseudo_labels.store import HypothesisStore, StoredHypothesis, open_store
 from omnirouter.pseudo_labels.teacher import ANY, RATE, Teacher, TeacherConfig, find_speech
-from omnirouter.synthesis.demo_corpus import write_whole
 
 STAMP, HEARD, FAILED = "relabel.json", "heard.sqlite", "failed.jsonl"
 REFERENCE = "reference"  # field of the supervision that keeps the corpus's own transcript
@@ -313,4 +310,4 @@ def _supervision(cut: Cut, heard: StoredHypothesis, reference: str | None) -> Su
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_whole(path, "".join(map(json_line, rows)))
+    write_text(path, "".join(map(json_line, rows)))
