@@ -520,7 +520,7 @@ def test_an_edited_manifest_and_another_batch_are_named_on_resume(
     assert "data.device_seconds 4 -> 2" in printed and "about the same place" in printed
     shutil.copytree(tmp_path / "data", tmp_path / "moved")
     moved = replace(
-        halved, data=replace(halved.data, train=(str(tmp_path / "moved" / "train.jsonl"),))
+        halved, data=replace(halved.data, train=(str(tmp_path / "moved" / manifest.name),))
     )
     trainer = Trainer(moved, resume=True, reporter=ProgressReporter(2))
     assert trainer.progress.epoch == 0

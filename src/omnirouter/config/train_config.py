@@ -104,7 +104,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads.
+    """Data of a run.
 
     Attributes:
         train: manifests (JSONL, lhotse cuts or Shar folders), one or a list; paths relative to the
@@ -299,5 +299,5 @@ class RunConfig:
 
     @property
     def views(self) -> int:
-        """How often every utterance goes through the model in a step."""
+        """Passes of every utterance through the model in a step."""
         return 2 if self.consistency else 1

@@ -28,7 +28,7 @@ RESERVED = 0.08  # of a device's memory: the CUDA context, NCCL, fragments; an a
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is planned for.
+    """Devices and rates that are planned for.
 
     Attributes:
         devices: how many.
@@ -142,7 +142,7 @@ def lengths_of(run: RunConfig, setting: Setting, seconds: float) -> list[int]:
 
 
 def chosen_strategy(run: RunConfig, setting: Setting, held: States) -> Strategy:
-    """As training chooses it."""
+    """The strategy that training would choose."""
     if setting.devices == 1:
         return "ddp"
     if run.strategy != "auto":

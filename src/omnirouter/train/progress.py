@@ -147,7 +147,7 @@ def start_line(config: RunConfig, size: DataSize, world: DistributedContext) -> 
 
 
 def device_name(world: DistributedContext) -> str:
-    """What the processes of a run compute on."""
+    """Name of the device, and the number of processes on it."""
     if world.device.type == "cuda":
         name = torch.cuda.get_device_name(world.device)
     else:

@@ -35,11 +35,10 @@ def require_resumable(config: RunConfig, was: dict[str, Any], folder: RunDir) ->
         BadInput: names the keys that differ, with both values.
     """
     now = leaves(asdict(config))
+    free = {*FREE, *(["model.vocab_size"] if config.tokenizer.path else [])}  # that decides it
     fixed = ["seed", "tokenizer.path"]
     if not config.init:  # else the architecture is the checkpoint's
-        fixed += [key for key in now if key.startswith("model.") and key not in FREE]
-    if config.tokenizer.path:  # it decided the size of the vocabulary
-        fixed.remove("model.vocab_size")
+        fixed += [key for key in now if key.startswith("model.") and key not in free]
     changed = [
         f"{key} is {shown(now[key])}, the run has {shown(was[key])}"
         for key in fixed

@@ -38,7 +38,7 @@ class RunDir:
     Args:
         config: the run.
         resume: there must be one in the folder already.
-        writes: whether this process is the one that writes; the others only look.
+        writes: true in the process that writes; the others only look.
 
     Raises:
         BadInput: a new run in a folder that holds one, or `resume` where there is none.
@@ -169,7 +169,7 @@ class RunDir:
         write_text(self.metrics, "".join(rows))
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """What has been logged of one kind, oldest first."""
+        """Logged rows of one kind, oldest first."""
         if not self.metrics.exists():
             return []
         return [row for row in rows_of(self.metrics) if row.get("kind") == kind]

@@ -20,7 +20,7 @@ from omnirouter.train.parallel import ParallelModel, full_state
 
 @dataclass
 class TrainProgress:
-    """How far a run is; saved with weights and optimizer.
+    """Counters of a run, saved with weights and optimizer.
 
     Attributes:
         step: optimizer steps done.

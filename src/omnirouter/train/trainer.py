@@ -147,7 +147,7 @@ class Trainer:
 
     @property
     def progress(self) -> TrainProgress:
-        """How far the run is."""
+        """Counters of the run."""
         return self.state.progress
 
     def run(self) -> TrainResult:
