@@ -25,6 +25,8 @@ import yaml
 from torch import Tensor
 
 from omnirouter.checkpoint import load_checkpoint
+from omnirouter.cli.parser import parse
+from omnirouter.cli.train import train as train_command
 from omnirouter.config import (
     AugmentConfig,
     BadInput,
@@ -571,6 +573,35 @@ def test_fine_tuning_keeps_the_start_if_nothing_beats_it(
         assert torch.equal(best.model.state_dict()[key], value)
     rows = rows_of(tmp_path / "ruined" / "metrics.jsonl")
     assert [r["step"] for r in rows if r["kind"] == "validation"] == [0, 6, 12]
+
+
+def test_the_recipe_for_fine_tuning_ends_no_worse_than_it_starts(
+    tmp_path: Path, repository: Path
+) -> None:
+    """`recipes/fine-tune.yaml` as it is, but for data and start; on other recordings."""
+    start = train(
+        config_for(
+            write_corpus(tmp_path / "data"),
+            tmp_path / "start",
+            augment=NO_AUGMENT,
+            steps=120,
+            validate_every=60,
+            checkpoint_every=120,
+            optim=OptimConfig(peak_lr=5e-3, warmup_steps=20, cosine_steps=100, clip=1.0),
+        )
+    )
+    manifest = write_corpus(tmp_path / "other", repeats=2)
+    options = {"init": start.best, "out": tmp_path / "tuned", "data.train": manifest}
+    options |= {"data.dev": manifest, "data.batch_seconds": 8, "steps": 30, "validate_every": 10}
+    options |= {"optim.cosine_steps": 15, "device": "cpu", "precision": "fp32"}
+    given = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    values = parse("train", train_command, [str(repository / "recipes/fine-tune.yaml"), *given])
+    assert values is not None
+    result = train(values["run"])
+    scores = [r for r in rows_of(tmp_path / "tuned" / "metrics.jsonl") if r["kind"] == "validation"]
+    assert [row["step"] for row in scores] == [0, 10, 20, 30]
+    assert result.wer == min(row["wer"] for row in scores) <= scores[0]["wer"]
+    assert scores[-1]["loss"] < scores[0]["loss"]
 
 
 def test_the_start_line_tells_what_is_trained_and_a_large_step_is_warned_of(
