@@ -39,7 +39,8 @@ def take_recipe(parser: ArgumentParser, given: Namespace) -> Path:
     Raises:
         BadInput: the file cannot be read, has an unknown key, or names no preset.
     """
-    recipe, preset = given.recipe, given.preset
+    recipe: Path = given.recipe
+    preset: str = given.preset
     path = recipe / RUN_FILE if recipe.is_dir() else recipe
     if recipe.is_dir() and not path.is_file():
         raise BadInput(f"recipe: {recipe} holds no {RUN_FILE}; give a YAML file or a run's folder")

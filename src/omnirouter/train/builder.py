@@ -57,9 +57,8 @@ HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabula
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
 
-FeatureStatistics = tuple[
-    tuple[float, ...], tuple[float, ...]
-]  # mean and deviation, a value per mel bin
+FeatureStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation, a value per mel bin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,6 @@ class Run:
 
     Attributes:
         config: with the model as it was built.
-        resumed: true if the state is that of an earlier session.
         reporter: silent in all processes but the first.
     """
 
@@ -80,7 +78,6 @@ class Run:
     state: TrainState
     train_step: TrainStep
     validator: Validator
-    resumed: bool
 
 
 def build_run(
@@ -140,9 +137,10 @@ def build_run(
         reporter.note(f"resumed at step {state.progress.step}")
         for note in changes_on_resume(config, was, state, saved):
             reporter.note(note)
-    reporter.note(start_line(config, loader.size, world))
-    if warning := too_large_a_step(config, loader.size):
-        reporter.note(warning)
+    if world.first:
+        reporter.note(start_line(config, loader.size, world))
+        if warning := too_large_a_step(config, loader.size):
+            reporter.note(warning)
     folder.describe(config)
     folder.rewind_metrics(state.progress.step)
     return Run(
@@ -154,7 +152,6 @@ def build_run(
         state=state,
         train_step=train_step,
         validator=validator,
-        resumed=saved is not None,
     )
 
 
