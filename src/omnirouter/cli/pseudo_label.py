@@ -62,6 +62,7 @@ def pseudo_label(
         seed: of that draw.
         json: print the summary as JSON.
     """
+    from omnirouter.audio.folders import find_audio
     from omnirouter.pseudo_labels.pipeline import (
         Engine,
         NothingKept,
@@ -108,6 +109,8 @@ def pseudo_label(
         if len(error.summary.failed) == len(sources):
             raise BadInput(str(error)) from error
         raise
+    if src.is_dir() and (note := find_audio(src).note()):
+        console.note(f"omnirouter pseudo-label: {src}: {note}")
     name_failed(summary)
     if json:
         console.as_json(summary.to_dict())

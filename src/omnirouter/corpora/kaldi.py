@@ -17,13 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
 from lhotse import RecordingSet
 from lhotse.cut import Cut
 from lhotse.kaldi import load_kaldi_data_dir
 from lhotse.utils import fastcopy
 
-from omnirouter.audio.loading import open_sound
+from omnirouter.audio.reader import AudioError, NamedFile, audio_info
 from omnirouter.config import BadInput
 from omnirouter.corpora.recipes import Splits, WrongLayout, one_cut_each
 
@@ -99,7 +98,7 @@ def _read_wav_scp(folder: Path) -> dict[str, _Audio]:
         [source] = rest
         try:
             audio[key] = _inspect(source, folder)
-        except (OSError, soundfile.SoundFileError) as error:
+        except (OSError, AudioError) as error:
             failure = failure or f"{source}: {error}"
             audio[key] = _Audio(source.rstrip("|").strip(), 16_000, 16_000 * 3600)
     if failure and all(a.samples == 16_000 * 3600 for a in audio.values()):
@@ -144,24 +143,24 @@ def _pairs(path: Path) -> dict[str, str]:
 def _inspect(source: str, folder: Path) -> _Audio:
     if not source.endswith("|"):
         path = _find(source, folder)
-        with open_sound(path) as sound:
-            return _Audio(str(path), sound.samplerate, sound.frames)
+        info = audio_info(path)
+        return _Audio(str(path), info.sample_rate, info.samples)
     program, *arguments = shlex.split(source[:-1])
     paths = [a for a in arguments if not a.startswith("-") and _find(a, folder).is_file()]
     options = set(arguments) - set(paths)
     if len(paths) == 1 and program in _UNPACKERS and options <= _UNPACKERS[program]:
         path = _find(paths[0], folder)
         try:
-            info = soundfile.info(str(path))
-            return _Audio(str(path), info.samplerate, info.frames)
-        except soundfile.SoundFileError:
+            info = audio_info(path)
+            return _Audio(str(path), info.sample_rate, info.samples)
+        except AudioError:
             pass  # compressed SPHERE: only the command reads it
     done = subprocess.run(source[:-1], shell=True, capture_output=True, check=False)
     if done.returncode or not done.stdout:
         reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
         raise OSError(reason or f"exit status {done.returncode}")
-    info = soundfile.info(io.BytesIO(done.stdout))
-    return _Audio(source, info.samplerate, info.frames)
+    info = audio_info(NamedFile(io.BytesIO(done.stdout), source))
+    return _Audio(source, info.sample_rate, info.samples)
 
 
 def _find(path: str, folder: Path) -> Path:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from omnirouter.audio.features import num_frames
-from omnirouter.audio.loading import AudioError
+from omnirouter.audio.reader import AudioError
 from omnirouter.config import GROUP_FIELDS, AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.augment import Augmenter
 from omnirouter.data.cut_audio import plain_file, read_cut, text_of

@@ -16,7 +16,7 @@ from typing import Any
 
 from lhotse import MonoCut
 
-from omnirouter.audio.loading import AudioError, load_audio
+from omnirouter.audio.reader import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import NothingUsable, SplitReport, write_split
 from omnirouter.data.manifest import utterance
