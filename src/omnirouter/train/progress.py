@@ -29,13 +29,13 @@ WIDE = 110  # characters a terminal needs for a bar beside the figures
 
 
 def columns(width: int) -> list[ProgressColumn]:
-    """Columns of a line for a terminal of so many characters: the bar goes first."""
-    bar = [BarColumn(bar_width=min(40, width - 80))] if width >= WIDE else []
+    """Columns of a line for a terminal of so many characters; a narrow one has no bar."""
+    wide = width >= WIDE
     return [
         TextColumn("[bold]{task.description}"),
-        *bar,
+        *([BarColumn(bar_width=min(40, width - 80))] if wide else []),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *([TimeElapsedColumn()] if wide else []),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
