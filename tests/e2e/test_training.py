@@ -25,6 +25,7 @@ import yaml
 from torch import Tensor
 
 from omnirouter.checkpoint import load_checkpoint
+from omnirouter.cli import main
 from omnirouter.cli.parser import parse
 from omnirouter.cli.train import train as train_command
 from omnirouter.config import (
@@ -602,6 +603,17 @@ def test_the_recipe_for_fine_tuning_ends_no_worse_than_it_starts(
     assert [row["step"] for row in scores] == [0, 10, 20, 30]
     assert result.wer == min(row["wer"] for row in scores) <= scores[0]["wer"]
     assert scores[-1]["loss"] < scores[0]["loss"]
+
+
+def test_a_preset_of_ours_learns_with_nothing_but_data_and_steps(tmp_path: Path) -> None:
+    """Four lines of a recipe (and a vocabulary that four sentences can bear): CTC falls."""
+    manifest = str(write_corpus(tmp_path / "data", repeats=3))
+    recipe = {"preset": "omni-tiny", "steps": 40, "out": str(tmp_path / "run")}
+    recipe |= {"data": {"train": manifest, "dev": manifest}, "model": {"vocab_size": 24}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    found = losses(tmp_path / "run")
+    assert found[max(found)] < 0.4 * found[min(found)]
 
 
 def test_the_start_line_tells_what_is_trained_and_a_large_step_is_warned_of(
