@@ -426,8 +426,9 @@ def full_disk_after(calls: int, write: Callable[..., Any]) -> Callable[..., Any]
         nonlocal done
         done += 1
         if done > calls:
-            Path(path).write_bytes(b"half a file")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            target = Path(getattr(path, "name", path))  # torch.save is given an open file
+            target.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         return write(content, path)
 
     return stand_in

@@ -142,7 +142,7 @@ def build_run(
         if warning := too_large_a_step(config, loader.size):
             reporter.note(warning)
     folder.describe(config)
-    folder.rewind_metrics(state.progress.step)
+    folder.rewind_metrics(-1 if saved is None else state.progress.step)  # step 0 comes again
     return Run(
         config=config,
         world=world,

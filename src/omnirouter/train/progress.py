@@ -133,17 +133,23 @@ def start_line(config: RunConfig, size: DataSize, world: DistributedContext) -> 
     active = f" ({count.active / 1e6:.3g} M active)" if count.active < count.total else ""
     more = "" if size.whole else "more than "
     step_s = data.batch_hours * 3600
-    step = f"{step_s:.3g} s" if step_s < 3600 else f"{data.batch_hours:.3g} h"
     parts = [
         f"{config.preset or config.model.routing}, {count.total / 1e6:.3g} M parameters{active}",
         f"vocabulary {config.model.vocab_size}",
-        f"{more}{size.utterances:,} utterances, {size.seconds / 3600:.3g} h",
-        f"{step} of audio a step",
+        f"{more}{size.utterances:,} utterances, {_duration(size.seconds)}",
+        f"{_duration(step_s)} of audio a step",
     ]
     if size.whole and size.seconds:
         passes = config.steps * step_s / size.seconds
         parts.append(f"{config.steps:,} steps are {passes:.3g} passes over the data")
     return "; ".join([*parts, f"{device_name(world)}, {config.precision}"])
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
 
 
 def device_name(world: DistributedContext) -> str:
@@ -162,7 +168,7 @@ def too_large_a_step(config: RunConfig, size: DataSize) -> str | None:
     if not size.whole or step_s <= size.seconds:
         return None
     return (
-        f"warning: a step takes {step_s / 3600:.3g} h of audio, data.train has "
-        f"{size.seconds / 3600:.3g} h: every step sees all of it {step_s / size.seconds:.3g} "
+        f"warning: a step takes {_duration(step_s)} of audio, data.train has "
+        f"{_duration(size.seconds)}: every step sees all of it {step_s / size.seconds:.3g} "
         "times; set data.batch_seconds (40 for a few hours of speech)"
     )
