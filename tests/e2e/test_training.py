@@ -501,6 +501,10 @@ def test_what_a_resumed_run_cannot_go_on_with_is_named(
     train(config, resume=True)
     with pytest.raises(BadInput, match=named):
         train(other, resume=True)
+    pieces = tmp_path / "pieces.model"
+    train_tokenizer([*TEXTS, "a quick brown fox"], 30).save(pieces)
+    with pytest.raises(BadInput, match=r"tokenizer\.path: .* is not the vocabulary of the run"):
+        train(replace(config, tokenizer=TokenizerConfig(path=str(pieces))), resume=True)
     assert train(replace(config, steps=3), resume=True).steps == 3
 
 

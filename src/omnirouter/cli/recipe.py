@@ -7,7 +7,6 @@ line.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from omnirouter.cli.complaints import did_you_mean
-from omnirouter.config import PRESETS, BadInput, RunConfig, training_defaults
+from omnirouter.config import PRESETS, BadInput, RunConfig, dotted, training_defaults
 
 RUN_FILE = "config.yaml"  # of a run folder; itself a recipe
 FIXED_BY = {"routing", "num_experts", "dim"}  # a recipe that gives these leaves nothing to a preset
@@ -74,7 +73,7 @@ def take_recipe(parser: ArgumentParser, given: Namespace) -> Path:
             raise BadInput(f"preset: there is no '{name}'{did_you_mean(str(name), PRESETS)}")
         steps = given.steps if given.steps != default.steps else content.get("steps", default.steps)
         defaults = training_defaults(name, steps) if isinstance(steps, int) else {}
-        defaults |= {f"model.{key}": value for key, value in _leaves(asdict(PRESETS[name]))}
+        defaults |= {f"model.{key}": value for key, value in dotted(asdict(PRESETS[name])).items()}
         parser.set_defaults(defaults)
     parser.default_config_files = [glob.escape(str(file)) for file in files]
     return path
@@ -97,22 +96,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_keys(content: dict[str, Any], path: Path) -> None:
     """Every key exists, and groups such as `optim` hold keys."""
     default = asdict(RunConfig())
-    known = {key for key, _ in _leaves(default)}
+    known = dotted(default)
     groups = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
-    for key, value in _leaves(content):
+    for key, value in dotted(content).items():
         if key in groups and value == {}:
             continue
         if key in groups:
-            example = next(name for name, _ in _leaves(default) if name.startswith(f"{key}."))
+            example = next(name for name in known if name.startswith(f"{key}."))
             raise BadInput(f"{path}: {key} needs keys below it, such as {example}")
         if key not in known:
             raise BadInput(f"{path}: unknown key {key}{did_you_mean(key, sorted(known))}")
-
-
-def _leaves(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values by dotted key."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -37,6 +37,7 @@ from omnirouter.config.train_config import (
     OptimConfig,
     RunConfig,
     TokenizerConfig,
+    dotted,
 )
 from omnirouter.errors import BadInput, OmnirouterError, require_numbers
 
@@ -68,6 +69,7 @@ __all__ = [
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "dotted",
     "require_numbers",
     "require_rate",
     "training_defaults",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omnirouter.config.model_config import ModelConfig
 from omnirouter.config.router_config import RouterLossConfig
@@ -301,3 +302,14 @@ class RunConfig:
     def views(self) -> int:
         """Passes of every utterance through the model in a step."""
         return 2 if self.consistency else 1
+
+
+def dotted(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings by dotted key, such as `optim.peak_lr`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

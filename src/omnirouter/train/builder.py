@@ -27,6 +27,7 @@ from omnirouter.config import (
     FeatureConfig,
     ModelConfig,
     RunConfig,
+    dotted,
 )
 from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
 from omnirouter.data.manifests import read_manifests, read_training
@@ -41,7 +42,6 @@ from omnirouter.train.progress import ProgressReporter, start_line, too_large_a_
 from omnirouter.train.resume import (
     changes_on_resume,
     digests,
-    leaves,
     load_state,
     load_weights,
     require_resumable,
@@ -107,7 +107,7 @@ def build_run(
         folder = RunDir(config, resume=resume, writes=world.first)
         there = resume or not world.first
         tokenizer = build_tokenizer(config, folder.path, resume=there)
-    was = leaves(folder.read_config()) if resume else {}
+    was = dotted(folder.read_config()) if resume else {}
     require_resumable(config, was, folder)
     newest = folder.newest_state() if resume else None
     saved = folder.load_state(newest) if newest is not None else None
@@ -169,7 +169,14 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     if not config.data.train:
         raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
     if resume:
-        return Tokenizer.load(own)
+        tokenizer = Tokenizer.load(own)
+        given = _model_file(config.tokenizer.path)
+        if config.tokenizer.path and given.is_file() and Tokenizer.load(given) != tokenizer:
+            raise BadInput(
+                f"tokenizer.path: {given} is not the vocabulary of the run, {own}; it cannot go on "
+                "with another"
+            )
+        return tokenizer
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(_model_file(config.tokenizer.path))
     elif config.init:

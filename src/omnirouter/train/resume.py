@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omnirouter.checkpoint import model_config
-from omnirouter.config import BadInput, ModelConfig, RunConfig
+from omnirouter.config import BadInput, ModelConfig, RunConfig, dotted
 from omnirouter.data.dataloader import PART_CUTS
 from omnirouter.data.manifests import find_manifests
 from omnirouter.model import CTCEncoder
@@ -34,9 +34,9 @@ def require_resumable(config: RunConfig, was: dict[str, Any], folder: RunDir) ->
     Raises:
         BadInput: names the keys that differ, with both values.
     """
-    now = leaves(asdict(config))
+    now = dotted(plain(asdict(config)))
     free = {*FREE, *(["model.vocab_size"] if config.tokenizer.path else [])}  # that decides it
-    fixed = ["seed", "tokenizer.path"]
+    fixed = ["seed"]
     if not config.init:  # else the architecture is the checkpoint's
         fixed += [key for key in now if key.startswith("model.") and key not in free]
     changed = [
@@ -72,7 +72,7 @@ def changes_on_resume(
         state: of this session; `data` are its manifests' digests.
         saved: of the session before.
     """
-    now, notes = leaves(plain(asdict(config))), []
+    now, notes = dotted(plain(asdict(config))), []
     progress = state.progress
     skipped = {"out", "device", "strategy", *(key for key in now if key.startswith("model.feat"))}
     changed = [k for k in now if k in was and was[k] != now[k] and k not in skipped]
@@ -123,17 +123,6 @@ def digest(path: Path) -> str:
         while block := opened.read(1 << 20):
             found.update(block)
     return found.hexdigest()
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key, sequences as lists."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def shown(value: Any) -> str:
