@@ -36,12 +36,15 @@ COMMANDS = (
     "tables",
     "report",
     "transcribe",
+    "align",
     "serve",
+    "models",
     "average",
     "upcycle",
     "export",
     "bench",
     "plan",
+    "completion",
 )
 SPELLINGS = {"analyse": "analyze"}  # accepted, not shown
 
@@ -102,11 +105,9 @@ def _reason(error: Exception) -> str | None:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from omnirouter.cli.parser import parse
+    from omnirouter.cli.parser import run
 
-    function = load_command(command)
-    parsed = parse(command, function, arguments)
-    return DONE if parsed is None else function(**parsed)
+    return run(command, load_command(command), arguments)
 
 
 def _without_command(arguments: list[str]) -> int:
@@ -131,7 +132,7 @@ def _without_command(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `omnirouter --help`."""
-    rows = [f"  {name:<14}{_first_line(load_command(name))}" for name in COMMANDS]
+    rows = [f"  {name:<14}{summary(name)}" for name in COMMANDS]
     return "\n".join(
         [
             "usage: omnirouter COMMAND ... | --help | --version",
@@ -146,8 +147,9 @@ def overview() -> str:
     )
 
 
-def _first_line(function: Callable[..., int]) -> str:
-    return (introspection.getdoc(function) or "").split("\n", 1)[0]
+def summary(command: str) -> str:
+    """The first line of a command's help."""
+    return (introspection.getdoc(load_command(command)) or "").split("\n", 1)[0]
 
 
 def _fail(command: str, message: str, status: int) -> int:

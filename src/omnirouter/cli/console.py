@@ -17,10 +17,27 @@ WIDEST = 500  # columns of a table
 REJECTED_SHOWN = 5  # of each set
 
 Update = Callable[[float], None]
+_level = {"quiet": False, "verbose": False}
+
+
+def set_level(*, quiet: bool, verbose: bool) -> None:
+    """Choose how much is told: with `quiet` results and errors only, with `verbose` more."""
+    _level.update(quiet=quiet, verbose=verbose)
+
+
+def is_verbose() -> bool:
+    """Whether more shall be told than usual."""
+    return _level["verbose"]
 
 
 def note(text: str) -> None:
-    """One line on standard error."""
+    """One line on standard error, unless --quiet."""
+    if not _level["quiet"]:
+        complain(text)
+
+
+def complain(text: str) -> None:
+    """One line on standard error about what went wrong."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -71,6 +88,9 @@ def progress(title: str, total: float | None, unit: str, speed: str = "") -> Ite
     from rich import progress as bars
     from rich.console import Console
 
+    if _level["quiet"]:
+        yield lambda done: None
+        return
     console = Console(stderr=True)
     began = time.monotonic()
 

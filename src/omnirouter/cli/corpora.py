@@ -14,6 +14,9 @@ def corpora(*, json: bool = False) -> int:
     Hours and sizes are the publishers', rounded, or reckoned from hours and sample rate; those of
     Common Voice are of release 27.0. A dash stands where they are not known.
 
+    Examples:
+        omnirouter corpora
+
     Args:
         json: print a JSON list, with the layout each must have and where the figures come from.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     cuts: list[str],
     compute: Running,
     search: BeamSearchOptions,
@@ -33,8 +33,13 @@ def evaluate(
     Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
     utterances. Audio that cannot be used is left out, counted, and named on standard error.
 
+    Examples:
+        omnirouter evaluate english-small test.jsonl
+        omnirouter evaluate runs/mine/best test.jsonl noisy.jsonl --output wer.json
+
     Args:
-        checkpoint: folder of the model, such as best/ of a run.
+        checkpoint: folder of the model, such as best/ of a run; english-small; or org/name on the
+            Hugging Face Hub.
         cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
         compute: where to run.
         search: beam search with a language model; greedy decoding without one.
