@@ -146,4 +146,5 @@ def _served(
     recognizer = recognizer_of(path, compute, listening, search)
     checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
     config = None if checkpoint is None else checkpoint.config
-    return ServedModel(name, recognizer, config, int(path.stat().st_mtime))
+    language = "en" if checkpoint is None else str(checkpoint.meta.get("language", "en"))
+    return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from omnirouter.serve.subtitles import SubtitleOptions, as_srt, as_vtt
+
+SHOWN = 60  # letters of a text in a repr
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Word:
@@ -39,7 +43,7 @@ class Segment:
         return cls(start=words[0].start, end=words[-1].end, text=text, words=words)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Transcript:
     """What was said in one recording.
 
@@ -57,6 +61,21 @@ class Transcript:
     def words(self) -> tuple[Word, ...]:
         """The words of all segments."""
         return tuple(word for segment in self.segments for word in segment.words)
+
+    def __repr__(self) -> str:
+        text = (
+            self.text if len(self.text) <= SHOWN else self.text[:SHOWN].rsplit(" ", 1)[0] + " ..."
+        )
+        words, segments = len(self.words), len(self.segments)
+        return f"Transcript({self.duration:g} s, {words} words, {segments} segments: {text!r})"
+
+    def to_srt(self, layout: SubtitleOptions | None = None) -> str:
+        """SubRip subtitles."""
+        return as_srt("", self, layout or SubtitleOptions()) + "\n"
+
+    def to_vtt(self, layout: SubtitleOptions | None = None) -> str:
+        """WebVTT subtitles."""
+        return as_vtt("", self, layout or SubtitleOptions()) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: text, duration, segments with their words."""

@@ -21,7 +21,8 @@ from omnirouter.config import BadInput
 from omnirouter.serve.chunking import Window
 from omnirouter.serve.http.batcher import Batcher, Observer, Stopped
 from omnirouter.serve.http.errors import ApiError
-from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples, TranscriptionSession
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession
 from omnirouter.serve.transcript import Transcript, Word
 
 READERS = 16  # recordings read at the same time; more wait

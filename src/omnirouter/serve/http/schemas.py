@@ -16,7 +16,6 @@ from omnirouter.text import Tokenizer
 
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 Granularity = Literal["word", "segment"]
-UNKNOWN = "unknown"  # a model does not tell its language
 
 
 class Usage(BaseModel):
@@ -69,7 +68,7 @@ class VerboseTranscription(BaseModel):
     """The answer for `response_format=verbose_json`."""
 
     task: Literal["transcribe"] = "transcribe"
-    language: str = Field(description="As the request says; models do not tell.")
+    language: str = Field(description="Of the model, such as `english`.")
     duration: float = Field(description="Of the audio, in seconds.")
     text: str
     segments: list[TimedSegment] | None = Field(description="Where asked for.")
@@ -120,7 +119,7 @@ def verbose(
     if "word" in granularities:
         words = [timed(word) for word in transcript.words]
     return VerboseTranscription(
-        language=language or UNKNOWN,
+        language=language,
         duration=transcript.duration,
         text=transcript.text,
         segments=segments,

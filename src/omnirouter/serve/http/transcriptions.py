@@ -55,8 +55,12 @@ class TranscriptionRequest(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), extra="allow")
 
     file: UploadFile = Field(description="Audio, any format that this server reads.")
-    model: str = Field(description="Name of a model; GET /v1/models lists them.")
-    language: str = Field(default="", description="Repeated in the answer, without effect.")
+    model: str = Field(
+        default="",
+        description="Name of a model; GET /v1/models lists them. The first one if it is missing "
+        "or `whisper-1`.",
+    )
+    language: str = Field(default="", description="The model's own, `en`; any other is refused.")
     prompt: str = Field(default="", description="Ignored, with a notice.")
     response_format: Format = "json"
     temperature: float = Field(default=0.0, description="Ignored, with a notice.")
@@ -116,6 +120,7 @@ async def transcribe(
     service: AppState = request.app.state.service
     wanted.check()
     served = find(service.models, wanted.model)
+    served.require_language(wanted.language)
     job = Job(
         served.recognizer,
         detach_upload(wanted.file, service.limits.upload_bytes),
@@ -188,7 +193,7 @@ def _answer(
         body = schemas.verbose(
             transcript,
             served.recognizer.tokenizer,
-            language=wanted.language,
+            language=served.language_name,
             granularities=wanted.granularities or ["segment"],
             subtitles=SUBTITLES in wanted.include,
             notices=notices,
