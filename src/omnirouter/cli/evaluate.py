@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     cuts: list[str],
     compute: Running,
     search: BeamSearchOptions,
@@ -31,10 +31,15 @@ def evaluate(
     """Word error rate of a checkpoint on test sets, with 95% intervals.
 
     Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
-    utterances. Audio that cannot be used is left out, counted, and named on standard error.
+    utterances. Audio that cannot be used is skipped, counted, and named on standard error.
+
+    Examples:
+        omnirouter evaluate english-small test.jsonl
+        omnirouter evaluate runs/mine/best test.jsonl noisy.jsonl --output wer.json
 
     Args:
-        checkpoint: folder of the model, such as best/ of a run.
+        checkpoint: folder of the model, such as best/ of a run; english-small; or org/name on the
+            Hugging Face Hub.
         cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
         compute: where to run.
         search: beam search with a language model; greedy decoding without one.
@@ -97,7 +102,9 @@ def _score_all(
                     groups = score_groups(model, utterances, group_by=group_by, **options)
                     found = {f"{name}/{group}": result for group, result in groups.items()}
         except (BadInput, KeyboardInterrupt) as error:
-            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            console.complain(
+                f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted"
+            )
             failed += 1
             if isinstance(error, BadInput):
                 continue

@@ -12,23 +12,26 @@ from omnirouter.pseudo_labels.teacher import TeacherConfig
 
 def relabel(
     cuts: Path,
-    out: Path,
     teacher: TeacherConfig,
     *,
+    output_dir: Path,
     json: bool = False,
 ) -> int:
     """Replace a corpus's transcripts by those of a Whisper teacher.
 
-    Writes OUT/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
-    the teacher's word error rate in every audio file to OUT/wer_<split>.jsonl, utterances that
-    failed to OUT/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
+    Writes DIR/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
+    the teacher's word error rate in every audio file to DIR/wer_<split>.jsonl, utterances that
+    failed to DIR/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
     interrupted, the same command goes on where it stopped. Utterances stay as they are: the
     options on segments are for those longer than --max-seconds, and --language is taken for
     granted (`any` tells it for each utterance).
 
+    Examples:
+        omnirouter relabel data --output-dir relabeled
+
     Args:
         cuts: manifest of utterances, or a folder of manifests.
-        out: folder to write to.
+        output_dir: folder to write to.
         teacher: the teacher.
         json: print a JSON list with an object per split.
     """
@@ -37,15 +40,17 @@ def relabel(
     from omnirouter.pseudo_labels.teacher import require_teacher
 
     require_teacher()
-    hours = seconds_missing(cuts, out) / 3600
+    hours = seconds_missing(cuts, output_dir) / 3600
     try:
         with console.progress("listening", hours, "hours", "hours per hour") as update:
-            splits, failed = run(cuts, out, teacher, progress=lambda done: update(done / 3600))
+            splits, failed = run(
+                cuts, output_dir, teacher, progress=lambda done: update(done / 3600)
+            )
     except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
         raise
     for name, reason in failed.items():
-        console.note(f"omnirouter relabel: {name}: {reason}")
+        console.complain(f"omnirouter relabel: {name}: {reason}")
     rows = [split.to_dict() for split in splits]
     if json:
         console.as_json(rows)

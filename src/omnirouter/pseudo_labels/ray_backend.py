@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, missing_extra
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.pseudo_labels.pipeline import ATTEMPTS, with_retry
 from omnirouter.pseudo_labels.source_files import SourceFile
@@ -26,7 +26,7 @@ from omnirouter.pseudo_labels.teacher import Teacher, TeacherConfig, require_tea
 def require_ray() -> None:
     """Raise `BadInput` that names the extra to install, if Ray is not there."""
     if importlib.util.find_spec("ray") is None:
-        raise BadInput('--engine ray needs Ray: pip install "omnirouter[ray]"')
+        raise missing_extra("--engine ray needs Ray", "ray")
 
 
 class _Worker:

@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.audio.downmix import HighPass
+from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.pseudo_labels.filters import LabeledSegment
 
 RATE = 16_000
@@ -87,7 +88,7 @@ def located(teacher: str) -> str:
 def require_teacher() -> None:
     """Raise `BadInput` that names the extra to install, if faster-whisper is not there."""
     if importlib.util.find_spec("faster_whisper") is None:
-        raise BadInput('pseudo-labels need faster-whisper: pip install "omnirouter[teacher]"')
+        raise missing_extra("pseudo-labels need faster-whisper", "teacher")
 
 
 class Teacher:
@@ -203,7 +204,7 @@ def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tup
     )
     if not samples.size:
         return []
-    found = get_speech_timestamps(samples, options)
+    found = get_speech_timestamps(HighPass(RATE)(samples), options)
     end = len(samples) / RATE
     return join_spans([(s["start"] / RATE, min(s["end"] / RATE, end)) for s in found], config)
 
