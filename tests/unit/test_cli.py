@@ -173,6 +173,35 @@ def _libc() -> str:
         return ""
 
 
+@pytest.mark.parametrize("missing", ["jsonargparse", "torch"])
+def test_an_installation_without_a_package_says_so(missing: str, manifest: Path) -> None:
+    """As where only what an exported model needs is installed."""
+    program = f"""
+import sys
+sys.modules[{missing!r}] = None
+from omnirouter.cli import main
+sys.exit(main(["evaluate", "english-small", {str(manifest)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"omnirouter evaluate: needs {missing}, which is not installed:")
+    assert done.stderr.count("\n") == 1
+
+
+def test_verbose_shows_where_an_error_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(tmp_path), "none.jsonl", "--verbose"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path), "none.jsonl"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_corpora_fit_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpora"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
 # --- presets ---
 
 

@@ -14,9 +14,11 @@ import io
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from omnirouter.cli import console
 from omnirouter.cli.options import BAD, DONE, FAILED
 from omnirouter.config import BadInput, OmnirouterError
 
@@ -86,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(command, str(error), BAD)
     except KeyboardInterrupt:
         return _fail(command, "interrupted", FAILED)
-    except (OmnirouterError, OSError, MemoryError, RuntimeError) as error:
+    except (OmnirouterError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
         if (reason := _reason(error)) is None:
             raise
         return _fail(command, reason, FAILED)
@@ -98,6 +100,11 @@ def _reason(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return _describe(error)
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "omnirouter").startswith("omnirouter"):
+            return None
+        install = "pip install -c constraints.txt '.' (in the folder of omnirouter's source)"
+        return f"needs {error.name}, which is not installed: {install}"
     lacking = ("can't allocate memory", "out of memory")  # torch's words, which says no more
     if isinstance(error, MemoryError) or any(words in str(error) for words in lacking):
         return "out of memory; give it less audio at once (--batch-seconds, where it has that)"
@@ -154,6 +161,8 @@ def summary(command: str) -> str:
 
 def _fail(command: str, message: str, status: int) -> int:
     line = " ".join(message.split())
+    if console.is_verbose():
+        traceback.print_exc()
     name = f"omnirouter {command}" if command in COMMANDS else "omnirouter"
     print(f"{name}: {line}", file=sys.stderr)
     return status

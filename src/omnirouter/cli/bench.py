@@ -64,13 +64,13 @@ def bench(
     common += [] if rounds is None else ["--rounds", str(rounds)]
     found = {}
     for name in names or BENCHMARKS:
-        console.note(f"{name}: {BENCHMARKS[name]}")
+        console.note(f"measuring {name}")
         own = ["--family", family] if name in ("stream", "train-step", "transcribe") else []
         folder = None if output_dir is None else output_dir.resolve()
         values, table = run(name, [*common, *own], folder=folder, allocator_tuned=tune_allocator())
         found[name] = values
         if not json:
-            print(f"\n{name}: {BENCHMARKS[name]}\n\n{table}\n", flush=True)
+            console.markdown(f"{name}: {BENCHMARKS[name]}\n\n{table}")
     if json:
         console.as_json(found)
     return DONE

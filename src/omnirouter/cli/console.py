@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from omnirouter.data.dataset import Rejected
@@ -50,10 +50,13 @@ def table(
     columns: Sequence[str],
     groups: Mapping[str, Sequence[Sequence[str]]],
     words: Collection[str] = (),
+    *,
+    widest: int = WIDEST,
 ) -> None:
     """Print rows under the titles of their groups (if they have one); names in the first column.
 
-    Columns named in `words` are flush left as the first one, the others right as figures are.
+    Columns named in `words` are flush left as the first one, the others right as figures are. Where
+    the table would be wider than `widest`, those columns take several lines.
     """
     from rich.box import SIMPLE
     from rich.console import Console
@@ -64,7 +67,9 @@ def table(
     shown = Table(box=SIMPLE, header_style="bold")
     for number, column in enumerate(columns):
         left = not number or column in words
-        shown.add_column(column, justify="left" if left else "right", no_wrap=True)
+        fixed = not number or column not in words
+        side: Literal["left", "right"] = "left" if left else "right"
+        shown.add_column(column, justify=side, no_wrap=fixed, overflow="fold")
     for title, rows in groups.items():
         if title:
             shown.add_row(Text(title, style="italic"))
@@ -74,8 +79,19 @@ def table(
     console = Console(highlight=False)
     # a line too long for the terminal is better than a figure cut short
     needed = Measurement.get(console, console.options.update(max_width=WIDEST), shown).maximum
-    console.width = max(console.width, needed)
+    console.width = max(console.width, min(needed, widest))
     console.print(shown)
+
+
+def markdown(text: str) -> None:
+    """Print Markdown: drawn on a terminal, as it is into a file or pipe."""
+    if not sys.stdout.isatty():
+        print(text + "\n", flush=True)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
 
 
 @contextmanager

@@ -102,7 +102,9 @@ def _score_all(
                     groups = score_groups(model, utterances, group_by=group_by, **options)
                     found = {f"{name}/{group}": result for group, result in groups.items()}
         except (BadInput, KeyboardInterrupt) as error:
-            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            console.complain(
+                f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted"
+            )
             failed += 1
             if isinstance(error, BadInput):
                 continue

@@ -89,7 +89,7 @@ def pseudo_label(
 
     def name_failed(summary: PseudoLabelSummary) -> None:
         for name, reason in summary.failed.items():
-            console.note(f"omnirouter pseudo-label: {name}: {reason}")
+            console.complain(f"omnirouter pseudo-label: {name}: {reason}")
 
     sources = find_sources(src, output_dir)
     hours = sum(s.seconds for s in sources if s.heard(output_dir) is None) / 3600

@@ -50,7 +50,7 @@ def relabel(
         console.note("interrupted; what was heard is kept, the same command goes on")
         raise
     for name, reason in failed.items():
-        console.note(f"omnirouter relabel: {name}: {reason}")
+        console.complain(f"omnirouter relabel: {name}: {reason}")
     rows = [split.to_dict() for split in splits]
     if json:
         console.as_json(rows)
