@@ -216,7 +216,7 @@ def analyze(
 
     for checkpoint in checkpoints.values():
         (require_experts if random_experts is None else require_one_expert)(checkpoint)
-        options.pair(checkpoint.config.num_layers)
+        options.pair(len(checkpoint.config.expert_layers))
     if random_experts is not None:
         require_words("random experts", cuts)
     chosen = sample_cuts(cuts, options.limit or None, options.sample_seed)
@@ -226,7 +226,7 @@ def analyze(
         own = analyze_routing(
             checkpoint,
             chosen,
-            layers=options.pair(checkpoint.config.num_layers),
+            layers=options.pair(len(checkpoint.config.expert_layers)),
             precision=precision,
             progress=progress,
         )

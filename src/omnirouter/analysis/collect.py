@@ -208,9 +208,9 @@ class _Gathered:
         self.ids: list[str] = []
         self.texts: list[str] = []
         self.rejected: list[Rejected] = []
-        self.taken_LN = np.zeros((self.config.num_layers, self.config.num_experts), dtype=np.int64)
-        self.entropy_L = np.zeros(self.config.num_layers)
-        self.gate_L = np.zeros(self.config.num_layers)
+        layers = len(self.config.expert_layers)
+        self.taken_LN = np.zeros((layers, self.config.num_experts), dtype=np.int64)
+        self.entropy_L, self.gate_L = np.zeros(layers), np.zeros(layers)
 
     def add(self, output: EncoderOutput) -> None:
         """Take up a batch."""
