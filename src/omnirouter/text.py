@@ -19,6 +19,7 @@ import sentencepiece
 from omnirouter.config import BLANK, BadInput
 
 UNKNOWN = BLANK + 1
+WORD_START = "▁"  # begins the pieces that begin a word
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4\uff07", "''''''")
 _OUTER_APOSTROPHE = re.compile(r"(?<!\S)'+|'+(?!\S)")
 # inside words without a part in them: soft hyphen, zero-width joiners, variation selectors

@@ -31,7 +31,7 @@ def evaluate(
     """Word error rate of a checkpoint on test sets, with 95% intervals.
 
     Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
-    utterances. Audio that cannot be used is left out, counted, and named on standard error.
+    utterances. Audio that cannot be used is skipped, counted, and named on standard error.
 
     Examples:
         omnirouter evaluate english-small test.jsonl

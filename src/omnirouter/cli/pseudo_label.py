@@ -29,7 +29,7 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         if self.engine == "local" and self.workers is not None:
-            raise BadInput("--workers: only for --engine ray; leave it out")
+            raise BadInput("--workers: only for --engine ray; remove it")
         if self.workers is not None and self.workers < 1:
             raise BadInput(f"--workers: at least 1, not {self.workers}")
 
@@ -50,7 +50,7 @@ def pseudo_label(
     Writes DIR/cuts_train.jsonl.gz and DIR/cuts_dev.jsonl.gz, every rejected segment with its filter
     and figure to DIR/rejected.jsonl, recordings that failed to DIR/failed.jsonl, and prints hours
     in and out of every filter. Killed or interrupted, the same command goes on where it stopped;
-    with other filters it sorts anew without listening again.
+    with other filters it filters again without transcribing again.
 
     Examples:
         omnirouter pseudo-label recordings --output-dir corpus
@@ -106,7 +106,7 @@ def pseudo_label(
                 progress=lambda seconds: update(seconds / 3600),
             )
     except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
         raise
     except NothingKept as error:
         name_failed(error.summary)

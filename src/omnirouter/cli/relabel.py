@@ -47,7 +47,7 @@ def relabel(
                 cuts, output_dir, teacher, progress=lambda done: update(done / 3600)
             )
     except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
         raise
     for name, reason in failed.items():
         console.complain(f"omnirouter relabel: {name}: {reason}")
