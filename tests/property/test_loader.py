@@ -26,7 +26,7 @@ def sample(seconds: list[float], data: LoaderConfig, *where: Any) -> list[tuple[
     loader = AsrDataLoader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
     return [
         (item.epoch, item.index, tuple((c.id, c.duration) for c in item.cuts))
-        for item in loader._sample(loader._bins, *where)
+        for item in loader._sample(loader._overview[1], *where)
     ]
 
 

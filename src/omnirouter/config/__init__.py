@@ -23,7 +23,14 @@ from omnirouter.config.model_config import (
     ParameterCount,
     count_parameters,
 )
-from omnirouter.config.presets import PAPER_MODELS, PRESETS
+from omnirouter.config.presets import (
+    PAPER_MODELS,
+    PRESETS,
+    ROUTINGS,
+    families,
+    family,
+    training_defaults,
+)
 from omnirouter.config.router_config import (
     BALANCED_BY_FORM,
     GROUP_FIELDS,
@@ -37,6 +44,7 @@ from omnirouter.config.train_config import (
     OptimConfig,
     RunConfig,
     TokenizerConfig,
+    dotted,
 )
 from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
 
@@ -50,6 +58,7 @@ __all__ = [
     "PRETRAINED_DIR",
     "PRETRAINED_LANGUAGE_MODEL",
     "RATES",
+    "ROUTINGS",
     "AttentionContext",
     "AugmentConfig",
     "BadInput",
@@ -68,7 +77,11 @@ __all__ = [
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "dotted",
+    "families",
+    "family",
     "missing_extra",
     "require_numbers",
     "require_rate",
+    "training_defaults",
 ]
