@@ -6,7 +6,7 @@ Everything else imports it from `omnirouter.config`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 RoutingKind = Literal[
@@ -53,11 +53,11 @@ class RouterConfig:
 
     top_k: int = 1
     layers_per_router: int = 0
-    normalize_gates: bool = False
-    jitter: float = 0.0
-    shared_expert: bool = False
-    experts_every: int = 1
-    share_experts: bool = False
+    normalize_gates: bool = field(default=False, metadata={"added": True})
+    jitter: float = field(default=0.0, metadata={"added": True})
+    shared_expert: bool = field(default=False, metadata={"added": True})
+    experts_every: int = field(default=1, metadata={"added": True})
+    share_experts: bool = field(default=False, metadata={"added": True})
     balance_bias: bool = False
     codes: int = 256
     embedding_dim: int = 64
