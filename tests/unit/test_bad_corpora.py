@@ -22,10 +22,10 @@ import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
 from omnirouter.cli import main
-from omnirouter.config import FeatureConfig, OmnirouterError
+from omnirouter.config import DataConfig, FeatureConfig, OmnirouterError
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest
 from omnirouter.pseudo_labels import pipeline, store
 from omnirouter.pseudo_labels.filters import LabeledSegment
@@ -106,7 +106,7 @@ def test_training_lists_what_outlasts_its_audio(tmp_path: Path) -> None:
     ]
     cuts = read_manifest(write(tmp_path / "m.jsonl", rows))
     tokenizer = train_tokenizer(["one two"] * 3, 9)
-    data = LoaderConfig(max_seconds=60)
+    data = DataConfig(device_seconds=60)
     found = list(
         AsrDataLoader(cuts, features=FeatureConfig(), tokenizer=tokenizer, data=data).iterate()
     )

@@ -34,8 +34,8 @@ import soundfile
 
 from omnirouter.bench import timing
 from omnirouter.bench.program import options
-from omnirouter.config import AugmentConfig, FeatureConfig
-from omnirouter.data.dataloader import PART_CUTS, SAMPLED_AHEAD, AsrDataLoader, LoaderConfig
+from omnirouter.config import AugmentConfig, DataConfig, FeatureConfig
+from omnirouter.data.dataloader import PART_CUTS, SAMPLED_AHEAD, AsrDataLoader
 from omnirouter.data.manifests import read_training
 
 PACKAGES = ("lhotse", "soundfile", "soxr")
@@ -74,7 +74,8 @@ def loader_of(manifest: Path, batch_s: float, workers: int) -> AsrDataLoader:
         read_training([str(manifest)]),
         features=FeatureConfig(),
         tokenizer=None,
-        data=LoaderConfig(max_seconds=batch_s, shuffle=True, workers=workers),
+        data=DataConfig(device_seconds=batch_s, workers=workers),
+        shuffle=True,
         augment=AugmentConfig(speeds=(0.9, 1.0, 1.1)),
     )
 

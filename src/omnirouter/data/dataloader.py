@@ -35,20 +35,13 @@ from lhotse.dataset.sampling.dynamic_bucketing import (
 )
 from torch.utils.data import DataLoader
 
-from omnirouter.config import AugmentConfig, BadInput, FeatureConfig, OmnirouterError
-from omnirouter.data.dataset import (
-    AsrDataset,
-    Batch,
-    LoaderConfig,
-    Rejected,
-    RejectLog,
-    SampledBatch,
-)
+from omnirouter.config import AugmentConfig, BadInput, DataConfig, FeatureConfig, OmnirouterError
+from omnirouter.data.dataset import AsrDataset, Batch, Rejected, RejectLog, SampledBatch
 from omnirouter.data.manifests import UniqueIds
 from omnirouter.data.prefetch import prefetch, without_collections
 from omnirouter.text import Tokenizer
 
-__all__ = ["AsrDataLoader", "Batch", "LoaderConfig", "RankSharding", "RejectLog", "Rejected"]
+__all__ = ["AsrDataLoader", "Batch", "RankSharding", "RejectLog", "Rejected"]
 
 # Cuts that are sampled together: what a resume has to sample again at most. Batches are numbered
 # from `part * PART_CUTS` on in each part of an epoch, so that a number says which part it is in.
@@ -101,7 +94,10 @@ class AsrDataLoader:
         features: sample rate and frame arithmetic.
         tokenizer: makes training targets of the transcripts; without one `Batch.tokens` is empty
             and any transcript will do.
-        data: how batches are made.
+        data: `device_seconds` of audio in a batch (a longer utterance is a batch of its own),
+            buckets, limits, processes and cache.
+        shuffle: another order each epoch.
+        seed: of order and augmentation.
         augment: what is done to waveforms, for training.
     """
 
@@ -111,12 +107,14 @@ class AsrDataLoader:
         *,
         features: FeatureConfig,
         tokenizer: Tokenizer | None,
-        data: LoaderConfig,
+        data: DataConfig,
+        shuffle: bool = False,
+        seed: int = 0,
         augment: AugmentConfig | None = None,
     ) -> None:
         self.cuts = cuts
-        self.data = data
-        self._maker = AsrDataset(features, tokenizer, data, augment)
+        self.data, self.shuffle, self.seed = data, shuffle, seed
+        self._maker = AsrDataset(features, tokenizer, data, augment, seed)
 
     def iterate(
         self,
@@ -187,11 +185,11 @@ class AsrDataLoader:
         """The sampler of a part of an epoch."""
         sampler = DynamicBucketingSampler(
             cuts,
-            constraint=_PackedSeconds(max_duration=self.data.max_seconds),
+            constraint=_PackedSeconds(max_duration=self.data.device_seconds),
             duration_bins=bins,
             buffer_size=BUFFER_CUTS,
-            shuffle=self.data.shuffle,
-            seed=self.data.seed + part * PART_SEED,
+            shuffle=self.shuffle,
+            seed=self.seed + part * PART_SEED,
             sync_buckets=True,  # without it lhotse 1.33 ends an epoch at the first empty bucket
             world_size=1,
             rank=0,
@@ -206,7 +204,7 @@ class AsrDataLoader:
         if not cuts:
             raise BadInput("no utterance to load: the manifests are empty")
         seconds = sum(cut.duration for cut in cuts)
-        full = int(seconds / (BATCHES_PER_BUCKET * self.data.max_seconds))
+        full = int(seconds / (BATCHES_PER_BUCKET * self.data.device_seconds))
         buckets = min(self.data.buckets, full, len(cuts))
         if buckets < 2:
             return [math.inf]  # lhotse wants a boundary; everything is below this one

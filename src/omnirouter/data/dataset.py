@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -22,47 +21,12 @@ from torch.utils.data import Dataset
 
 from omnirouter.audio.features import num_frames
 from omnirouter.audio.loading import AudioError
-from omnirouter.config import GROUP_FIELDS, AugmentConfig, BadInput, FeatureConfig
+from omnirouter.config import GROUP_FIELDS, AugmentConfig, DataConfig, FeatureConfig
 from omnirouter.data.augment import Augmenter
 from omnirouter.data.cut_audio import plain_file, read_cut, text_of
 from omnirouter.text import Tokenizer, normalize_text
 
 _INT16_SCALE = np.float32(2**15)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How batches are made.
-
-    Attributes:
-        max_seconds: audio in one batch; a longer utterance is a batch of its own.
-        shuffle: another order each epoch.
-        seed: of order and augmentation.
-        buckets: duration buckets at most (a small set gets fewer, so that few batches are partial).
-        min_s: shorter utterances are rejected.
-        max_s: longer utterances are rejected.
-        workers: loader processes; 0 loads in a thread of this process.
-        cache_gb: decoded audio kept in memory as 16-bit samples, in GB per process; 0 for none.
-    """
-
-    max_seconds: float
-    shuffle: bool = False
-    seed: int = 0
-    buckets: int = 20
-    min_s: float = 0.0
-    max_s: float = math.inf
-    workers: int = 0
-    cache_gb: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.max_seconds > 0:
-            raise BadInput(
-                f"max_seconds: audio per batch must be above 0 s, not {self.max_seconds}"
-            )
-        if self.buckets < 1:
-            raise BadInput(f"buckets: at least 1, not {self.buckets}")
-        if self.workers < 0:
-            raise BadInput(f"workers: 0 or more, not {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -189,8 +153,9 @@ class AsrDataset(Dataset[Batch]):
     Args:
         features: sample rate and frame arithmetic.
         tokenizer: for training targets; without one any transcript will do.
-        data: limits, seed and cache.
+        data: limits and cache.
         augment: what is done to waveforms, or None.
+        seed: of the augmentation.
 
     Raises:
         BadInput: noise or impulse responses to augment with are not there.
@@ -200,10 +165,11 @@ class AsrDataset(Dataset[Batch]):
         self,
         features: FeatureConfig,
         tokenizer: Tokenizer | None,
-        data: LoaderConfig,
+        data: DataConfig,
         augment: AugmentConfig | None,
+        seed: int = 0,
     ) -> None:
-        self.features, self.tokenizer, self.data = features, tokenizer, data
+        self.features, self.tokenizer, self.data, self.seed = features, tokenizer, data, seed
         self.augment = None if augment is None else Augmenter(augment, features)
         self.cache: dict[Hashable, NDArray[np.int16]] = {}
         self.cache_free = data.cache_gb * 1e9
@@ -234,7 +200,7 @@ class AsrDataset(Dataset[Batch]):
         needed = max(1, ctc_frames(tokens))
         if frames < needed:
             raise _Unusable(f"too few frames: {frames}, {len(tokens)} tokens need {needed}")
-        seed = utterance_seed(self.data.seed, batch.epoch, cut.id)
+        seed = utterance_seed(self.seed, batch.epoch, cut.id)
         if self.augment is not None:
             try:
                 waveform = self.augment(waveform, seed, least_frames=needed)

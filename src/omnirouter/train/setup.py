@@ -20,7 +20,7 @@ from omnirouter.audio.features import (
 )
 from omnirouter.checkpoint import TOKENIZER, load_checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
@@ -230,16 +230,9 @@ def train_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader:
         read_training(data.train, data.weights),
         features=config.model.features,
         tokenizer=tokenizer,
-        data=LoaderConfig(
-            max_seconds=micro_batch_s(config),
-            shuffle=True,
-            seed=config.seed,
-            buckets=data.buckets,
-            min_s=data.min_s,
-            max_s=data.max_s,
-            workers=data.workers,
-            cache_gb=data.cache_gb,
-        ),
+        data=replace(data, device_seconds=micro_batch_s(config)),
+        shuffle=True,
+        seed=config.seed,
         augment=config.augment,
     )
 
@@ -253,7 +246,7 @@ def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
         read_manifests(data.dev),
         features=config.model.features,
         tokenizer=None,
-        data=LoaderConfig(max_seconds=DEV_SECONDS, workers=data.workers, cache_gb=data.cache_gb),
+        data=replace(data, device_seconds=DEV_SECONDS, min_s=0.0, max_s=math.inf),
     )
 
 
