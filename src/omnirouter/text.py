@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import sentencepiece
 
 from omnirouter.config import BLANK, BadInput
 
+Apostrophes = Literal["plain", "strict"]
 UNKNOWN = BLANK + 1
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4\uff07", "''''''")
+# outside of words they are quotation marks, which Whisper's normalizer would join to a word
+_INNER_APOSTROPHE = re.compile("(?<=\\w)[\u2019\u2018\u02bc\u0060\u00b4\uff07](?=\\w)")
 _OUTER_APOSTROPHE = re.compile(r"(?<!\S)'+|'+(?!\S)")
 # inside words without a part in them: soft hyphen, zero-width joiners, variation selectors
 _UNSEEN = [0xAD, 0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
@@ -51,8 +55,17 @@ def _spelled(text: str) -> Iterator[str]:
         yield c if letter or kind[0] == "N" or c == "'" else " "
 
 
-def whisper_normalize(text: str) -> str:
-    """Normalize English text as Whisper's evaluation does, references and hypotheses alike."""
+def whisper_normalize(text: str, apostrophes: Apostrophes = "plain") -> str:
+    """Normalize English text as Whisper's evaluation does, references and hypotheses alike.
+
+    Args:
+        text: one transcript.
+        apostrophes: `plain` takes typographic apostrophes inside a word for plain ones first, as
+            training does; `strict` leaves them to Whisper's normalizer, which takes them for spaces
+            (`i’ll` becomes `i ll`).
+    """
+    if apostrophes == "plain":
+        text = _INNER_APOSTROPHE.sub("'", text)
     return _whisper_normalizer()(text)
 
 

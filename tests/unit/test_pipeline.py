@@ -324,6 +324,29 @@ def test_recordings_become_two_splits_of_whole_files(src: Path, tmp_path: Path) 
     assert lines(tmp_path / "out" / "failed.jsonl") == []
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_development_is_drawn_from_recordings_that_kept_a_segment(
+    src: Path, tmp_path: Path, seed: int
+) -> None:
+    """Neither another language nor a failure counts: two are drawn of three of the five."""
+
+    class Mixed(Stub):
+        def listen(self, samples: Any) -> SegmentHypothesis:
+            heard = super().listen(samples)
+            if self.calls == 2:
+                return SegmentHypothesis("de", 0.9, 9.0, [])
+            return heard
+
+    (src / "é" / "4.flac").write_text("no audio")
+    summary = run(src, tmp_path / "out", Mixed(), seed=seed)
+    cuts = {r.split: CutSet.from_file(r.path) for r in summary.splits}
+    found = {k: {c.recording.sources[0].source for c in own} for k, own in cuts.items()}
+    assert {split: len(ids) for split, ids in found.items()} == {"train": 1, "dev": 2}
+    with pytest.raises(BadInput, match="dev-files: 3 of 3 recordings of which a segment is kept"):
+        run(src, tmp_path / "out", dev_files=3)
+    assert not list((tmp_path / "out").glob("cuts_*")), "of a draw that does not stand any more"
+
+
 def test_what_was_cut_short_is_made_again(src: Path, tmp_path: Path) -> None:
     """A file of what was heard that is damaged, and a stamp that a full disk kept from being."""
     (tmp_path / "out").mkdir()

@@ -176,3 +176,15 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="must be the blank"):
         Tokenizer.load(tmp_path / "foreign.model")
+
+
+@pytest.mark.parametrize("sign", "\u2019\u2018\u02bc\u0060\u00b4\uff07")
+def test_typographic_apostrophes_inside_words_are_plain_ones_in_scoring(sign: str) -> None:
+    text = f"I{sign}ll say it{sign}s fine"
+    assert whisper_normalize(text) == whisper_normalize("I'll say it's fine")
+    assert whisper_normalize(text, "strict") != whisper_normalize(text)
+
+
+@pytest.mark.parametrize("text", ["he said \u2018hello\u2019 twice", "it was \u2019tis he wrote"])
+def test_quotation_marks_stay_out_of_words_in_scoring(text: str) -> None:
+    assert whisper_normalize(text) == whisper_normalize(text, "strict")

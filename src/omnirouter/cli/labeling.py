@@ -57,7 +57,7 @@ def pseudo_label(
         teacher: the teacher.
         filters: what is kept.
         engine: where the work is done.
-        dev_files: whole recordings drawn for development.
+        dev_files: whole recordings drawn for development, of those with a segment that is kept.
         seed: of that draw.
         json: print the summary as JSON.
     """

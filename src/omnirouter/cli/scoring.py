@@ -5,9 +5,9 @@ from __future__ import annotations
 import json as json_format
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omnirouter.cli.options import DONE, Compute, Running, require_writable, status
 from omnirouter.config import BadInput, BeamSearchOptions
@@ -21,30 +21,47 @@ if TYPE_CHECKING:
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How texts are compared.
+
+    Attributes:
+        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
+        apostrophes: `plain` takes typographic apostrophes inside words for plain ones on both
+            sides; `strict` leaves them to Whisper's normalizer, which takes them for spaces.
+    """
+
+    group_by: str | None = None
+    apostrophes: Literal["plain", "strict"] = "plain"
+
+
 def evaluate(
     checkpoint: Path,
     cuts: list[str],
     compute: Running,
     search: BeamSearchOptions,
+    scoring: Scoring,
     *,
     json: bool = False,
-    group_by: str | None = None,
     output: Path | None = None,
     hypotheses: Path | None = None,
 ) -> int:
     """Word error rate of a checkpoint on test sets, with 95% intervals.
 
     Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
-    utterances. Audio that cannot be used is left out, counted, and named on standard error.
+    utterances. Utterances without a transcript or with audio that cannot be used are skipped,
+    counted, and named on standard error.
 
     Args:
         checkpoint: folder of the model, such as best/ of a run.
-        cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
+        cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded. Of a
+            folder of prepared corpora, such as prepared/ami/cuts_test.jsonl.gz, the test split of
+            each corpus is scored, as ami-test.
         compute: where to run.
         search: beam search with a language model; greedy decoding without one.
+        scoring: how texts are compared.
         json: print a JSON object: name of each manifest (its file name without extension) to wer (a
             fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
-        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
         output: write the JSON object to this file too.
         hypotheses: write what was recognized, and what was rejected and why, to this JSONL file.
     """
@@ -64,11 +81,12 @@ def evaluate(
     options: dict[str, Any] = {
         "batch_seconds": compute.batch_seconds,
         "precision": compute.precision,
+        "apostrophes": scoring.apostrophes,
         "decoder": None if search.language_model is None else BeamSearch(model.tokenizer, search),
     }
     results: dict[str, SetResult] = {}
     try:
-        failed = _score_all(sets, model, results, group_by=group_by, **options)
+        failed = _score_all(sets, model, results, group_by=scoring.group_by, **options)
     finally:  # whatever stops a later set, the finished ones are reported
         _report(results, json=json, output=output, hypotheses=hypotheses)
     return status(failed, len(sets))
@@ -186,32 +204,65 @@ def _show_layers(numbers: RoutingNumbers) -> None:
 
 
 def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
-    """Manifests by file name without extension, or by path where names would clash."""
-    stems = {
-        path: path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
-        for pattern in patterns
-        for path in _expanded(pattern)
-    }
-    names, places = Counter(stem.name for stem in stems.values()), Counter(stems.values())
+    """Manifests by file name without extension, or by path where names would clash.
+
+    Those of folders in a folder, and of a known corpus's folder if the file is named `test` or the
+    like, are named `<corpus>-<split>`.
+    """
+    from omnirouter.corpora.registry import CORPORA
+    from omnirouter.corpora.validate import split_name
+
+    stems: dict[Path, Path] = {}
+    names: dict[Path, str] = {}
+    for pattern in patterns:
+        for path, below in _expanded(pattern):
+            stem = path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
+            corpus, split = path.absolute().parent.name, split_name(path)
+            known = corpus in CORPORA and split in ("train", "dev", "test", "eval")
+            stems[path] = stem
+            names[path] = f"{corpus}-{split}" if below or known else stem.name
+    counts, places = Counter(names.values()), Counter(stems.values())
     return {
-        stem.name if names[stem.name] == 1 else str(stem if places[stem] == 1 else path): path
-        for path, stem in stems.items()
+        name if counts[name] == 1 else str(stems[path] if places[stems[path]] == 1 else path): path
+        for path, name in names.items()
     }
 
 
-def _expanded(pattern: str) -> list[Path]:
-    """Manifests of a folder, of a glob, or the one that is named."""
+def _expanded(pattern: str) -> list[tuple[Path, bool]]:
+    """Manifests of a glob, or the one that is named, or those of a folder and its folders.
+
+    Of folders only the test splits where there are any; True for those of a folder's folders.
+    """
+    from omnirouter.cli import console
     from omnirouter.corpora.validate import is_manifest
     from omnirouter.data.manifests import find_manifests
     from omnirouter.data.shar import is_shar
 
     folder = Path(pattern)
     if not folder.is_dir() or is_shar(folder):
-        return find_manifests(pattern)
-    found = sorted(path for path in folder.iterdir() if is_manifest(path))
+        return [(path, False) for path in find_manifests(pattern)]
+    found = [(path, False) for path in folder.iterdir() if is_manifest(path)]
+    corpora = [path for path in folder.iterdir() if path.is_dir() and not is_shar(path)]
+    found += [(path, True) for corpus in corpora for path in corpus.iterdir() if is_manifest(path)]
     if not found:
         raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
-    return found
+    tests = [(path, below) for path, below in found if _is_test_split(path)]
+    if len(tests) < len(found) and (tests or any(below for _, below in found)):
+        skipped = ", ".join(sorted(str(p.relative_to(folder)) for p, _ in {*found} - {*tests}))
+        console.note(f"{pattern}: skipped what is no test split: {skipped}")
+    if not tests and any(below for _, below in found):
+        raise BadInput(f"{pattern}: holds no test split; name the manifests to score")
+    return sorted(tests or found)
+
+
+def _is_test_split(path: Path) -> bool:
+    """True for what is named so, and for the paper's sets whatever their name (nov92)."""
+    from omnirouter.corpora.validate import split_name
+    from omnirouter.evaluate.published import TABLES, find_set
+
+    split = split_name(path)
+    known = find_set(TABLES[1], f"{path.absolute().parent.name}-{split}")
+    return known is not None or split.startswith(("test", "eval"))
 
 
 def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
@@ -287,6 +338,8 @@ def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
     for name, result in results.items():
         for identity, reference, hypothesis in result.hypotheses:
             row = {"set": name, "id": identity, "reference": reference, "hypothesis": hypothesis}
+            if result.apostrophes != "plain":
+                row["apostrophes"] = result.apostrophes
             yield json_line(row)
         for item in result.rejected:
             yield json_line({"set": name, "id": item.id, "rejected": item.reason})

@@ -29,14 +29,13 @@ from omnirouter.corpora.validate import (
     NothingUsable,
     Progress,
     SplitReport,
-    Unusable,
     check_cut,
     manifests_of,
     publish,
     reasons,
     split_name,
 )
-from omnirouter.data.cut_audio import from_archive
+from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifest import json_line
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel, only_writer

@@ -23,16 +23,16 @@ from lhotse.utils import fastcopy
 
 from omnirouter.audio.loading import open_sound
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.cut_audio import SPHERE, text_of
+from omnirouter.data.cut_audio import SPHERE, Unusable, has_text, require_inside, text_of
 from omnirouter.data.manifest import json_line
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import only_writer
 from omnirouter.data.shar import is_shar
 from omnirouter.text import normalize_text
 
-SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
 WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
 SHORTEST_S = 0.01
+REJECT = "omnirouter_reject"  # field of a cut in which a reader says why it cannot be used
 
 Progress = Callable[[float], None]
 
@@ -71,10 +71,6 @@ class SplitReport:
 
 class NothingUsable(BadInput):
     """No utterance of a split can be used."""
-
-
-class Unusable(Exception):
-    """An utterance is to be left out; the text reads `kind` or `kind: details`."""
 
 
 class _Header(NamedTuple):
@@ -271,11 +267,10 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     Raises:
         Unusable: no transcript, no audio, or times that the audio does not have.
     """
-    if transcripts and not normalize_text(text_of(cut)):
-        original = [
-            str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
-        ]
-        raise Unusable(": ".join(["empty transcript", *original]))
+    if reason := (getattr(cut, "custom", None) or {}).get(REJECT):
+        raise Unusable(reason)
+    if transcripts:
+        _require_words(cut)
     if cut.duration < 0 or cut.start < 0:
         raise Unusable(f"impossible times: from {cut.start:g} s to {cut.end:g} s")
     if not cut.has_recording and isinstance(cut, MonoCut | MultiCut):
@@ -289,19 +284,28 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
             )
     path = _single_file(cut)
     if path is None:
-        return cut  # archives and mixtures: their own formats vouch for them
+        # archives and mixtures: their own formats vouch for them
+        if isinstance(cut, MonoCut | MultiCut) and cut.has_recording:
+            require_inside(cut.start, cut.duration, cut.recording.duration)
+        return cut
     header = _header(path)
     length = header.samples / header.rate
     duration = cut.duration or length - cut.start  # 0 is a duration nobody knew
-    if cut.start >= length:
-        raise Unusable(f"starts after its audio: at {cut.start:g} s of {length:g} s")
-    if cut.start + duration > length + SLACK_S:
-        end = cut.start + duration
-        raise Unusable(f"audio shorter than utterance: ends at {end:g} s, file at {length:g} s")
+    require_inside(cut.start, duration, length)
     duration = min(duration, length - cut.start)
     if duration < SHORTEST_S:
         raise Unusable(f"shorter than {SHORTEST_S:g} s")
     return _with_header(cut, path, header, duration)
+
+
+def _require_words(cut: Cut) -> None:
+    if not has_text(cut):
+        raise Unusable("no transcript")
+    if not normalize_text(text_of(cut)):
+        original = [
+            str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
+        ]
+        raise Unusable(": ".join(["empty transcript", *original]))
 
 
 def _single_file(cut: Cut) -> Path | None:

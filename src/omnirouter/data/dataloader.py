@@ -99,6 +99,7 @@ class AsrDataLoader:
         shuffle: another order each epoch.
         seed: of order and augmentation.
         augment: what is done to waveforms, for training.
+        references: reject what has no transcript, also without a tokenizer.
     """
 
     def __init__(
@@ -111,10 +112,11 @@ class AsrDataLoader:
         shuffle: bool = False,
         seed: int = 0,
         augment: AugmentConfig | None = None,
+        references: bool = False,
     ) -> None:
         self.cuts = cuts
         self.data, self.shuffle, self.seed = data, shuffle, seed
-        self._maker = AsrDataset(features, tokenizer, data, augment, seed)
+        self._maker = AsrDataset(features, tokenizer, data, augment, seed, references)
 
     def iterate(
         self,

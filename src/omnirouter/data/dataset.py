@@ -20,10 +20,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from omnirouter.audio.features import num_frames
-from omnirouter.audio.loading import AudioError
+from omnirouter.audio.loading import AudioError, sound_length
 from omnirouter.config import GROUP_FIELDS, AugmentConfig, DataConfig, FeatureConfig
 from omnirouter.data.augment import Augmenter
-from omnirouter.data.cut_audio import plain_file, read_cut, text_of
+from omnirouter.data.cut_audio import (
+    Unusable,
+    has_text,
+    plain_file,
+    read_cut,
+    require_inside,
+    text_of,
+)
 from omnirouter.text import Tokenizer, normalize_text
 
 _INT16_SCALE = np.float32(2**15)
@@ -133,10 +140,6 @@ def _groups(cut: Cut) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value is not None}
 
 
-class _Unusable(Exception):
-    """An utterance is to be rejected for this reason."""
-
-
 @dataclass(frozen=True)
 class SampledBatch:
     """What the sampler gives, and one batch is made from; see `Batch`."""
@@ -156,6 +159,7 @@ class AsrDataset(Dataset[Batch]):
         data: limits and cache.
         augment: what is done to waveforms, or None.
         seed: of the augmentation.
+        references: reject what has no transcript, also without a tokenizer.
 
     Raises:
         BadInput: noise or impulse responses to augment with are not there.
@@ -168,7 +172,9 @@ class AsrDataset(Dataset[Batch]):
         data: DataConfig,
         augment: AugmentConfig | None,
         seed: int = 0,
+        references: bool = False,
     ) -> None:
+        self.references = references or tokenizer is not None
         self.features, self.tokenizer, self.data, self.seed = features, tokenizer, data, seed
         self.augment = None if augment is None else Augmenter(augment, features)
         self.cache: dict[Hashable, NDArray[np.int16]] = {}
@@ -179,13 +185,15 @@ class AsrDataset(Dataset[Batch]):
         for cut in item.cuts:
             try:
                 self._add(cut, batch)
-            except (_Unusable, AudioError) as error:
+            except (Unusable, AudioError) as error:
                 kind = "unreadable audio: " if isinstance(error, AudioError) else ""
                 batch.rejected.append(Rejected(cut.id, f"{kind}{error}"))
         batch.seconds = sum(map(len, batch.waveforms)) / self.features.sample_rate
         return batch
 
     def _add(self, cut: Cut, batch: Batch) -> None:
+        if self.references and not has_text(cut):
+            raise Unusable("no transcript")
         text = text_of(cut)
         if cut.duration:  # spares decoding what is far too long; 0 is a duration nobody knows
             self._check_duration(cut.duration)
@@ -193,19 +201,26 @@ class AsrDataset(Dataset[Batch]):
         if self.tokenizer is not None:
             tokens = self.tokenizer.encode(normalize_text(text))
             if not tokens:
-                raise _Unusable("empty transcript")
-        waveform = self._read(cut)
+                raise Unusable("empty transcript")
+        try:
+            waveform = self._read(cut)
+        except AudioError:
+            plain = plain_file(cut)
+            if plain is not None and cut.start and (length := sound_length(plain[0])):
+                require_inside(cut.start, 0.0, length)
+            raise
+        require_inside(0.0, cut.duration, len(waveform) / self.features.sample_rate)
         self._check_duration(len(waveform) / self.features.sample_rate)
         frames = num_frames(len(waveform), self.features)
         needed = max(1, ctc_frames(tokens))
         if frames < needed:
-            raise _Unusable(f"too few frames: {frames}, {len(tokens)} tokens need {needed}")
+            raise Unusable(f"too few frames: {frames}, {len(tokens)} tokens need {needed}")
         seed = utterance_seed(self.seed, batch.epoch, cut.id)
         if self.augment is not None:
             try:
                 waveform = self.augment(waveform, seed, least_frames=needed)
             except AudioError as error:  # of what is added, not of the utterance
-                raise _Unusable(f"unreadable noise or impulse response: {error}") from error
+                raise Unusable(f"unreadable noise or impulse response: {error}") from error
         batch.waveforms.append(waveform)
         batch.tokens.append(tokens)
         batch.texts.append(text)
@@ -215,9 +230,9 @@ class AsrDataset(Dataset[Batch]):
 
     def _check_duration(self, seconds: float) -> None:
         if seconds < self.data.min_s:
-            raise _Unusable(f"shorter than min_s: {seconds:.3f} s, min_s is {self.data.min_s:g}")
+            raise Unusable(f"shorter than min_s: {seconds:.3f} s, min_s is {self.data.min_s:g}")
         if seconds > self.data.max_s:
-            raise _Unusable(f"longer than max_s: {seconds:.1f} s, max_s is {self.data.max_s:g}")
+            raise Unusable(f"longer than max_s: {seconds:.1f} s, max_s is {self.data.max_s:g}")
 
     def _read(self, cut: Cut) -> NDArray[np.float32]:
         rate = self.features.sample_rate

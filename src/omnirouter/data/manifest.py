@@ -32,7 +32,7 @@ _NOMINAL_RATE = 16_000
 
 def utterance(
     audio: Path,
-    text: str,
+    text: str | None,
     *,
     id: str,
     start: float = 0.0,
@@ -44,7 +44,7 @@ def utterance(
 
     Args:
         audio: file.
-        text: what is said.
+        text: what is said; None where nobody wrote it down, empty for silence.
         id: of the cut, its recording and its supervision.
         start: in seconds.
         duration: in seconds; 0 where nobody knows it.
@@ -128,17 +128,16 @@ def filled_lines(path: Path) -> Iterator[tuple[int, str]]:
     Raises:
         BadInput: it cannot be read.
     """
-    number = 0
     try:
         opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig") as file:
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
             for number, line in enumerate(file, start=1):
+                if _has_surrogates(line):
+                    raise BadInput(f"{path}, line {number}: not UTF-8 text; save it as UTF-8")
                 if line.strip():
                     yield number, line.rstrip("\n")
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such manifest") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}, after line {number}: not UTF-8 text") from error
     except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, broken gzip data
         raise BadInput(f"{path}: cannot be read ({error})") from error
 
@@ -206,7 +205,7 @@ class Manifest:
         speaker = row.get("speaker")
         return utterance(
             audio,
-            row["text"] or "",
+            row["text"],
             id=id,
             start=start,
             duration=duration,

@@ -6,6 +6,7 @@ against them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -63,8 +64,11 @@ _TWELVE = (
         label="Common Voice", stems=("common-voice", "commonvoice-test", "test-common-voice")
     ),
     PublishedSet(label="FLEURS", stems=("fleurs", "fleurs-test")),
-    PublishedSet(label="CallHome", stems=("callhome", "callhome-test")),
-    PublishedSet(label="Switchboard", stems=("switchboard", "swbd", "switchboard-test")),
+    PublishedSet(label="CallHome", stems=("callhome", "callhome-test", "eval2000-callhome")),
+    PublishedSet(
+        label="Switchboard",
+        stems=("switchboard", "swbd", "switchboard-test", "eval2000-switchboard"),
+    ),
     _CLEAN,
     _OTHER,
     PublishedSet(label="WSJ nov92", stems=("wsj", "wsj-nov92", "nov92", "wsj-test-eval92")),
@@ -132,6 +136,9 @@ TABLES: dict[int, PublishedTable] = {
 }
 
 
+_OTHERS = re.compile(r"(cuts_)?(test|dev)_(clean|other)")
+
+
 def same_name(name: str) -> str:
     """A manifest's name without case, punctuation and a leading `cuts`."""
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
@@ -139,10 +146,17 @@ def same_name(name: str) -> str:
 
 
 def find_set(table: PublishedTable, name: str) -> PublishedSet | None:
-    """The table's set that a manifest of this name holds; None if there is none."""
-    for known in table.sets:
-        if same_name(name) in {same_name(known.label), *map(same_name, known.stems)}:
-            return known
+    """The table's set that a manifest of this name holds; None if there is none.
+
+    A path such as `prepared/ami/cuts_test` names corpus and split. LibriSpeech writes `test-clean`;
+    `test_clean` alone is a set of the demo's or of Libriheavy's.
+    """
+    *folders, file = name.split("/")
+    named = [file] if not folders else [f"{folders[-1]}-{file.removeprefix('cuts_')}", file]
+    for form in named:
+        for known in table.sets:
+            if same_name(form) in {same_name(known.label), *map(same_name, known.stems)}:
+                return None if _OTHERS.fullmatch(form.lower()) else known
     return None
 
 

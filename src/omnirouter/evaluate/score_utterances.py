@@ -35,14 +35,21 @@ def evaluating(model: CTCEncoder) -> Iterator[None]:
 
 
 def evaluation_loader(
-    checkpoint: Checkpoint, cuts: CutSet, batch_seconds: float = 120.0
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    batch_seconds: float = 120.0,
+    *,
+    references: bool = False,
 ) -> Iterator[Batch]:
-    """Every utterance once, whatever its length or transcript, in batches of `batch_seconds`."""
+    """Every utterance once, whatever its length, in batches of `batch_seconds`.
+
+    With `references` an utterance without a transcript is rejected; an empty one is silence.
+    """
     if not batch_seconds > 0:
         raise BadInput(f"batch-seconds: more than 0, not {batch_seconds:g}")
     data = DataConfig(device_seconds=batch_seconds, min_s=0.0, max_s=math.inf)
     return AsrDataLoader(
-        cuts, features=checkpoint.config.features, tokenizer=None, data=data
+        cuts, features=checkpoint.config.features, tokenizer=None, data=data, references=references
     ).iterate()
 
 

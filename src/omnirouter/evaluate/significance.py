@@ -8,6 +8,7 @@ are scored on the same resampled utterances, so that what is hard for both cance
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ import numpy.typing as npt
 
 from omnirouter.config import BadInput
 from omnirouter.evaluate.score import SetResult
-from omnirouter.metrics.wer import CONFIDENCE, edit_counts, error_rate
+from omnirouter.metrics.wer import CONFIDENCE, edit_counts, rate_of_counts
+from omnirouter.text import Apostrophes, whisper_normalize
 
 RESAMPLES = 1000
 Floats = npt.NDArray[np.floating[Any]]
@@ -34,13 +36,16 @@ class SetRate:
         wer: a fraction; NaN if nothing was scored.
         ci_low: lower end of its 95% interval.
         ci_high: upper end.
-        utterances: errors and reference words by utterance's id; empty if the file has only rates.
+        utterances: errors, reference words and digest of the reference by utterance's id; empty if
+            the file has only rates.
+        references: digest of all references; empty if the file has none.
     """
 
     wer: float
     ci_low: float
     ci_high: float
-    utterances: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    utterances: Mapping[str, tuple[int, int, bytes]] = field(default_factory=dict)
+    references: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +94,7 @@ def read_results(path: Path) -> dict[str, SetRate]:
     return found
 
 
-def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
+def _of_json(content: dict[str, dict[str, Any]]) -> dict[str, SetRate]:
     def number(value: float | None) -> float:
         if value is not None and not 0 <= value < math.inf:
             raise ValueError("no error rate")
@@ -97,7 +102,10 @@ def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
 
     return {
         name: SetRate(
-            wer=number(row["wer"]), ci_low=number(row["ci_low"]), ci_high=number(row["ci_high"])
+            wer=number(row["wer"]),
+            ci_low=number(row["ci_low"]),
+            ci_high=number(row["ci_high"]),
+            references=str(row.get("references", "")),
         )
         for name, row in content.items()
     }
@@ -105,26 +113,40 @@ def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
 
 def _of_lines(text: str) -> dict[str, SetRate]:
     sets: dict[str, dict[str, tuple[str, str]]] = {}
+    strict = set[str]()
     for line in filter(str.strip, text.split("\n")):  # texts may hold other line separators
         row = json.loads(line)
         own = sets.setdefault(row["set"], {})
+        if row.get("apostrophes") == "strict":
+            strict.add(row["set"])
         if "rejected" not in row:
             own[row["id"]] = (row["reference"], row["hypothesis"])
-    return {name: _rate(texts) for name, texts in sets.items() if texts}
+    return {
+        name: _rate(texts, "strict" if name in strict else "plain")
+        for name, texts in sets.items()
+        if texts
+    }
 
 
-def _rate(texts: Mapping[str, tuple[str, str]]) -> SetRate:
+def _rate(texts: Mapping[str, tuple[str, str]], apostrophes: Apostrophes) -> SetRate:
     references = [reference for reference, _ in texts.values()]
     hypotheses = [hypothesis for _, hypothesis in texts.values()]
-    rate = error_rate(references, hypotheses)
-    errors, words = edit_counts(references, hypotheses)
-    counts = dict(zip(texts, zip(errors, words, strict=True), strict=True))
+    errors, words = edit_counts(references, hypotheses, apostrophes=apostrophes)
+    rate = rate_of_counts(errors, words)
+    digests = [
+        hashlib.blake2b(
+            whisper_normalize(text, apostrophes).encode("utf-8", "surrogatepass"), digest_size=8
+        ).digest()
+        for text in references
+    ]
+    counts = dict(zip(texts, zip(errors, words, digests, strict=True), strict=True))
     return SetRate(wer=rate.rate, ci_low=rate.ci_low, ci_high=rate.ci_high, utterances=counts)
 
 
 def rate_of(result: SetResult) -> SetRate:
     """A result just measured, as one read from a file."""
-    return _rate({identity: (said, heard) for identity, said, heard in result.hypotheses})
+    texts = {identity: (said, heard) for identity, said, heard in result.hypotheses}
+    return _rate(texts, result.apostrophes)
 
 
 def compare(
@@ -147,6 +169,13 @@ def compare(
     if not any(baseline[key].wer for key in common):
         return None
     if not all(system[key].utterances and baseline[key].utterances for key in common):
+        for key in common:
+            digests = {system[key].references, baseline[key].references} - {""}
+            if len(digests) > 1:
+                raise BadInput(
+                    f"{key}: {name} and {baseline_name} were scored on different transcripts; "
+                    "score both on the same manifest"
+                )
         pairs = np.array([[system[key].wer, baseline[key].wer] for key in common])
         changes, of_mean = _changes(pairs[None])
         return Difference(
@@ -184,11 +213,11 @@ def _paired(key: str, system: SetRate, baseline: SetRate) -> npt.NDArray[np.int6
     rows = [
         (system.utterances[i][0], baseline.utterances[i][0], system.utterances[i][1]) for i in ids
     ]
-    other = next((i for i in ids if system.utterances[i][1] != baseline.utterances[i][1]), None)
+    other = next((i for i in ids if system.utterances[i][2] != baseline.utterances[i][2]), None)
     if other is not None:
         raise BadInput(
-            f"{key}: {other} has {system.utterances[other][1]} words in one result and "
-            f"{baseline.utterances[other][1]} in another; score both on the same manifest"
+            f"{key}: {other} has another transcript in one result than in the other; score both on "
+            "the same manifest"
         )
     if not sum(words for *_, words in rows):
         raise BadInput(

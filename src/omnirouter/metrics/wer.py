@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from omnirouter.text import whisper_normalize
+from omnirouter.text import Apostrophes, whisper_normalize
 
 Unit = Literal["word", "character"]
 CONFIDENCE = 0.95
@@ -43,6 +43,7 @@ def error_rate(
     *,
     unit: Unit = "word",
     normalize: bool = True,
+    apostrophes: Apostrophes = "plain",
     resamples: int = 1000,
     seed: int = 0,
 ) -> ErrorRate:
@@ -53,6 +54,7 @@ def error_rate(
         hypotheses: what was recognized, in the same order.
         unit: count words, or characters with the spaces between words.
         normalize: apply `whisper_normalize` to both sides first.
+        apostrophes: as in `whisper_normalize`.
         resamples: bootstrap samples; 0 makes both ends of the interval the rate itself.
         seed: of the bootstrap.
 
@@ -62,7 +64,7 @@ def error_rate(
     Raises:
         ValueError: if the numbers of references and hypotheses differ.
     """
-    errors, lengths = edit_counts(references, hypotheses, unit, normalize)
+    errors, lengths = edit_counts(references, hypotheses, unit, normalize, apostrophes)
     return rate_of_counts(errors, lengths, resamples=resamples, seed=seed)
 
 
@@ -88,6 +90,7 @@ def edit_counts(
     hypotheses: Sequence[str],
     unit: Unit = "word",
     normalize: bool = True,
+    apostrophes: Apostrophes = "plain",
 ) -> tuple[list[int], list[int]]:
     """Errors and reference length of each utterance, in words or characters (see `error_rate`)."""
     import jiwer
@@ -97,7 +100,11 @@ def edit_counts(
     if not references:
         return [], []
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
-    result = process(_prepared(references, normalize), _prepared(hypotheses, normalize))
+
+    def prepared(texts: Sequence[str]) -> list[str]:
+        return [whisper_normalize(t, apostrophes).strip() for t in texts] if normalize else [*texts]
+
+    result = process(prepared(references), prepared(hypotheses))
     errors = [
         sum(
             max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
@@ -107,10 +114,6 @@ def edit_counts(
         for utterance in result.alignments
     ]
     return errors, [len(reference) for reference in result.references]
-
-
-def _prepared(texts: Sequence[str], normalize: bool) -> list[str]:
-    return [whisper_normalize(text).strip() if normalize else text for text in texts]
 
 
 def _interval(

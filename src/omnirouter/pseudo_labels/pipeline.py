@@ -132,7 +132,7 @@ def _stamp(config: TeacherConfig) -> dict[str, Any]:
 def _stamp_of(path: Path) -> object:
     """What is noted; a teacher's folder as it would be noted today."""
     try:
-        noted = json.loads(path.read_text(errors="replace"))
+        noted = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError:
         return None
     if isinstance(noted, dict) and isinstance(teacher := noted.get("teacher"), str):
@@ -209,7 +209,7 @@ def pseudo_label(
         sources: recordings.
         out: folder of the corpus.
         config: the teacher.
-        dev_files: whole recordings drawn for development.
+        dev_files: whole recordings drawn for development, among those of which a segment is kept.
         seed: of that draw.
         filters: which segments to keep.
         engine: how recordings are heard.
@@ -254,35 +254,43 @@ def _write(
         json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in summary.failed.items()
     )
     write_whole(out / "failed.jsonl", failed)
-    apply_filters(sources, out, filters, summary)
-    if not summary.kept[0]:
+    useful = apply_filters(sources, out, filters, summary)
+    used = [source for source in sources if source.id in useful]
+    if dev_files >= len(used):
         for split in ("train", "dev"):  # of other filters, and beside the new lists
             (out / f"cuts_{split}.jsonl.gz").unlink(missing_ok=True)
+    if not used:
         reasons = [f"{n} {name}" for name, (n, _) in summary.rejected.items()]
         if summary.failed:
             reasons.append(f"{len(summary.failed)} of {len(sources)} recordings failed")
         see = "failed.jsonl" if summary.failed else "rejected.jsonl"
         why = ", ".join(reasons) or "there was no speech"
         raise NothingKept(f"{out}: no segment is left ({why}); see {see}", summary)
+    if dev_files >= len(used):
+        raise BadInput(
+            f"dev-files: {dev_files} of {len(used)} recordings of which a segment is kept leave "
+            f"none to train on; give a number below {len(used)} (what was transcribed is kept)"
+        )
 
     def drawn(source: SourceFile) -> bytes:
         return hashlib.blake2b(
             f"{seed}/{source.id}".encode("utf-8", "surrogatepass"), digest_size=8
         ).digest()
 
-    dev = {source.id for source in sorted(sources, key=drawn)[:dev_files]}
+    dev = {source.id for source in sorted(used, key=drawn)[:dev_files]}
     for split, wanted in (("train", False), ("dev", True)):
-        chosen = [source for source in sources if (source.id in dev) == wanted]
+        chosen = [source for source in used if (source.id in dev) == wanted]
         try:
             summary.splits.append(write_split(_kept(chosen, out, filters), out, split))
-        except NothingUsable:  # nothing was kept of these recordings; the table says so
+        except NothingUsable:  # no development set was asked for, or all of it is gone since
             continue
 
 
 def apply_filters(
     sources: Sequence[SourceFile], out: Path, filters: FilterConfig, summary: PseudoLabelSummary
-) -> None:
-    """Count what each filter rejects and list it."""
+) -> set[str]:
+    """Count what each filter rejects and list it; ids of recordings of which a segment is kept."""
+    useful = set[str]()
     counts: dict[str, list[float]] = {name: [0, 0.0] for name in ("language", *FILTERS)}
     kept, seconds = 0, 0.0
     unfinished = out / "rejected.jsonl.tmp"
@@ -305,9 +313,11 @@ def apply_filters(
                 else:
                     kept += 1
                     seconds += segment.seconds
+                    useful.add(values["id"])
     unfinished.replace(out / "rejected.jsonl")
     summary.kept = kept, seconds
     summary.rejected = {name: (int(n), s) for name, (n, s) in counts.items() if n}
+    return useful
 
 
 def _transcribe_all(

@@ -284,7 +284,7 @@ def _relabeled(manifest: AnyManifest, store: HypothesisStore, scores: _Scores) -
 def _reference(cut: Cut) -> str | None:
     """What the corpus says; of one that was relabeled before, what it said then."""
     kept = [s.custom[REFERENCE] for s in cut.supervisions if s.has_custom(REFERENCE)]
-    texts = kept or [s.text for s in cut.supervisions if s.text]
+    texts = kept or [s.text for s in cut.supervisions if s.text is not None]
     return " ".join(map(str, texts)) if texts else None
 
 

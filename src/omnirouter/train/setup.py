@@ -247,6 +247,7 @@ def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
         features=config.model.features,
         tokenizer=None,
         data=replace(data, device_seconds=DEV_SECONDS, min_s=0.0, max_s=math.inf),
+        references=True,
     )
 
 

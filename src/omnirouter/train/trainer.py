@@ -192,7 +192,8 @@ class Trainer:
             BadInput: in a whole epoch no process had one.
         """
         progress = self.progress
-        barren = (progress.epoch + 1, progress.index)
+        # an epoch is over when the next one begins; the one at hand counts only from its start
+        barren = progress.epoch + (2 if progress.index else 1)
         while True:
             taken = [next(batches) for _ in range(self.turns)]
             progress.epoch, progress.index = position = taken[-1].after
@@ -206,7 +207,7 @@ class Trainer:
                 progress.audio_s += seconds
                 used = [batch for batch, count in zip(taken, counts, strict=True) if count]
                 return MicroBatches(used, int(sum(counts)))
-            if position >= barren:
+            if position[0] >= barren:
                 example = next(iter(self.rejected.rejected.values()))
                 raise BadInput(
                     f"data.train: {self.rejected.summary()}; nothing else was found in a whole "
