@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnirouter.config import BLANK, BadInput, BeamSearchOptions
-from omnirouter.text import UNKNOWN, Tokenizer, normalize_text
+from omnirouter.text import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,8 +190,10 @@ class BeamSearch:
         assert config.language_model is not None
         self._tokenizer = tokenizer
         words = _words_of(config.language_model, config.lm_words)
-        hot = {clean for word in config.hot_words.split(",") if (clean := normalize_text(word))}
-        self._spelled = {word: clean for word in words if (clean := normalize_text(word))}
+        hot = {
+            clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
+        }
+        self._spelled = {word: clean for word in words if (clean := tokenizer.normalize(word))}
         known = set(self._spelled.values())
         self._spelled |= {word: word for word in sorted(hot - known)}
         index = {word: number for number, word in enumerate(self._spelled)}

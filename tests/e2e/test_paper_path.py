@@ -20,7 +20,7 @@ import yaml
 from omnirouter.cli import main
 from omnirouter.corpora.registry import CORPORA
 from omnirouter.evaluate.published import TABLES, find_set
-from omnirouter.text import train_tokenizer
+from omnirouter.text import Tokenizer, train_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(REPOSITORY.glob("recipes/**/*.yaml"))
@@ -28,7 +28,7 @@ PAPER = [path for path in RECIPES if path.relative_to(REPOSITORY).parts[1] != "s
 SPLITS = ("train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other")
 TINY = (  # of a recipe what a processor does in a second
     "--model.dim 16 --model.ffn_dim 32 --model.num_layers 2 "
-    "--model.num_heads 2 --model.vocab_size 40 --model.num_experts 2 "
+    "--model.num_heads 2 --model.vocab_size 30 --model.num_experts 2 "
     "--steps 1 --log_every 1 --optim.warmup_steps 1 "
     "--optim.cosine_steps 1 --data.batch_hours 0.0005 --data.device_seconds 4 "
     "--data.workers 0 --device cpu --precision fp32 "
@@ -92,7 +92,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         letters = [
             f"{word} {letter}" for word in ("the", "and") for letter in "abcdefghijklmnopqrstuvwxyz"
         ]
-        train_tokenizer(letters, 40).save("tokenizer.model")
+        train_tokenizer(letters, 30).save("tokenizer.model")
         yield folder
     finally:
         os.chdir(before)
@@ -160,6 +160,31 @@ def test_prepared_corpora_fill_the_paper_s_table_without_renaming(
     ours = table["systems"]["Omni"]["ours"]
     assert set(ours) == {own.label for own in TABLES[1].sets}
     assert all(rate["wer"] is not None for rate in ours.values())
+
+
+def test_text_as_people_write_it_goes_through_vocabulary_training_and_evaluation(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Libriheavy has capitals and punctuation, and a recipe can keep them."""
+    cuts = "data/libriheavy/cuts_small.jsonl.gz"
+    style = ["--casing", "keep", "--punctuation", "keep"]
+    omnirouter("tokenizer", cuts, *style, "--vocab-size", "14", "--out", "written")
+    recipe = str(REPOSITORY / "recipes" / "libriheavy" / "omni-559m.yaml")
+    keep = ["--text.casing", "keep", "--text.punctuation", "keep", "--data.dev", f"[{cuts}]"]
+    tiny = TINY.replace("--tokenizer.path tokenizer.model", "").split()
+    command = ["train", recipe, *tiny, *keep]
+    omnirouter(*command, "--tokenizer.path", "written/tokenizer.model", "--out", "runs/written")
+    omnirouter(*command, "--model.vocab_size", "14", "--out", "runs/own-pieces")
+    for run in ("runs/written", "runs/own-pieces"):
+        tokenizer = Tokenizer.load(f"{run}/best/tokenizer.model")
+        assert tokenizer.decode(tokenizer.encode("The little girl.")) == "The little girl."
+    capsys.readouterr()
+    omnirouter("evaluate", "runs/written/best", cuts, "--punctuation", "report", "--json")
+    [figures] = json.loads(capsys.readouterr().out).values()
+    assert set(figures["written"]) == {"wer", "casing_errors", "precision", "recall"}
+    lower = ["--tokenizer.path", "tokenizer.model", "--out", "runs/mixed"]
+    assert main([*command, *lower]) == 2
+    assert "make others with omnirouter tokenizer --casing keep" in capsys.readouterr().err
 
 
 def test_what_prepare_writes_is_known_to_the_table_whatever_way_it_is_named(root: Path) -> None:

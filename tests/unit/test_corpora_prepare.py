@@ -526,7 +526,7 @@ def test_kaldi_recordings_without_an_utterance_are_noted(src: Path, tmp_path: Pa
         ("wav.scp", "440c0201\n", r"line 1: no path behind 440c0201"),
         ("wav.scp", "440c0201 /nowhere/a.wv1\n", "no recording can be read; the first: /nowhere"),
         ("segments", "440c0201 440c0201 0\n", r"segments, line 1: not utterance, recording, start"),
-        ("segments", "a b 0 1\na b zero 1\n", r"segments, line 2: not utterance, recording, sta"),
+        ("segments", "a b 0 1\nc b zero 1\n", r"segments, line 2: not utterance, recording, sta"),
         ("text", None, "holds no test_eval92/text"),
         ("utt2spk", None, "holds no test_eval92/utt2spk or segments"),
     ],

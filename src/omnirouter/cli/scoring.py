@@ -5,11 +5,11 @@ from __future__ import annotations
 import json as json_format
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from omnirouter.cli.options import DONE, Compute, Running, require_writable, status
+from omnirouter.cli.options import DONE, Compute, Running, Scoring, require_writable, status
 from omnirouter.config import BadInput, BeamSearchOptions
 
 if TYPE_CHECKING:
@@ -19,20 +19,6 @@ if TYPE_CHECKING:
     from omnirouter.evaluate.score import SetResult
 
 REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """How texts are compared.
-
-    Attributes:
-        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
-        apostrophes: `plain` takes typographic apostrophes inside words for plain ones on both
-            sides; `strict` leaves them to Whisper's normalizer, which takes them for spaces.
-    """
-
-    group_by: str | None = None
-    apostrophes: Literal["plain", "strict"] = "plain"
 
 
 def evaluate(
@@ -88,7 +74,7 @@ def evaluate(
     try:
         failed = _score_all(sets, model, results, group_by=scoring.group_by, **options)
     finally:  # whatever stops a later set, the finished ones are reported
-        _report(results, json=json, output=output, hypotheses=hypotheses)
+        _report(results, scoring, json=json, output=output, hypotheses=hypotheses)
     return status(failed, len(sets))
 
 
@@ -229,9 +215,9 @@ def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
 
 
 def _expanded(pattern: str) -> list[tuple[Path, bool]]:
-    """Manifests of a glob, or the one that is named, or those of a folder and its folders.
+    """Manifests of a glob, the one that is named, or those of a folder.
 
-    Of folders only the test splits where there are any; True for those of a folder's folders.
+    Of a folder's folders, for which True stands beside them, test splits alone.
     """
     from omnirouter.cli import console
     from omnirouter.corpora.validate import is_manifest
@@ -241,18 +227,19 @@ def _expanded(pattern: str) -> list[tuple[Path, bool]]:
     folder = Path(pattern)
     if not folder.is_dir() or is_shar(folder):
         return [(path, False) for path in find_manifests(pattern)]
-    found = [(path, False) for path in folder.iterdir() if is_manifest(path)]
-    corpora = [path for path in folder.iterdir() if path.is_dir() and not is_shar(path)]
-    found += [(path, True) for corpus in corpora for path in corpus.iterdir() if is_manifest(path)]
-    if not found:
-        raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
-    tests = [(path, below) for path, below in found if _is_test_split(path)]
-    if len(tests) < len(found) and (tests or any(below for _, below in found)):
-        skipped = ", ".join(sorted(str(p.relative_to(folder)) for p, _ in {*found} - {*tests}))
+    own = sorted(path for path in folder.iterdir() if is_manifest(path))
+    corpora = sorted(path for path in folder.iterdir() if path.is_dir() and not is_shar(path))
+    below = sorted(path for corpus in corpora for path in corpus.iterdir() if is_manifest(path))
+    tests = [path for path in below if _is_test_split(path)]
+    if len(tests) < len(below):
+        skipped = ", ".join(str(p.relative_to(folder)) for p in below if p not in tests)
         console.note(f"{pattern}: skipped what is no test split: {skipped}")
-    if not tests and any(below for _, below in found):
-        raise BadInput(f"{pattern}: holds no test split; name the manifests to score")
-    return sorted(tests or found)
+    if not own and not tests:
+        what = (
+            "test split; name the manifests to score" if below else "manifest (.jsonl or .jsonl.gz)"
+        )
+        raise BadInput(f"{pattern}: the folder holds no {what}")
+    return [(path, False) for path in own] + [(path, True) for path in tests]
 
 
 def _is_test_split(path: Path) -> bool:
@@ -294,6 +281,7 @@ def _list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:
 
 def _report(
     results: Mapping[str, SetResult],
+    scoring: Scoring,
     *,
     json: bool,
     output: Path | None,
@@ -306,6 +294,9 @@ def _report(
     if not results:
         return
     figures = {name: result.to_dict() for name, result in results.items()}
+    if scoring.punctuation == "report":
+        for name, result in results.items():
+            figures[name]["written"] = _written(result)
     if output is not None:
         text = json_format.dumps(figures, indent=2) + "\n"
         write_atomically(output, lambda path: _write(path, text))
@@ -329,6 +320,23 @@ def _report(
     ]
     columns = ("set", "WER", "95% interval", "errors/words", "hours", "RTFx", "rejected")
     console.table(columns, {"": rows})
+    if scoring.punctuation == "report":
+        shares = [
+            [name, *("-" if v is None else f"{v:.1%}" for v in row["written"].values())]
+            for name, row in figures.items()
+        ]
+        console.table(
+            ("set", "WER as written", "casing errors", "marks, precision", "recall"), {"": shares}
+        )
+
+
+def _written(result: SetResult) -> dict[str, float | None]:
+    """Casing and punctuation of a set; None where there is nothing to count."""
+    from omnirouter.metrics.wer import written_score
+
+    texts = [(reference, hypothesis) for _, reference, hypothesis in result.hypotheses]
+    found = written_score([said for said, _ in texts], [heard for _, heard in texts])
+    return {key: None if value != value else value for key, value in asdict(found).items()}
 
 
 def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:

@@ -36,6 +36,7 @@ from omnirouter.config.train_config import (
     DataConfig,
     OptimConfig,
     RunConfig,
+    TextConfig,
     TokenizerConfig,
 )
 from omnirouter.errors import BadInput, OmnirouterError, require_numbers
@@ -65,6 +66,7 @@ __all__ = [
     "RoutingKind",
     "RunConfig",
     "SharConfig",
+    "TextConfig",
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",

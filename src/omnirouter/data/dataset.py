@@ -31,7 +31,7 @@ from omnirouter.data.cut_audio import (
     require_inside,
     text_of,
 )
-from omnirouter.text import Tokenizer, normalize_text
+from omnirouter.text import Tokenizer
 
 _INT16_SCALE = np.float32(2**15)
 
@@ -199,7 +199,7 @@ class AsrDataset(Dataset[Batch]):
             self._check_duration(cut.duration)
         tokens: list[int] = []
         if self.tokenizer is not None:
-            tokens = self.tokenizer.encode(normalize_text(text))
+            tokens = self.tokenizer.encode(self.tokenizer.normalize(text))
             if not tokens:
                 raise Unusable("empty transcript")
         try:

@@ -15,10 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.text import UNKNOWN, Tokenizer, normalize_text, train_tokenizer
+from omnirouter.config import BadInput, OmnirouterError, TextConfig
+from omnirouter.text import PUNCTUATION, UNKNOWN, Tokenizer, normalize_text, train_tokenizer
 
 EXAMPLES = 3  # kept of each character, and of what does not come back
 EXCERPT = 60  # characters of an example
@@ -37,6 +37,8 @@ class VocabularyConfig:
             every character that occurs.
         alphabet: the characters words may have; chosen by --coverage if not given.
         seed: of the draw.
+        casing: `lower`, or `keep` for letters as they are.
+        punctuation: `strip`, or `keep` for the marks `.,?!;:"`, and hyphens inside words.
     """
 
     vocab_size: int = 8192  # Sec. V-B
@@ -44,6 +46,13 @@ class VocabularyConfig:
     coverage: float = 0.9999  # not in paper
     alphabet: str = ""
     seed: int = 0
+    casing: Literal["lower", "keep"] = "lower"
+    punctuation: Literal["strip", "keep"] = "strip"
+
+    @property
+    def text(self) -> TextConfig:
+        """How text is written."""
+        return TextConfig(casing=self.casing, punctuation=self.punctuation)
 
     def __post_init__(self) -> None:
         if self.sentences < 1:
@@ -158,25 +167,29 @@ def build_vocabulary(
         BadInput: there is no text, or not what `vocab_size` needs; see `train_tokenizer`.
     """
     counts = _Counts()
-    sample = reservoir(counts.watch(_cleaned(texts(), progress)), config.sentences, config.seed)
+    sample = reservoir(
+        counts.watch(_cleaned(texts(), config.text, progress)), config.sentences, config.seed
+    )
     if not counts.sentences:
         raise BadInput("tokenizer: there is no text to train on; check the manifests' text")
     # without spaces, behind which marks would be lost
-    letters = normalize_text("".join(config.alphabet.split()))
-    alphabet = set(letters.replace(" ", "")) | ({"'"} & set(config.alphabet))
+    letters = normalize_text("".join(config.alphabet.split()), config.text)
+    marks = {"'"} | (PUNCTUATION if config.punctuation == "keep" else set())
+    alphabet = set(letters.replace(" ", "")) | (marks & set(config.alphabet))
     alphabet = alphabet or counts.commonest(config.coverage)
     sentences = (" ".join(w for w in s.split() if alphabet.issuperset(w)) for s in sample)
     tokenizer = train_tokenizer(sentences, config.vocab_size, alphabet=alphabet)
     report = counts.report(tokenizer.vocab_size, len(sample), alphabet)
     done = counts.sentences
     shown = None if progress is None else lambda n: progress(done + n)
-    _try_out(tokenizer, _cleaned(texts(), shown), report)
+    _try_out(tokenizer, _cleaned(texts(), config.text, shown), report)
     return tokenizer, report
 
 
-def _cleaned(texts: Iterable[str], progress: Progress | None) -> Iterator[str]:
+def _cleaned(texts: Iterable[str], style: TextConfig, progress: Progress | None) -> Iterator[str]:
     """Training text of the sentences that have any."""
-    for number, text in enumerate(filter(None, map(normalize_text, texts)), start=1):
+    written = (normalize_text(text, style) for text in texts)
+    for number, text in enumerate(filter(None, written), start=1):
         yield text
         if progress is not None:
             progress(number)
