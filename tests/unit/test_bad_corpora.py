@@ -181,12 +181,14 @@ class Stub:
     def __call__(self, config: TeacherConfig) -> Any:
         return self
 
-    def listen(self, samples: Any) -> HeardInFile:
+    def transcribe(self, samples: Any) -> HeardInFile:
         text = "we will meet again on friday"
         segment = LabeledSegment(start=0.0, end=1.0, text=text, log_prob=-0.1, no_speech=0.1)
         return HeardInFile("en", 1.0, 1.0, [segment, segment])
 
-    def transcribe(self, samples: Any, spans: Any, language: Any = None) -> list[LabeledSegment]:
+    def transcribe_spans(
+        self, samples: Any, spans: Any, language: Any = None
+    ) -> list[LabeledSegment]:
         return [
             LabeledSegment(start=a, end=b, text="yes", log_prob=0, no_speech=0) for a, b in spans
         ]

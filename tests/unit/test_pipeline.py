@@ -33,10 +33,10 @@ from omnirouter.pseudo_labels.source_files import SourceFile, find_sources
 from omnirouter.pseudo_labels.teacher import (
     RATE,
     SegmentHypothesis,
-    Teacher,
     TeacherConfig,
     find_speech,
     join_spans,
+    load_teacher,
 )
 from omnirouter.synthesis.voices import Speech, speak
 
@@ -184,8 +184,8 @@ def config_of(model: Path, **changes: Any) -> TeacherConfig:
 def test_the_teacher_hears_every_segment(model: Path) -> None:
     samples, _ = recording()
     config = config_of(model, batch_size=2)
-    teacher = Teacher(config)
-    heard = teacher.listen(samples)
+    teacher = load_teacher(config)
+    heard = teacher.transcribe(samples)
     spans = find_speech(samples, config)
     assert [(s.start, s.end) for s in heard.segments] == [
         (round(start, 3), round(end, 3)) for start, end in spans
@@ -195,17 +195,17 @@ def test_the_teacher_hears_every_segment(model: Path) -> None:
     assert all(s.log_prob < 0 and 0 <= s.no_speech <= 1 for s in heard.segments)
     assert len(heard.language) == 2
     assert 0 < heard.probability <= 1
-    alone = Teacher(config_of(model, batch_size=1)).listen(samples)
+    alone = load_teacher(config_of(model, batch_size=1)).transcribe(samples)
     assert [s.text for s in alone.segments] == [s.text for s in heard.segments]
 
 
 def test_another_language_is_not_transcribed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, _ = recording()
-    teacher = Teacher(config_of(model))
+    teacher = load_teacher(config_of(model))
     monkeypatch.setattr(teacher, "_language", lambda *_: ("fi", 0.75))
     for language, words in (("en", False), ("any", True)):
         teacher.config = config_of(model, language=language)
-        heard = teacher.listen(samples)
+        heard = teacher.transcribe(samples)
         assert (heard.language, heard.probability) == ("fi", 0.75)
         assert bool(heard.segments) == words
         assert heard.speech_seconds > 0
@@ -223,7 +223,7 @@ def test_the_language_is_told_from_speech_alone(
             assert audio.min() == audio.max() == 1.0
             return "de", 0.6, []
 
-    teacher = Teacher(config_of(model))
+    teacher = load_teacher(config_of(model))
     assert teacher._language(np.zeros(0, np.float32), []) == ("en", 1.0), "an English-only model"
     monkeypatch.setattr(teacher, "_model", Multilingual())
     samples = np.zeros(200 * RATE, np.float32)
@@ -235,10 +235,10 @@ def test_the_language_is_told_from_speech_alone(
 
 def test_a_teacher_that_is_none_is_one_line(model: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be loaded") as caught:
-        Teacher(config_of(tmp_path))
+        load_teacher(config_of(tmp_path))
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match="knows no xx; choose any or one of"):
-        Teacher(config_of(model, language="xx"))
+        load_teacher(config_of(model, language="xx"))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +268,7 @@ class Stub:
     language = "en"
     calls = 0
 
-    def listen(self, samples: Any) -> SegmentHypothesis:
+    def transcribe(self, samples: Any) -> SegmentHypothesis:
         self.calls += 1
         seconds = len(samples) / RATE
         segments = [
@@ -331,8 +331,8 @@ def test_development_is_drawn_from_recordings_that_kept_a_segment(
     """Neither another language nor a failure counts: two are drawn of three of the five."""
 
     class Mixed(Stub):
-        def listen(self, samples: Any) -> SegmentHypothesis:
-            heard = super().listen(samples)
+        def transcribe(self, samples: Any) -> SegmentHypothesis:
+            heard = super().transcribe(samples)
             if self.calls == 2:
                 return SegmentHypothesis("de", 0.9, 9.0, [])
             return heard
@@ -414,8 +414,8 @@ def test_an_interrupted_run_neither_loses_nor_repeats(src: Path, tmp_path: Path)
 
 def test_recordings_in_another_language_are_listed(src: Path, tmp_path: Path) -> None:
     class Finnish(Stub):
-        def listen(self, samples: Any) -> SegmentHypothesis:
-            heard = super().listen(samples)
+        def transcribe(self, samples: Any) -> SegmentHypothesis:
+            heard = super().transcribe(samples)
             return SegmentHypothesis("fi", 0.8, 9.0, []) if self.calls == 1 else heard
 
     summary = run(src, tmp_path / "out", Finnish())
@@ -426,8 +426,8 @@ def test_recordings_in_another_language_are_listed(src: Path, tmp_path: Path) ->
 
 def test_failures_are_tried_again_then_listed_and_stop_nobody(src: Path, tmp_path: Path) -> None:
     class Weak(Stub):
-        def listen(self, samples: Any) -> SegmentHypothesis:
-            heard = super().listen(samples)
+        def transcribe(self, samples: Any) -> SegmentHypothesis:
+            heard = super().transcribe(samples)
             if self.calls in (2, 4, 5):
                 raise OmnirouterError("the teacher failed: out of memory")
             return heard

@@ -32,7 +32,7 @@ class Worker:
     def __init__(self, config: TeacherConfig) -> None:
         self.config = config
 
-    def listen(self, samples: Any) -> SegmentHypothesis:
+    def transcribe(self, samples: Any) -> SegmentHypothesis:
         text = f"we will meet again on friday {os.getpid()}"
         said = LabeledSegment(start=0.0, end=3.0, text=text, log_prob=-0.1, no_speech=0.0)
         return SegmentHypothesis("en", 0.9, 3.0, [said])

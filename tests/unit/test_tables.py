@@ -149,7 +149,7 @@ def test_results_on_different_transcripts_are_not_compared() -> None:
 def test_results_of_other_words_are_told_apart_though_their_numbers_agree(tmp_path: Path) -> None:
     """Files of both kinds know their references by more than a count of words."""
     for name, word in (("a", "red"), ("b", "blue")):
-        row = {"set": "dev", "id": "1", "reference": f"{word} house", "hypothesis": "red house"}
+        row = {"set": "dev", "id": "1", "reference": f"{word} house", "hypothesis": "no house"}
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
         rates = {"wer": 0.2, "ci_low": 0.1, "ci_high": 0.3, "references": word}
         (tmp_path / f"{name}.json").write_text(json.dumps({"dev": rates}))
@@ -218,7 +218,7 @@ def test_systems_as_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_latex_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LaTeX escapes per cent; JSON holds fractions and both changes; --output writes a file."""
     files = [
-        write_lines(tmp_path / f"{name}.jsonl", {"test_clean": wrong})
+        write_lines(tmp_path / f"{name}.jsonl", {"test-clean": wrong})
         for name, wrong in (("dense", [3, 2, 4]), ("omni", [1, 2, 1]))
     ]
     assert main(["tables", *files, "--table", "4", "--format", "latex"]) == 0
@@ -234,7 +234,7 @@ def test_latex_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert values["differences"][0]["change_of_mean"] == pytest.approx(4 / 9 - 1)
     target = tmp_path / "made" / "table.md"
     assert main(["tables", *files, "--output", str(target)]) == 0
-    assert capsys.readouterr().out == "" and "test_clean" in target.read_text()
+    assert capsys.readouterr().out == "" and "test-clean" in target.read_text()
 
 
 @pytest.mark.parametrize(

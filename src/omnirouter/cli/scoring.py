@@ -192,8 +192,8 @@ def _show_layers(numbers: RoutingNumbers) -> None:
 def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
     """Manifests by file name without extension, or by path where names would clash.
 
-    Those of folders in a folder, and of a known corpus's folder if the file is named `test` or the
-    like, are named `<corpus>-<split>`.
+    Those of folders in a folder, and those in a folder named after a known corpus other than
+    LibriSpeech, are named `<corpus>-<split>`.
     """
     from omnirouter.corpora.registry import CORPORA
     from omnirouter.corpora.validate import split_name
@@ -204,7 +204,7 @@ def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
         for path, below in _expanded(pattern):
             stem = path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
             corpus, split = path.absolute().parent.name, split_name(path)
-            known = corpus in CORPORA and split in ("train", "dev", "test", "eval")
+            known = corpus in CORPORA and corpus != "librispeech"  # whose splits speak for it
             stems[path] = stem
             names[path] = f"{corpus}-{split}" if below or known else stem.name
     counts, places = Counter(names.values()), Counter(stems.values())

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from omnirouter.corpora.registry import CORPORA
+
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedSet:
@@ -136,7 +138,7 @@ TABLES: dict[int, PublishedTable] = {
 }
 
 
-_OTHERS = re.compile(r"(cuts_)?(test|dev)_(clean|other)")
+_OTHERS = re.compile(r"(test|dev)_(clean|other)")
 
 
 def same_name(name: str) -> str:
@@ -149,11 +151,13 @@ def find_set(table: PublishedTable, name: str) -> PublishedSet | None:
     """The table's set that a manifest of this name holds; None if there is none.
 
     A path such as `prepared/ami/cuts_test` names corpus and split. LibriSpeech writes `test-clean`;
-    `test_clean` alone is a set of the demo's or of Libriheavy's.
+    `test_clean` alone is the demo's.
     """
     *folders, file = name.split("/")
-    named = [file] if not folders else [f"{folders[-1]}-{file.removeprefix('cuts_')}", file]
-    for form in named:
+    forms = [file] if not folders else [f"{folders[-1]}-{file.removeprefix('cuts_')}", file]
+    if folders and folders[-1] in CORPORA:
+        forms.pop()
+    for form in forms:
         for known in table.sets:
             if same_name(form) in {same_name(known.label), *map(same_name, known.stems)}:
                 return None if _OTHERS.fullmatch(form.lower()) else known

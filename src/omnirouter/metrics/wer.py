@@ -102,16 +102,16 @@ def written_score(references: Sequence[str], hypotheses: Sequence[str]) -> Writt
     style = TextConfig(casing="keep", punctuation="keep")
     written = [[normalize_text(t, style) for t in texts] for texts in (references, hypotheses)]
     split = [[_written_words(text) for text in texts] for texts in written]
-    keys = [[" ".join(word.key for word in words) for words in texts] for texts in split]
+    said, heard = ([" ".join(word.key for word in words) for words in texts] for texts in split)
     same = cased = correct = 0
-    alignments = jiwer.process_words(*keys).alignments if references else []
-    for said, heard, chunks in zip(*split, alignments, strict=True):
+    alignments = jiwer.process_words(said, heard).alignments if references else []
+    for reference, hypothesis, chunks in zip(*split, alignments, strict=True):
         for chunk in chunks:
             if chunk.type != "equal":
                 continue
             pairs = zip(
-                said[chunk.ref_start_idx : chunk.ref_end_idx],
-                heard[chunk.hyp_start_idx : chunk.hyp_end_idx],
+                reference[chunk.ref_start_idx : chunk.ref_end_idx],
+                hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx],
                 strict=True,
             )
             for one, other in pairs:

@@ -28,7 +28,9 @@ from omnirouter.pseudo_labels.teacher import (
     SegmentHypothesis,
     Teacher,
     TeacherConfig,
+    load_teacher,
     located,
+    weights_digest,
 )
 from omnirouter.synthesis.demo_corpus import is_empty, write_whole
 
@@ -86,7 +88,7 @@ class NothingKept(OmnirouterError):
         self.summary = summary
 
 
-def check_settings(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
+def check_settings(out: Path, config: TeacherConfig, name: str = STAMP, **further: object) -> None:
     """Note in a file of this name what the folder is made with, or find the same noted there.
 
     Raises:
@@ -94,14 +96,14 @@ def check_settings(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
         OmnirouterError: it cannot be written.
     """
     try:
-        if not has_settings(out, config, name):
+        if not has_settings(out, config, name, **further):
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / name, json.dumps(_stamp(config), indent=2) + "\n")
+            write_whole(out / name, json.dumps(_stamp(config) | further, indent=2) + "\n")
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def has_settings(out: Path, config: TeacherConfig, name: str) -> bool:
+def has_settings(out: Path, config: TeacherConfig, name: str, **further: object) -> bool:
     """Whether the same is noted there; not so of a folder that is empty or not there yet.
 
     Nor of one that holds the note alone: its teacher could not be loaded.
@@ -110,7 +112,7 @@ def has_settings(out: Path, config: TeacherConfig, name: str) -> bool:
         BadInput: it holds something else.
     """
     if (out / name).exists():
-        if _stamp_of(out / name) != _stamp(config):
+        if _stamp_of(out / name) != _stamp(config) | further:
             if is_empty(out, name):
                 return False
             raise BadInput(
@@ -126,7 +128,10 @@ def has_settings(out: Path, config: TeacherConfig, name: str) -> bool:
 def _stamp(config: TeacherConfig) -> dict[str, Any]:
     """What decides what is heard: neither the device nor the size of batches."""
     parts = asdict(config)
-    return {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
+    noted = {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
+    if digest := weights_digest(config.teacher):
+        noted["weights"] = digest
+    return noted
 
 
 def _stamp_of(path: Path) -> object:
@@ -147,7 +152,7 @@ def transcribe_file(source: SourceFile, out: Path, teacher: Teacher) -> None:
         AudioError: it cannot be read.
         OmnirouterError: the teacher fails.
     """
-    heard = teacher.listen(load_audio(source.path, RATE))
+    heard = teacher.transcribe(load_audio(source.path, RATE))
     values = {
         "id": source.id,
         "file": str(source.path),
@@ -170,7 +175,7 @@ def run_locally(
     Yields:
         Each recording when it is done, with the reason if it failed, empty otherwise.
     """
-    teacher = Teacher(config)
+    teacher = load_teacher(config)
     for source in sources:
         yield source, with_retry(source, out, teacher)
 

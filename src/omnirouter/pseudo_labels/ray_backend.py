@@ -20,7 +20,7 @@ from omnirouter.config import BadInput
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.pseudo_labels.pipeline import ATTEMPTS, with_retry
 from omnirouter.pseudo_labels.source_files import SourceFile
-from omnirouter.pseudo_labels.teacher import Teacher, TeacherConfig, require_teacher
+from omnirouter.pseudo_labels.teacher import TeacherConfig, load_teacher, require_teacher
 
 
 def require_ray() -> None:
@@ -33,7 +33,7 @@ class _Worker:
     """A teacher in a process of its own."""
 
     def __init__(self, config: TeacherConfig) -> None:
-        self.teacher = Teacher(config)
+        self.teacher = load_teacher(config)
 
     def hear(self, source: SourceFile, out: Path) -> str:
         return with_retry(source, out, self.teacher)
