@@ -194,7 +194,8 @@ def test_rounds_of_self_training_with_a_checkpoint_of_ours(root: Path) -> None:
     """Each round labels with the model of the round before, and trains on what it heard."""
     recipe = str(REPOSITORY / "recipes" / "small-english" / "start" / "omni.yaml")
     tiny = TINY.replace("--tokenizer.path tokenizer.model", "").split()
-    said = [json.loads(line)["text"] for line in Path("recordings/speech.jsonl").open()]
+    rows = Path("recordings/speech.jsonl").read_text().splitlines()
+    said = [json.loads(row)["text"] for row in rows]
     teacher = str(PRETRAINED_DIR)
     for number in (1, 2):
         labels = f"data/round-{number}"
