@@ -13,7 +13,11 @@ TORCH_INDEX := --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check lint fmt docs clean
+# What rounding touches: these tests also pass as other processors compute.
+NUMERICS := tests/golden tests/parity tests/property tests/unit/test_encoder.py tests/unit/test_prepack.py \
+	tests/unit/test_fused.py tests/unit/test_losses.py tests/unit/test_optim.py tests/e2e/test_shipped.py
+
+.PHONY: help demo test test-all test-cpus check lint fmt docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -26,6 +30,10 @@ test: .venv/.dev ## the default tests: no GPU, no network, under five minutes
 
 test-all: .venv/.dev ## every test that needs neither a GPU nor the network
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not gpu and not network" $(ARGS)
+
+test-cpus: .venv/.dev ## the numerical tests as two other kinds of processor compute
+	OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default $(PYTEST) $(NUMERICS) $(ARGS)
+	OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(NUMERICS) $(ARGS)
 
 check: lint test ## lint, types, import layers and the default tests
 

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,13 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from whisper_start import LATER, LEVEL, SAME, WINDOW, Weights, layer, read_weights, whisper_stages
 
-from omnirouter.cli import main
-from omnirouter.config import BadInput
+from omnirouter.cli import COMMANDS
+from omnirouter.cli.parser import parse
+from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.dataset import Batch
-from omnirouter.model import EncoderOutput
-from omnirouter.train import trainer
-from omnirouter.train.loss import LossTerms
-from omnirouter.train.step import TrainStep
+from omnirouter.model import CTCEncoder, EncoderOutput
+from omnirouter.train import train
 
 EVERY = 2  # blocks, behind which frames are compared
 NOTED = 25  # micro-batches between two lines about it
@@ -95,21 +93,28 @@ class Teacher:
         return [torch.cat(kept) for kept in found]
 
 
-class Distilling(TrainStep):
-    """Steps with a teacher; see `TrainStep`.
+class Distillation:
+    """The loss: what of Whisper's frames the model's do not explain.
+
+    Args:
+        whisper: weights of a CTranslate2 model.
+        weight: of the loss.
+        network: the model that is trained.
+        config: of the run.
 
     Raises:
         BadInput: the model has other layers than the teacher, or reads two views.
     """
 
-    def __init__(self, whisper: Weights, weight: float, *given: Any) -> None:
-        super().__init__(*given)
-        self.teacher, self.weight = Teacher(whisper, self.team.device), weight
-        self.heard: dict[int, Tensor] = {}
+    def __init__(
+        self, whisper: Weights, weight: float, network: CTCEncoder, config: RunConfig
+    ) -> None:
+        self.teacher = Teacher(whisper, next(network.parameters()).device)
+        self.weight, self.steps = weight, config.model.features.stack // 2
+        self.frames: dict[int, Tensor] = {}
         self.shares: list[list[float]] = []
-        network = self.engine.network
         layers = self.teacher.layers
-        if self.config.views > 1:
+        if config.views > 1:
             raise BadInput("consistency: the teacher is for one view of an utterance; set 0")
         if len(network.blocks) != layers:
             raise BadInput(
@@ -122,26 +127,19 @@ class Distilling(TrainStep):
 
     def keep(self, number: int, module: nn.Module, given: Any, output: Any) -> None:
         """Keep the frames that a block, or the last norm, gives."""
-        self.heard[number] = output[0] if isinstance(output, tuple) else output
+        self.frames[number] = output[0] if isinstance(output, tuple) else output
 
-    def objective(
-        self, batch: Batch, output: EncoderOutput, utterances: int, micro_batches: int
-    ) -> LossTerms:
-        """CTC, load balance, and what of Whisper's frames is not explained."""
-        part = super().objective(batch, output, utterances, micro_batches)
-        if not len(batch):
-            return part
-        steps = self.config.model.features.stack // 2
-        theirs = self.teacher.frames(batch.waveforms, output.lengths, steps)
+    def __call__(self, batch: Batch, output: EncoderOutput) -> Tensor:
+        """Weighted share of the variance of Whisper's frames that is not explained, a scalar."""
+        theirs = self.teacher.frames(batch.waveforms, output.lengths, self.steps)
         shares = []
-        for (number, ours_TD), wanted_TD in zip(sorted(self.heard.items()), theirs, strict=True):
+        for (number, ours_TD), wanted_TD in zip(sorted(self.frames.items()), theirs, strict=True):
             if number < self.teacher.layers:
                 ours_TD = self.teacher.normed(ours_TD, number)
             missing = (ours_TD.float() - wanted_TD).square().sum()
             shares.append(missing / (wanted_TD - wanted_TD.mean(dim=0)).square().sum())
         self.note([share.item() for share in shares])
-        loss = part.loss + self.weight * torch.stack(shares).mean() / micro_batches
-        return part._replace(loss=loss)
+        return self.weight * torch.stack(shares).mean()
 
     def note(self, shares: list[float]) -> None:
         """Print means from time to time."""
@@ -160,6 +158,13 @@ if __name__ == "__main__":
     parser.add_argument("--weight", type=float, default=2000.0)
     parser.add_argument("train", nargs=argparse.REMAINDER)
     given = parser.parse_args()
-    stepper = partial(Distilling, read_weights(given.whisper / "model.bin"), given.weight)
-    with patch.object(trainer, "Stepper", stepper):
-        sys.exit(main(["train", *given.train]))
+    try:
+        values = parse("train", COMMANDS["train"], given.train)
+        if values is not None:
+            extra_loss = partial(
+                Distillation, read_weights(given.whisper / "model.bin"), given.weight
+            )
+            result = train(values["run"], resume=values["resume"], extra_loss=extra_loss)
+            print(f"best model, WER {result.wer:.1%} on data.dev: {result.best}")
+    except OmnirouterError as error:
+        sys.exit(f"whisper_distil.py: {error}")

@@ -52,7 +52,7 @@ def child(order: dict[str, Any]) -> None:
     config = pickle.loads(Path(order["config"]).read_bytes())
     delay, target = order.get("delay", 0.0), order.get("target")
     timer = killer(delay) if delay and target is None else None
-    trainer = Doomed(config, resume=order["resume"], watch=ProgressReporter(config.steps))
+    trainer = Doomed(config, resume=order["resume"], reporter=ProgressReporter(config.steps))
     if target is not None:
         trainer.target, trainer.delay = target, delay
     trainer.run()

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from omnirouter.config import OmnirouterError, RunConfig
 from omnirouter.data.dataset import Batch
+from omnirouter.model import EncoderOutput
 from omnirouter.train import distributed, step, train
 from omnirouter.train.distributed import DistributedContext
-from omnirouter.train.loss import LossTerms
 from omnirouter.train.parallel import full_tensor
 from omnirouter.train.progress import ProgressReporter
 from omnirouter.train.step import MicroBatches
@@ -85,33 +85,30 @@ def gone_early(config: RunConfig) -> str:
 
 
 def trained(config: RunConfig) -> TrainResult:
-    return train(config, watch=quiet(config))
+    return train(config, reporter=quiet(config))
 
 
 def resumed(config: RunConfig) -> TrainResult:
-    return train(config, resume=True, watch=quiet(config))
+    return train(config, resume=True, reporter=quiet(config))
 
 
 def poisoned(config: RunConfig) -> TrainResult:
     """Trains; the second process's third loss is NaN."""
-    real, calls = step.objective, []
+    calls: list[None] = []
 
-    def objective(*arguments: Any) -> LossTerms:
-        part = real(*arguments)
-        calls.append(part)
-        if torch.distributed.get_rank() != 1 or len(calls) != 3:
-            return part
-        return LossTerms(*(value * float("nan") for value in part))
+    def extra(batch: Batch, output: EncoderOutput) -> Tensor:
+        calls.append(None)
+        wrong = torch.distributed.get_rank() == 1 and len(calls) == 3
+        return output.log_probs.sum() * (float("nan") if wrong else 0.0)
 
-    step.objective = objective  # type: ignore[assignment]
-    return trained(config)
+    return train(config, reporter=quiet(config), extra_loss=lambda network, config: extra)
 
 
 def gradients(config: RunConfig, join: bool = False) -> dict[str, Any]:
     """Losses, norm, and every parameter's whole gradient, of the first step."""
-    trainer = Trainer(config, resume=False, watch=quiet(config), team=DistributedContext("cpu"))
+    trainer = Trainer(config, resume=False, reporter=quiet(config), world=DistributedContext("cpu"))
     with closing(trainer.batches()) as batches:  # type: ignore[type-var]
-        work = trainer.take(batches)
+        work = trainer.next_step_data(batches)
     kept: dict[str, Tensor] = {}
 
     def keep(optimizers: object, finite: Tensor) -> None:

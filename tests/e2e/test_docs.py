@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import omnirouter
-from omnirouter.cli import COMMANDS
+from omnirouter.cli import COMMANDS, load_command
 from omnirouter.cli.parser import build_parser, parse
 from omnirouter.config import RunConfig
 
@@ -42,7 +42,7 @@ def test_recipes_parse(text: str, tmp_path: Path) -> None:
     """A YAML block is a recipe that `omnirouter train` takes."""
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
-    values = parse("train", COMMANDS["train"], [str(path)])
+    values = parse("train", load_command("train"), [str(path)])
     assert values is not None
     assert isinstance(values["run"], RunConfig)
     assert values["run"].optim.warmup_steps < values["run"].steps
@@ -65,7 +65,7 @@ def test_commands_and_options_exist(text: str) -> None:
             continue
         name, *_ = call.split()
         assert name in COMMANDS
-        known = set(build_parser(name, COMMANDS[name])._option_string_actions) | ANY_KEY
+        known = set(build_parser(name, load_command(name))._option_string_actions) | ANY_KEY
         assert set(re.findall(r"--[a-z][\w.-]*", call)) <= known
 
 
@@ -77,13 +77,13 @@ def test_every_command_is_described() -> None:
     for name, section in sections.items():
         if name == "train":  # its options are the keys of a recipe
             continue
-        options = build_parser(name, COMMANDS[name])._option_string_actions
+        options = build_parser(name, load_command(name))._option_string_actions
         # `--cuts+` is how the parser names adding to a list
         own = {option.rstrip("+") for option in options if option.startswith("--")} - ANY_KEY
         shared = {"--device", "--precision"}  # described once, on top
         if name == "plan":  # takes a recipe's keys too
             shared |= {
                 o.rstrip("+")
-                for o in build_parser("train", COMMANDS["train"])._option_string_actions
+                for o in build_parser("train", load_command("train"))._option_string_actions
             }
         assert {option for option in own - shared if option not in section} == set(), name

@@ -22,7 +22,6 @@ import yaml
 
 from omnirouter.config import BadInput, DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.train.run_dir import rows_of
-from omnirouter.train.setup import accumulation_steps, micro_batches
 
 sys.path.insert(0, str(Path(__file__).parent))  # where the processes find it too
 import parallel_worker as worker
@@ -311,7 +310,7 @@ def test_a_process_that_finds_nobody_left_says_so(manifest: Path, tmp_path: Path
 def test_fewer_micro_batches_than_processes_are_refused(manifest: Path, tmp_path: Path) -> None:
     """The line says what to set."""
     config = config_for(manifest, tmp_path / "run", batches=3)
-    assert [accumulation_steps(config, processes) for processes in (1, 2, 3)] == [3, 2, 1]
+    assert [config.data.accumulation_steps(processes) for processes in (1, 2, 3)] == [3, 2, 1]
     with pytest.raises(BadInput, match=r"data\.device_seconds: .*set it to 3\.75 or less"):
-        accumulation_steps(config, 4)
-    assert micro_batches(replace(config, data=DataConfig())) == 16, "the paper's, on 16 devices"
+        config.data.accumulation_steps(4)
+    assert DataConfig().micro_batches == 16, "the paper's, on 16 devices"

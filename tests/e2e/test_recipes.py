@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from omnirouter.cli.making import train
 from omnirouter.cli.parser import parse
+from omnirouter.cli.train import train
 from omnirouter.config import PAPER_MODELS, PRESETS, RunConfig
 from omnirouter.evaluate.published import TABLES
 

@@ -21,6 +21,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from torch import Tensor
 
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import (
@@ -34,12 +35,13 @@ from omnirouter.config import (
     RunConfig,
     TokenizerConfig,
 )
-from omnirouter.model import CTCEncoder
+from omnirouter.data.dataset import Batch
+from omnirouter.model import CTCEncoder, EncoderOutput
 from omnirouter.text import train_tokenizer
 from omnirouter.train import train
 from omnirouter.train.progress import ProgressReporter
 from omnirouter.train.run_dir import rows_of
-from omnirouter.train.setup import micro_batch_s
+from omnirouter.train.step import ExtraLoss
 from omnirouter.train.trainer import Trainer
 from omnirouter.train.validation import DevScore, Validator
 
@@ -175,7 +177,7 @@ def test_a_step_is_as_large_as_it_is_asked_to_be(tmp_path: Path) -> None:
     """Micro-batches are equal parts of it, whatever fits on a device."""
     manifest = write_corpus(tmp_path / "data", repeats=10)
     heard = {}
-    assert micro_batch_s(RunConfig(data=DataConfig(batch_hours=2.05, device_seconds=20))) >= 20
+    assert DataConfig(batch_hours=2.05, device_seconds=20).micro_batch_s >= 20
     for seconds in (8.0, 7.9, 4.0, 3.9):
         config = config_for(manifest, tmp_path / str(seconds), steps=6)
         data = replace(config.data, batch_hours=8 / 3600, device_seconds=seconds)
@@ -273,9 +275,9 @@ def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
     kept = Trainer(
         config_for(manifest, tmp_path / "kept", init=str(first.best)),
         resume=False,
-        watch=ProgressReporter(1),
+        reporter=ProgressReporter(1),
     )
-    assert kept.tokenizer == start.tokenizer
+    assert kept.validator.tokenizer == start.tokenizer
     for key, value in start.model.state_dict().items():
         assert torch.equal(kept.network.state_dict()[key], value)
 
@@ -283,12 +285,37 @@ def test_fine_tuning_keeps_the_vocabulary_or_swaps_it(tmp_path: Path) -> None:
     train_tokenizer([*TEXTS, "a quick brown fox"], 30).save(other)
     config = config_for(manifest, tmp_path / "swapped", init=str(first.best))
     config = replace(config, tokenizer=TokenizerConfig(path=str(other)))
-    swapped = Trainer(config, resume=False, watch=ProgressReporter(1))
+    swapped = Trainer(config, resume=False, reporter=ProgressReporter(1))
     assert swapped.network.config.vocab_size == 30
     body = [key for key in start.model.state_dict() if not key.startswith("head.")]
     for key in body:
         assert torch.equal(swapped.network.state_dict()[key], start.model.state_dict()[key])
     swapped.run()
+
+
+def test_a_further_loss_is_averaged_over_micro_batches_and_learned(tmp_path: Path) -> None:
+    """`extra_loss` is made once, sees every micro-batch, and its gradient reaches the model."""
+    manifest = write_corpus(tmp_path / "data", repeats=2)
+    config = config_for(manifest, tmp_path / "plain", steps=3, augment=NO_AUGMENT)
+    train(config)
+    made, seen = [], []
+
+    def make(network: CTCEncoder, run: RunConfig) -> ExtraLoss:
+        made.append((network, run.steps))
+
+        def loss(batch: Batch, output: EncoderOutput) -> Tensor:
+            seen.append(len(batch))
+            return 100.0 * output.log_probs[:, 0].mean()
+
+        return loss
+
+    result = train(replace(config, out=str(tmp_path / "extra")), extra_loss=make)
+    assert len(made) == 1 and made[0][1] == 3
+    assert len(seen) == 3 * config.data.micro_batches
+    assert result.steps == 3
+    plain, extra = losses(tmp_path / "plain"), losses(tmp_path / "extra")
+    assert plain[1] == extra[1], "CTC is logged alone"
+    assert plain[3] != extra[3]
 
 
 def test_interrupt_saves_and_resumes(tmp_path: Path) -> None:
@@ -301,7 +328,7 @@ def test_interrupt_saves_and_resumes(tmp_path: Path) -> None:
     config = replace(config, model=replace(config.model, layer_drop=0.5))
     train(config)
     config = replace(config, out=str(tmp_path / "cut"))
-    trainer = Trainer(config, resume=False, watch=ProgressReporter(12))
+    trainer = Trainer(config, resume=False, reporter=ProgressReporter(12))
     original = trainer.step
 
     def step(batches: list) -> None:  # type: ignore[type-arg]
@@ -348,9 +375,9 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
     config = config_for(write_corpus(tmp_path / "data"), tmp_path / "run", steps=4)
     train(config)
     lower = replace(config, optim=replace(config.optim, peak_lr=1e-5, weight_decay=0.5))
-    trainer = Trainer(lower, resume=True, watch=ProgressReporter(4))
+    trainer = Trainer(lower, resume=True, reporter=ProgressReporter(4))
     assert trainer.progress.step == 4
-    (optimizer,) = trainer.optimizers
+    (optimizer,) = trainer.state.optimizers
     assert [group["peak"] for group in optimizer.param_groups] == [1e-5, 1e-5]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
     assert all("exp_avg" in optimizer.state[p] for p in trainer.network.parameters())
@@ -383,7 +410,7 @@ def test_non_finite_losses_are_skipped_then_stop_the_run(tmp_path: Path) -> None
     trainer = Trainer(
         config_for(manifest, tmp_path / "run", max_skipped=3),
         resume=False,
-        watch=ProgressReporter(12),
+        reporter=ProgressReporter(12),
     )
     with torch.no_grad():
         trainer.network.head.bias[1] = torch.nan
@@ -481,7 +508,7 @@ def test_hash_routers_are_fitted_though_the_first_state_was_never_written(tmp_pa
     config = replace(config, model=model, steps=2, checkpoint_every=2)
     train(config)
     config = replace(config, out=str(tmp_path / "cut"))
-    Trainer(config, resume=False, watch=ProgressReporter(2)).close()
+    Trainer(config, resume=False, reporter=ProgressReporter(2)).close()
     train(config, resume=True)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
 

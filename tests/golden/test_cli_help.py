@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from omnirouter.cli import COMMANDS, overview
+from omnirouter.cli import COMMANDS, load_command, overview
 from omnirouter.cli.parser import build_parser
 
 RECORD = Path(__file__).with_name("cli_help.txt")
@@ -17,8 +17,8 @@ RECORD = Path(__file__).with_name("cli_help.txt")
 
 def help_texts() -> str:
     parts = [overview()]
-    for command, function in COMMANDS.items():
-        parser = build_parser(command, function)
+    for command in COMMANDS:
+        parser = build_parser(command, load_command(command))
         lines = ["", f"== {parser.usage}", _unwrapped(parser.description)]
         for action in parser._actions:
             if action.help == argparse.SUPPRESS or action.dest == "help":
@@ -40,8 +40,8 @@ def test_help_is_what_it_was() -> None:
 def test_every_option_is_explained() -> None:
     unexplained = {
         f"{command} {action.dest}"
-        for command, function in COMMANDS.items()
-        for action in build_parser(command, function)._actions
+        for command in COMMANDS
+        for action in build_parser(command, load_command(command))._actions
         if not action.help
     }
     assert not unexplained

@@ -146,7 +146,7 @@ def losses(folder: Path) -> dict[str, list[float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(run, watch=ProgressReporter(20, console=Console(quiet=True)))
+        train(run, reporter=ProgressReporter(20, console=Console(quiet=True)))
     finally:
         torch.set_num_threads(threads)
     found = [row for row in rows_of(folder / "run" / "metrics.jsonl") if row["kind"] == "train"]

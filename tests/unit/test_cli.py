@@ -20,7 +20,7 @@ import omnirouter
 from omnirouter import cli
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from omnirouter.cli import COMMANDS, main
-from omnirouter.cli.scoring import named_manifests
+from omnirouter.cli.evaluate import named_manifests
 from omnirouter.config import (
     PRESETS,
     DataConfig,
@@ -151,7 +151,7 @@ def test_what_goes_wrong_on_the_way_is_one_line_and_status_1(
         """
         raise error
 
-    monkeypatch.setitem(COMMANDS, "presets", fail)
+    monkeypatch.setattr("omnirouter.cli.presets.presets", fail)
     assert main(["presets"]) == 1
     captured = capsys.readouterr()
     assert captured.err.endswith(line + "\n")

@@ -29,8 +29,8 @@ from omnirouter.report.devices import H100
 from omnirouter.report.memory_estimate import activation_bytes, states
 from omnirouter.report.plan import Setting, plan, step_time
 from omnirouter.report.rates import PARTS, against, measured_rates
-from omnirouter.train.memory import explain_oom
 from omnirouter.train.optim import build_optimizers, update
+from omnirouter.train.step import explain_oom
 
 PAPER = RunConfig(model=PRESETS["omni-559m"])
 DENSE = ModelConfig(

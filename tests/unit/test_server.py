@@ -394,7 +394,7 @@ def test_an_export_is_served_without_torch() -> None:
     """Routes and command import neither torch nor lhotse by themselves."""
     program = (
         "import sys; sys.modules['torch'] = sys.modules['lhotse'] = None; "
-        "import omnirouter.serve.http.app, omnirouter.serve.http.server, omnirouter.cli.serving"
+        "import omnirouter.serve.http.app, omnirouter.serve.http.server, omnirouter.cli.serve"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -33,7 +33,7 @@ from omnirouter.data.tokenizer_training import (
     write_vocabulary,
 )
 from omnirouter.text import UNKNOWN, Tokenizer, train_tokenizer
-from omnirouter.train.setup import build_tokenizer
+from omnirouter.train.builder import build_tokenizer
 
 TEXTS = [
     "Turn on the kitchen light!",

@@ -74,7 +74,7 @@ class Ours:
         self.network = CTCEncoder(config)
         self.parameters = count_parameters(config).total
         engine = ParallelModel(self.network, DistributedContext(arguments.device), run)
-        self.stepper = TrainStep(run, engine, build_optimizers(self.network, run.optim))
+        self.train_step = TrainStep(run, engine, build_optimizers(self.network, run.optim))
         self.work = MicroBatches(
             [batch] * arguments.micro_batches, len(batch) * arguments.micro_batches
         )
@@ -84,7 +84,7 @@ class Ours:
 
     def step(self, number: int) -> object:
         """One optimizer step."""
-        return self.stepper.step(self.work, number)
+        return self.train_step(self.work, number)
 
     def parts(self, number: int) -> dict[str, float]:
         """Seconds of the parts of a step."""

@@ -1,9 +1,9 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
-Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Commands are plain typed
-functions (`data`, `labeling`, `making`, `scoring`, `comparing`, `transcription`, `serving`,
-`shipping`, `measuring`) whose signatures and docstrings become parsers (`parser`). Nothing here
-loads torch, so help and most errors come at once.
+Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Each command is a typed function
+in the module of its name, whose signature and docstring become a parser (`parser`). Only the module
+of the command that is run is imported, and what needs torch inside its function, so that help and
+most errors come at once.
 """
 
 from __future__ import annotations
@@ -15,43 +15,42 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from omnirouter.cli.comparing import report, tables
-from omnirouter.cli.data import corpora, inspect, prepare, shar
-from omnirouter.cli.labeling import pseudo_label, relabel
-from omnirouter.cli.making import average, demo, presets, tokenizer, train, upcycle
-from omnirouter.cli.measuring import bench, plan
 from omnirouter.cli.options import BAD, DONE, FAILED
-from omnirouter.cli.scoring import analyze, evaluate
-from omnirouter.cli.serving import serve
-from omnirouter.cli.shipping import export
-from omnirouter.cli.transcription import transcribe
 from omnirouter.config import BadInput, OmnirouterError
 
-COMMANDS: dict[str, Callable[..., int]] = {
-    "demo": demo,
-    "presets": presets,
-    "corpora": corpora,
-    "prepare": prepare,
-    "pseudo-label": pseudo_label,
-    "relabel": relabel,
-    "shar": shar,
-    "inspect": inspect,
-    "tokenizer": tokenizer,
-    "train": train,
-    "evaluate": evaluate,
-    "analyze": analyze,
-    "tables": tables,
-    "report": report,
-    "transcribe": transcribe,
-    "serve": serve,
-    "average": average,
-    "upcycle": upcycle,
-    "export": export,
-    "bench": bench,
-    "plan": plan,
-}
+COMMANDS = (
+    "demo",
+    "presets",
+    "corpora",
+    "prepare",
+    "pseudo-label",
+    "relabel",
+    "shar",
+    "inspect",
+    "tokenizer",
+    "train",
+    "evaluate",
+    "analyze",
+    "tables",
+    "report",
+    "transcribe",
+    "serve",
+    "average",
+    "upcycle",
+    "export",
+    "bench",
+    "plan",
+)
 SPELLINGS = {"analyse": "analyze"}  # accepted, not shown
+
+
+def load_command(name: str) -> Callable[..., int]:
+    """The function behind a command, of the module of its name."""
+    name = name.replace("-", "_")
+    function: Callable[..., int] = getattr(import_module(f"omnirouter.cli.{name}"), name)
+    return function
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +104,7 @@ def _reason(error: Exception) -> str | None:
 def _run(command: str, arguments: list[str]) -> int:
     from omnirouter.cli.parser import parse
 
-    function = COMMANDS[command]
+    function = load_command(command)
     parsed = parse(command, function, arguments)
     return DONE if parsed is None else function(**parsed)
 
@@ -132,7 +131,7 @@ def _without_command(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `omnirouter --help`."""
-    rows = [f"  {name:<14}{_first_line(function)}" for name, function in COMMANDS.items()]
+    rows = [f"  {name:<14}{_first_line(load_command(name))}" for name in COMMANDS]
     return "\n".join(
         [
             "usage: omnirouter COMMAND ... | --help | --version",

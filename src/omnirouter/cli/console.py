@@ -7,17 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.measure import Measurement
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from omnirouter.data.dataset import Rejected
 
 PLAIN_EVERY_S = 30.0
 WIDEST = 500  # columns of a table
+REJECTED_SHOWN = 5  # of each set
 
 Update = Callable[[float], None]
 
@@ -41,6 +38,12 @@ def table(
 
     Columns named in `words` are flush left as the first one, the others right as figures are.
     """
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
     shown = Table(box=SIMPLE, header_style="bold")
     for number, column in enumerate(columns):
         left = not number or column in words
@@ -65,6 +68,9 @@ def progress(title: str, total: float | None, unit: str, speed: str = "") -> Ite
     A bar on a terminal that vanishes at the end; elsewhere a line every half minute. With `speed`,
     a unit for it, units an hour are shown too.
     """
+    from rich import progress as bars
+    from rich.console import Console
+
     console = Console(stderr=True)
     began = time.monotonic()
 
@@ -74,15 +80,15 @@ def progress(title: str, total: float | None, unit: str, speed: str = "") -> Ite
 
     if console.is_terminal:
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[speed]}"),
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.TaskProgressColumn(),
+            bars.TextColumn("ETA"),
+            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[speed]}"),
         )
         # standard output stays alone: it may be going to a file
-        with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        with bars.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
             task = bar.add_task(title, total=total, speed="")
             yield lambda done: bar.update(task, completed=done, speed=fast(done))
         return
@@ -96,3 +102,53 @@ def progress(title: str, total: float | None, unit: str, speed: str = "") -> Ite
             note(", ".join(filter(None, [f"{title}: {done:.0f}{whole} {unit}", fast(done)])))
 
     yield update
+
+
+def show_reports(reports: list[dict[str, Any]], json: bool) -> None:
+    """Print what became of each split of a corpus, as a table or as JSON."""
+    if json:
+        as_json(reports)
+        return
+    rows = [
+        [
+            report["split"],
+            f"{report['utterances']:,}",
+            f"{report['hours']:.2f}",
+            f"{sum(report['rejected'].values()):,}",
+        ]
+        for report in reports
+    ]
+    table(("split", "utterances", "hours", "rejected"), {"": rows})
+    for report in reports:
+        for kind, number in report["rejected"].items():
+            print(f"{report['split']}: {number:,} rejected, {kind}")
+        if report["repeated_ids"]:
+            print(f"{report['split']}: {report['repeated_ids']:,} repeated ids got a suffix (#2)")
+    print("written: " + ", ".join(report["cuts"] for report in reports))
+
+
+def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
+    """A callback for batches that keeps the sum of their utterances."""
+    done = 0
+
+    def advance(utterances: int, seconds: float) -> None:
+        nonlocal done
+        done += utterances
+        update(done)
+
+    return advance
+
+
+def list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:
+    """Name the first rejected utterances on standard error, and where all are listed."""
+    from omnirouter.data.dataloader import RejectLog
+
+    if not rejected:
+        return
+    log = RejectLog()
+    log.add(rejected)
+    note(f"{name}: {log.summary()}")
+    for item in rejected[:REJECTED_SHOWN]:
+        note(f"  {item.id}: {item.reason}")
+    if (more := len(log) - REJECTED_SHOWN) > 0:
+        note(f"  and {more} more; {where}")

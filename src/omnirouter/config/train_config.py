@@ -125,6 +125,31 @@ class DataConfig:
         above, endless = ("batch_hours", "device_seconds", "max_s"), ("device_seconds", "max_s")
         require_numbers(self, "data.", least, above, endless)
 
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of a step over all processes, whose number does not matter."""
+        return max(1, math.ceil(self.batch_hours * 3600 / self.device_seconds - 1e-9))
+
+    @property
+    def micro_batch_s(self) -> float:
+        """Seconds of audio in a micro-batch: equal parts of a step within `device_seconds`."""
+        seconds = self.batch_hours * 3600 / self.micro_batches
+        return seconds * (1 + 1e-9)  # what fits exactly is to fit
+
+    def accumulation_steps(self, processes: int) -> int:
+        """Micro-batches of a step in each process.
+
+        Raises:
+            BadInput: there are fewer micro-batches than processes.
+        """
+        if self.micro_batches < processes:
+            most = self.batch_hours * 3600 / processes
+            raise BadInput(
+                f"data.device_seconds: a step is {self.micro_batches} micro-batches, {processes} "
+                f"processes need one each; set it to {most:g} or less"
+            )
+        return math.ceil(self.micro_batches / processes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:

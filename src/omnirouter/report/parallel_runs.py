@@ -92,7 +92,7 @@ def _work(name: str, config: RunConfig, outbox: Any) -> None:
     """One run, in its own process."""
     started = (Path(config.out) / "config.yaml").exists()
     try:
-        result = train(config, resume=started, watch=Relay(config.steps, name, outbox))
+        result = train(config, resume=started, reporter=Relay(config.steps, name, outbox))
     except OmnirouterError as error:
         outbox.put(("error", name, error))
     except KeyboardInterrupt:

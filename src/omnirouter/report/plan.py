@@ -14,8 +14,8 @@ from omnirouter.config import BadInput, RunConfig, count_parameters
 from omnirouter.report.devices import GB, DeviceKind, KindName, device_kind
 from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes
 from omnirouter.report.rates import MATMULS, PARTS, Rates, peak_rates, read_measured, work
+from omnirouter.train.builder import planned_model
 from omnirouter.train.parallel import STATE_BYTES
-from omnirouter.train.setup import accumulation_steps, micro_batch_s, planned_model
 
 Strategy = Literal["ddp", "fsdp2"]
 LINK_SHARE = 0.7  # of a link's rate, an assumption
@@ -78,7 +78,7 @@ def plan(
         rates=rates,
         loader_rate=loader_rate,
     )
-    turns = accumulation_steps(run, devices)
+    turns = run.data.accumulation_steps(devices)
     rates = setting.rates or peak_rates(setting.kind, run.precision)
     half, cuda = run.precision == "bf16", setting.kind.name != "cpu"
     held = states(run.model, run.optim, half=half, cuda=cuda)
@@ -105,7 +105,7 @@ def plan(
         "precision": run.precision,
         "steps": run.steps,
         "audio_hours_per_step": run.data.batch_hours,
-        "device_seconds": micro_batch_s(run),
+        "device_seconds": run.data.micro_batch_s,
         "micro_batches_per_device": turns,
         "utterance_seconds": utterance_s,
         "chosen": chosen,
@@ -140,7 +140,7 @@ def memory(
     gathered = 0.0
     if share > 1:  # the root, and two blocks with their gradients on the way
         gathered = held.root + 4.0 * held.block
-    lengths = lengths_of(run, setting, micro_batch_s(run) if seconds is None else seconds)
+    lengths = lengths_of(run, setting, run.data.micro_batch_s if seconds is None else seconds)
     parts = {
         "weights": held.weights / share,
         "gradients": held.gradients / share,
@@ -167,7 +167,7 @@ def require_fit(run: RunConfig, setting: Setting, held: States, strategy: Strate
     limit, kind = needed["limit"], setting.kind
     if needed["total"] <= limit:
         return
-    seconds = micro_batch_s(run)
+    seconds = run.data.micro_batch_s
     grows = needed["activations"] + needed["working"]
     free = limit - (needed["total"] - grows)
     # utterances are of one length, so memory grows with their number
@@ -197,9 +197,9 @@ def step_time(
     run: RunConfig, setting: Setting, held: States, strategy: Strategy, rates: Rates
 ) -> dict[str, float]:
     """Seconds of a step by part; `network` is what computing does not hide."""
-    turns = accumulation_steps(run, setting.devices)
+    turns = run.data.accumulation_steps(setting.devices)
     shared = setting.devices if strategy == "fsdp2" else 1
-    lengths = lengths_of(run, setting, micro_batch_s(run))
+    lengths = lengths_of(run, setting, run.data.micro_batch_s)
     amounts = work(run, lengths, held, 1 / shared)
     seconds = {part: amounts[part] / rates.of[part] for part in PARTS}
     update = seconds.pop("optimizer") + held.muon_flops / rates.of["experts"]
@@ -242,7 +242,7 @@ def binding(
         "network": step["network"],
     }
     binds = max(sides, key=lambda name: sides[name])
-    needed = turns * micro_batch_s(run) / step["total"]
+    needed = turns * run.data.micro_batch_s / step["total"]
     workers = None
     if setting.loader_rate is not None:
         workers = math.ceil(needed / setting.loader_rate)

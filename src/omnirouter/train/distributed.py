@@ -1,7 +1,7 @@
-"""The processes that train together: torchrun starts them, or one is alone.
+"""Processes that train together: started by torchrun, or one alone.
 
-Every number that decides what a run does next (utterances, losses, Ctrl-C) is summed over the team
-first, so that all decide alike. Host numbers travel by gloo, and so never wait for a GPU.
+Numbers that decide what a run does next (utterances, losses, Ctrl-C) are summed over them first, so
+that all decide alike. Host numbers travel by gloo, and so never wait for a GPU.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def restarted() -> bool:
-    """Whether torchrun has started this process anew after one of the run had died."""
+    """True if torchrun started this process anew after one of the run had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 def _store() -> Any:
-    """Where the processes of a team find each other.
+    """Rendezvous store of the processes.
 
     torchrun keeps one store over its restarts. There new processes would find the addresses of dead
     ones, and wait for them (pytorch issue 135712), so each restart has keys of its own. Only within
@@ -78,18 +78,20 @@ class DistributedContext:
         if self.size > 1:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             store = _store()
-            with self.together():  # the first process may be through, and gone, before the others
+            with (
+                self.explain_lost_process()
+            ):  # the first process may be through, and gone, before the others
                 dist.init_process_group(
                     backend, store=store, rank=self.rank, world_size=self.size, timeout=PATIENCE
                 )
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and talks."""
+        """True in the process that writes files and talks to people."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums of host numbers over the team, in float64."""
+        """Sums of host numbers over the processes, in float64."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -97,19 +99,19 @@ class DistributedContext:
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true for any process."""
+        """True if `flag` is in any process."""
         return self.sum([flag])[0] > 0
 
-    def total(self, x: Tensor) -> Tensor:
-        """Sum of a tensor over the team, on its device; carries no gradient."""
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum of a tensor over the processes, on its device; carries no gradient."""
         x = x.detach()
         if self.size > 1:
             x = x.clone()
             dist.all_reduce(x)
         return x
 
-    def gather(self, value: Any) -> list[Any]:
-        """What each process has, by rank; values must be picklable."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of each process, by rank; values must be picklable."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -117,7 +119,7 @@ class DistributedContext:
         return values
 
     @contextmanager
-    def first_before_others(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The first process goes through the body alone, then the others: they find what it made.
 
         If it fails there, it alone names the reason: they only learn that it has gone.
@@ -130,7 +132,7 @@ class DistributedContext:
         self.sum([0])
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def explain_lost_process(self) -> Iterator[None]:
         """Say in one line that another process has gone, when waiting for it fails."""
         try:
             yield
@@ -143,6 +145,6 @@ class DistributedContext:
             raise
 
     def close(self) -> None:
-        """Leave the team."""
+        """Leave the process group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -24,32 +24,32 @@ Strategy = Literal["single", "ddp", "fsdp2"]
 STATE_BYTES = 16  # per parameter: weight, gradient and AdamW's two moments in float32
 
 
-def choose_strategy(config: RunConfig, network: nn.Module, team: DistributedContext) -> Strategy:
+def choose_strategy(config: RunConfig, network: nn.Module, world: DistributedContext) -> Strategy:
     """DDP, unless `strategy` says FSDP2, or weights and AdamW's state would fill half a GPU."""
-    if team.size == 1:
+    if world.size == 1:
         return "single"
     if config.strategy != "auto":
         return config.strategy
-    if team.device.type == "cuda":
-        memory = torch.cuda.get_device_properties(team.device).total_memory
+    if world.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(world.device).total_memory
         if 2 * STATE_BYTES * sum(p.numel() for p in network.parameters()) > memory:
             return "fsdp2"
     return "ddp"
 
 
 class ParallelModel:
-    """A model as a team trains it; called with the encoder's arguments.
+    """A model as several processes train it; called with the encoder's arguments.
 
     Args:
-        network: with the weights to start from; it is moved to the team's device, and with FSDP2
-            its parameters are cut up, a part for each process.
-        team: who trains it.
+        network: with the weights to start from; it is moved to this process's device, and with
+            FSDP2 its parameters are cut up, a part for each process.
+        world: the processes of the run.
         config: precision, strategy and layer drop.
     """
 
-    def __init__(self, network: CTCEncoder, team: DistributedContext, config: RunConfig) -> None:
-        self.network, self.team = network.to(team.device), team
-        self.strategy = choose_strategy(config, network, team)
+    def __init__(self, network: CTCEncoder, world: DistributedContext, config: RunConfig) -> None:
+        self.network, self.world = network.to(world.device), world
+        self.strategy = choose_strategy(config, network, world)
         self.half = config.precision == "bf16"
         self._call: Callable[..., EncoderOutput] = self.network
         self._root: Any = None
@@ -61,12 +61,12 @@ class ParallelModel:
                 gradient_as_bucket_view=True,
             )
         elif self.strategy == "fsdp2":
-            self._root = _shard(self.network, team)
+            self._root = _shard(self.network, world)
             self._call = self._through_root
 
     def __call__(self, *args: Any, **kwargs: Any) -> EncoderOutput:
         """Run the encoder, under autocast if the run is in bf16."""
-        with torch.autocast(self.team.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.half):
             return self._call(*args, **kwargs)
 
     def _through_root(self, *args: Any, **kwargs: Any) -> EncoderOutput:
@@ -116,7 +116,7 @@ class _Root(nn.Module):
         return run()
 
 
-def _shard(network: CTCEncoder, team: DistributedContext) -> Any:
+def _shard(network: CTCEncoder, world: DistributedContext) -> Any:
     """Cut the parameters up (FSDP2), gathered block by block; the rest once for the whole pass.
 
     The routers belong to the rest: blocks are handed them, and an Omni router serves all blocks.
@@ -124,7 +124,7 @@ def _shard(network: CTCEncoder, team: DistributedContext) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(team.device.type, (team.size,))
+    mesh = init_device_mesh(world.device.type, (world.size,))
     for block in network.blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(_Root(network), mesh=mesh)

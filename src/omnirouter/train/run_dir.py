@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,35 +26,6 @@ except ImportError:  # not on Windows
 
 KEPT_STATES = 2
 STATE_NAME = re.compile(r"step-(\d+)\.pt")
-
-
-@dataclass
-class TrainProgress:
-    """How far a run is; saved with weights and optimizer.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch: epoch of the next batch.
-        index: number of the next batch within it.
-        best_wer: best validation so far.
-        worse: validations since then.
-        skipped: steps left out because loss or gradient were not finite.
-        skipped_in_row: of these, the ones since the last good step.
-        audio_s: seconds of audio trained on.
-        elapsed_s: seconds spent, over all sessions.
-        averaged: validation checkpoints kept for averaging, oldest first.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    index: int = 0
-    best_wer: float = float("inf")
-    worse: int = 0
-    skipped: int = 0
-    skipped_in_row: int = 0
-    audio_s: float = 0.0
-    elapsed_s: float = 0.0
-    averaged: list[str] = field(default_factory=list)
 
 
 class RunDir:

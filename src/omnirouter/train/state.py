@@ -6,99 +6,94 @@ number and strategy can take it up.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
-from omnirouter.checkpoint import model_config
-from omnirouter.config import BadInput, ModelConfig, RunConfig
-from omnirouter.model import CTCEncoder
+from omnirouter.data.dataset import RejectLog
 from omnirouter.train.optim import load_states
-from omnirouter.train.parallel import full_state
-from omnirouter.train.run_dir import RunDir, TrainProgress
-
-if TYPE_CHECKING:
-    from omnirouter.train.trainer import Trainer
+from omnirouter.train.parallel import ParallelModel, full_state
 
 
-def state_of(trainer: Trainer) -> dict[str, Any]:
-    """The state of a run between two steps; whole in the first process, which writes it."""
-    team = trainer.team
-    trainer.read_flags(all=True)
-    features = trainer.config.model.features
-    cuda_rng = torch.cuda.get_rng_state() if team.device.type == "cuda" else None
-    return {
-        "model": trainer.engine.state(keep=team.first),
-        "config": trainer.config.model.to_dict(),
-        "optimizers": [full_state(own, keep=team.first) for own in trainer.optimizers],
-        "progress": asdict(trainer.progress),
-        "sums": trainer.sums.tolist(),
-        "statistics": (features.mean, features.std),
-        "rejected": list(trainer.rejected.rejected.values()),
-        "rng": team.gather((torch.get_rng_state(), cuda_rng)),
-    }
+@dataclass
+class TrainProgress:
+    """How far a run is; saved with weights and optimizer.
 
-
-def resumed_model(
-    asked: RunConfig, state: dict[str, Any] | None, folder: RunDir
-) -> ModelConfig | None:
-    """What the model of a state is; None without one. A checkpoint it began from may be gone.
-
-    Dropout and layer drop are what is asked for now.
-
-    Raises:
-        BadInput: another model is asked for.
+    Attributes:
+        step: optimizer steps done.
+        epoch: epoch of the next batch.
+        index: number of the next batch within it.
+        best_wer: best validation so far.
+        worse: validations since then.
+        skipped: steps skipped because loss or gradient were not finite.
+        skipped_in_row: of these, the ones since the last good step.
+        audio_s: seconds of audio trained on.
+        elapsed_s: seconds spent, over all sessions.
+        averaged: validation checkpoints kept for averaging, oldest first.
     """
-    if state is None or "config" not in state:  # as first versions wrote it
-        return None
-    known = model_config(state["config"])
-    wanted = asked.model
-    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
-    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
-    own = replace(wanted, vocab_size=known.vocab_size, features=features)
-    if own != model and not asked.init:
-        raise _misfit(folder)
-    return model
+
+    step: int = 0
+    epoch: int = 0
+    index: int = 0
+    best_wer: float = float("inf")
+    worse: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+    audio_s: float = 0.0
+    elapsed_s: float = 0.0
+    averaged: list[str] = field(default_factory=list)
 
 
-def restore_weights(network: CTCEncoder, state: dict[str, Any], folder: RunDir) -> None:
-    """Take up the weights of a state, before they are shared out.
+@dataclass
+class TrainState:
+    """Model, optimizers and counters of a run: what changes from step to step.
 
-    Raises:
-        BadInput: it belongs to another model than the configuration's.
+    Attributes:
+        model: the model as the processes train it.
+        optimizers: of its parameters.
+        progress: how far the run is.
+        rejected: utterances that could not be used.
+        sums: CTC, load balance and steps since the last logged row, float64 [3].
     """
-    try:
-        network.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise _misfit(folder) from error
 
+    model: ParallelModel
+    optimizers: list[Optimizer]
+    progress: TrainProgress = field(default_factory=TrainProgress)
+    rejected: RejectLog = field(default_factory=RejectLog)
+    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
 
-def restore(trainer: Trainer, state: dict[str, Any]) -> None:
-    """Take up the rest of a state.
+    def state_dict(self) -> dict[str, Any]:
+        """The state between two steps; whole in the first process, all must ask together."""
+        world, config = self.model.world, self.model.network.config
+        cuda_rng = torch.cuda.get_rng_state() if world.device.type == "cuda" else None
+        return {
+            "model": self.model.state(keep=world.first),
+            "config": config.to_dict(),
+            "optimizers": [full_state(own, keep=world.first) for own in self.optimizers],
+            "progress": asdict(self.progress),
+            "sums": self.sums.tolist(),
+            "statistics": (config.features.mean, config.features.std),
+            "rejected": list(self.rejected.rejected.values()),
+            "rng": world.all_gather((torch.get_rng_state(), cuda_rng)),
+        }
 
-    Raises:
-        BadInput: it belongs to another optimizer than the configuration's.
-    """
-    team = trainer.team
-    try:
-        load_states(trainer.optimizers, state["optimizers"])
-    except ValueError as error:
-        raise _misfit(trainer.folder) from error
-    trainer.progress = TrainProgress(**state["progress"])
-    trainer.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
-    trainer.rejected.add(state["rejected"])
-    rng = state.get("rng") or [(state["torch_rng"], None)]  # as first versions wrote it
-    if team.rank < len(rng):  # else fewer processes wrote it: this one's generator starts anew
-        host, cuda = rng[team.rank]
-        torch.set_rng_state(host)
-        if cuda is not None and team.device.type == "cuda":
-            torch.cuda.set_rng_state(cuda)
-    trainer.watch.note(f"resumed at step {trainer.progress.step}")
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up all but the weights, which the model had before it was shared out.
 
-
-def _misfit(folder: RunDir) -> BadInput:
-    return BadInput(
-        f"{folder.path}: holds a run of another model or optimizer; go on with its "
-        f"own configuration: omnirouter train {folder.path} --resume"
-    )
+        Raises:
+            ValueError: the state is of other optimizers.
+        """
+        world = self.model.world
+        load_states(self.optimizers, state["optimizers"])
+        self.progress = TrainProgress(**state["progress"])
+        self.sums.copy_(torch.tensor(state["sums"], dtype=torch.float64))
+        self.rejected.add(state["rejected"])
+        rng = state.get("rng") or [(state["torch_rng"], None)]  # as first versions wrote it
+        if world.rank < len(rng):  # else fewer processes wrote it: this generator starts anew
+            host, cuda = rng[world.rank]
+            torch.set_rng_state(host)
+            if cuda is not None and world.device.type == "cuda":
+                torch.cuda.set_rng_state(cuda)

@@ -6,6 +6,9 @@ average gradients, so a part is multiplied by the number of processes before it 
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,18 +18,25 @@ from torch import Tensor
 
 from omnirouter.audio.features import extract_features
 from omnirouter.audio.spec_augment import cape_positions
-from omnirouter.config import RunConfig
+from omnirouter.config import OmnirouterError, RunConfig
 from omnirouter.data.dataset import Batch
-from omnirouter.model import EncoderOutput, ExpertCounts, count_assignments
+from omnirouter.model import CTCEncoder, EncoderOutput, ExpertCounts, count_assignments
 from omnirouter.train.loss import ExpertBiasUpdater, LossTerms, compute_loss, group_numbers
 from omnirouter.train.optim import set_lr, update
 from omnirouter.train.parallel import ParallelModel
 
 SILENCE_S = 0.1  # what a process without a batch runs, so that it keeps step; its weight is 0
+CPU_ALLOCATOR = "DefaultCPUAllocator"  # in torch's message when the C library has no more
+
+ExtraLoss = Callable[[Batch, EncoderOutput], Tensor]
+"""A further loss of a micro-batch with utterances: a scalar, weight included."""
+
+ExtraLossFactory = Callable[[CTCEncoder, RunConfig], ExtraLoss]
+"""Makes an `ExtraLoss` for the model of a run, once, before the first step."""
 
 
 class MicroBatches(NamedTuple):
-    """What a step is to be made of.
+    """Data of one step.
 
     Attributes:
         batches: this process's micro-batches; empty ones where only others have one.
@@ -38,16 +48,16 @@ class MicroBatches(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step leaves.
+    """Losses and state of one step.
 
     Attributes:
         losses: CTC per utterance and load balance per micro-batch over all processes, float64.
         norm: of the gradient before clipping.
-        finite: whether losses and gradient are; if not, the weights are as they were.
+        finite: true if losses and gradient are; if not, the weights are as they were.
         rate: learning rate.
         output: of the last micro-batch with utterances, None if this process had none.
         batch: that micro-batch.
-        dropped: layers left out.
+        dropped: layers skipped.
     """
 
     losses: Tensor
@@ -64,38 +74,44 @@ class TrainStep:
 
     Args:
         config: the run.
-        engine: its model.
+        model: its model.
         optimizers: of that model.
+        extra_loss: makes a further loss, whose mean over the micro-batches is added to a step's.
     """
 
     def __init__(
-        self, config: RunConfig, engine: ParallelModel, optimizers: list[torch.optim.Optimizer]
+        self,
+        config: RunConfig,
+        model: ParallelModel,
+        optimizers: list[torch.optim.Optimizer],
+        extra_loss: ExtraLossFactory | None = None,
     ) -> None:
-        self.config, self.engine, self.optimizers = config, engine, optimizers
-        self.team = engine.team
+        self.config, self.model, self.optimizers = config, model, optimizers
+        self.world = model.world
+        self.extra_loss = extra_loss(model.network, config) if extra_loss else None
 
-    def step(self, work: MicroBatches, number: int) -> StepResult:
+    def __call__(self, work: MicroBatches, number: int) -> StepResult:
         """Step `number`, counted from 0: losses, gradients, update."""
-        self.engine.network.train()
+        self.model.network.train()
         rate = set_lr(self.optimizers, number, self.config.optim)
         dropped = self.dropped_layers(number)
-        losses = torch.zeros(2, dtype=torch.float64, device=self.team.device)
-        output, batch, turns = None, None, len(work.batches)
-        load = ExpertBiasUpdater(self.config, self.team.device)
+        losses = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        output, batch, count = None, None, len(work.batches)
+        load = ExpertBiasUpdater(self.config, self.world.device)
         for turn, own in enumerate(work.batches, 1):
-            with self.engine.accumulating(last=turn == turns):
+            with self.model.accumulating(last=turn == count):
                 result = self.forward(own, dropped, number)
-                part = self.objective(own, result, work.utterances, turns)
-                (part.loss * self.team.size if self.team.size > 1 else part.loss).backward()
-            losses += torch.stack([part.ctc, part.balance])
+                terms = self.loss(own, result, work.utterances, count)
+                (terms.loss * self.world.size if self.world.size > 1 else terms.loss).backward()
+            losses += torch.stack([terms.ctc, terms.balance])
             if len(own):
                 output, batch = result, own
                 load.add(result.routings, dropped)
-        losses = self.team.total(losses)
-        norm = self.engine.clip(self.config.optim.clip)
+        losses = self.world.all_reduce(losses)
+        norm = self.model.clip(self.config.optim.clip)
         finite = (losses.sum() + norm).isfinite()
         update(self.optimizers, finite)
-        load.rebalance(self.engine.network, self.team.total, finite)
+        load.rebalance(self.model.network, self.world.all_reduce, finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         return StepResult(losses, norm, finite, rate, output, batch, dropped)
@@ -114,12 +130,12 @@ class TrainStep:
         frames_TS, lengths_B = extract_features(
             waveforms,
             features,
-            device=self.team.device,
+            device=self.world.device,
             augment=augment,
             seeds=seeds,
         )
         positions_T = cape_positions(lengths_B, seeds, features) if augment.cape else None
-        return self.engine(
+        return self.model(
             frames_TS,
             lengths_B,
             positions_T=positions_T,
@@ -127,24 +143,28 @@ class TrainStep:
             groups=group_numbers(batch, self.config) if len(batch) else None,
         )
 
-    def objective(
+    def loss(
         self, batch: Batch, output: EncoderOutput, utterances: int, micro_batches: int
     ) -> LossTerms:
-        """This micro-batch's share of the step's loss; see `objective.objective`."""
-        dispatch = self.dispatch(batch, output)
-        return compute_loss(output, batch, self.config, utterances, micro_batches, dispatch)
+        """This micro-batch's share of the step's loss; see `compute_loss`."""
+        counts = self.expert_counts(batch, output)
+        terms = compute_loss(output, batch, self.config, utterances, micro_batches, counts)
+        if self.extra_loss is None or not len(batch):
+            return terms
+        extra = self.extra_loss(batch, output)
+        return terms._replace(loss=terms.loss + extra / micro_batches)
 
-    def dispatch(self, batch: Batch, output: EncoderOutput) -> ExpertCounts | None:
+    def expert_counts(self, batch: Batch, output: EncoderOutput) -> ExpertCounts | None:
         """Counts over all processes of what went to which expert; None if there is but one."""
-        if self.team.size == 1 or not output.routings:
+        if self.world.size == 1 or not output.routings:
             return None
         counts_LN, frames = count_assignments(output.routings)
         row = torch.cat([counts_LN.flatten(), frames[None]]) * float(len(batch) > 0)
-        row = self.team.total(row)
+        row = self.world.all_reduce(row)
         return ExpertCounts(row[:-1].view_as(counts_LN), row[-1])
 
     def dropped_layers(self, number: int) -> set[int]:
-        """Layers this step leaves out; the same on every device."""
+        """Layers this step skips; the same on every device."""
         rng = np.random.default_rng((self.config.seed, number))
         draws = rng.random(self.config.model.num_layers)
         return {i for i, draw in enumerate(draws) if draw < self.config.model.layer_drop}
@@ -153,3 +173,62 @@ class TrainStep:
 def views_of(seeds: list[int], views: int) -> list[int]:
     """Seeds [views * B] of that many views of a batch; the first one's are the batch's own."""
     return [seed + (view << 63) for view in range(views) for seed in seeds]
+
+
+class _Pending(NamedTuple):
+    step: int
+    answer: Tensor  # on the host; valid once `copied` is reached
+    copied: torch.cuda.Event | None
+
+
+class AsyncFiniteCheck:
+    """Flags of steps on their way to the host, oldest first; a GPU is not made to wait."""
+
+    def __init__(self) -> None:
+        self._pending: deque[_Pending] = deque()
+
+    def put(self, step: int, flag: Tensor) -> None:
+        """Ask for the flag of a step, a scalar."""
+        if flag.device.type != "cuda":
+            self._pending.append(_Pending(step, flag, None))
+            return
+        answer = torch.empty((), dtype=flag.dtype, pin_memory=True)
+        answer.copy_(flag, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._pending.append(_Pending(step, answer, copied))
+
+    def read(self, *, all: bool = False) -> Iterator[tuple[int, bool]]:
+        """Steps and their flags: on a GPU all but the last, which is still at work; or `all`."""
+        while self._pending and (all or self._pending[0].copied is None or len(self._pending) > 1):
+            step, answer, copied = self._pending.popleft()
+            if copied is not None:
+                copied.synchronize()
+            yield step, bool(answer)
+
+
+@contextmanager
+def explain_oom(config: RunConfig, step: int, *, several: bool) -> Iterator[None]:
+    """Say in one line what to lower when a step does not fit into memory.
+
+    Args:
+        config: the run.
+        step: number of the step, counted from 0.
+        several: true with several processes, which could share the model out.
+
+    Raises:
+        OmnirouterError: torch found no memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and CPU_ALLOCATOR not in str(error):
+            raise
+        seconds = config.data.micro_batch_s
+        fsdp2 = ", or strategy to fsdp2" if several and config.strategy != "fsdp2" else ""
+        resume = "; then go on with --resume" if step else ""
+        raise OmnirouterError(
+            f"step {step + 1}: out of memory with {seconds:g} s of audio in a forward pass; set "
+            f"data.device_seconds to {seconds / 2:g} or less (data.batch_hours may stay){fsdp2}"
+            f"{resume}; omnirouter plan predicts what fits"
+        ) from error

@@ -1,54 +1,49 @@
-"""The training loop (Sec. V-C): exact resume, validation, what is logged and saved.
+"""The training loop (Sec. V-C): batches to steps, and when to log, validate and save.
 
-What a step does is in `step.py`; everything a resumed run needs in `resume.py`. Randomness of
-the data hangs on (seed, epoch, cut), that of layer drop on (seed, step), dropout's generators
-are saved. With several processes (`team.py`) all of them run this loop in step.
+A step is in `step.py`; what a resumed run needs in `state.py`. Randomness of the data hangs on
+(seed, epoch, cut), that of layer drop on (seed, step), dropout's generators are saved. With several
+processes all of them run this loop in step.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.dataloader import RankSharding, explain_dead_worker
-from omnirouter.data.dataset import Batch, RejectLog
+from omnirouter.data.dataset import Batch
 from omnirouter.metrics.expert_load import routing_stats
 from omnirouter.metrics.health import TrainingHealth
 from omnirouter.model import CTCEncoder
+from omnirouter.train.builder import build_run
 from omnirouter.train.distributed import DistributedContext, restarted
-from omnirouter.train.flags import AsyncFiniteCheck
-from omnirouter.train.interrupt import Interrupt
-from omnirouter.train.memory import explain_oom
-from omnirouter.train.optim import build_optimizers
-from omnirouter.train.parallel import ParallelModel
 from omnirouter.train.progress import ProgressReporter
-from omnirouter.train.run_dir import RunDir, TrainProgress
-from omnirouter.train.setup import (
-    accumulation_steps,
-    build_model,
-    build_tokenizer,
-    fit_routers,
-    micro_batches,
-    train_loader,
-    with_statistics,
+from omnirouter.train.state import TrainProgress
+from omnirouter.train.step import (
+    AsyncFiniteCheck,
+    ExtraLossFactory,
+    MicroBatches,
+    StepResult,
+    explain_oom,
 )
-from omnirouter.train.state import restore, restore_weights, resumed_model, state_of
-from omnirouter.train.step import MicroBatches, StepResult, TrainStep
-from omnirouter.train.validation import Validator, blank_share
+from omnirouter.train.validation import blank_share
+
+SAME_SIGNAL_S = 1.0  # signals so close are one: timeout(1) sends its own to process and group
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run gives.
+    """Outcome of a run.
 
     Attributes:
         best: checkpoint folder of the best validation.
@@ -57,7 +52,7 @@ class TrainResult:
         audio_hours: hours of audio trained on, repetitions included.
         seconds: time spent, over all sessions.
         stopped: `steps`, `plateau` or `interrupted`.
-        first: whether this process is the one that reports, of those that trained.
+        first: true in the process that reports, of those that trained.
     """
 
     best: Path
@@ -70,7 +65,11 @@ class TrainResult:
 
 
 def train(
-    config: RunConfig, *, resume: bool = False, watch: ProgressReporter | None = None
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    reporter: ProgressReporter | None = None,
+    extra_loss: ExtraLossFactory | None = None,
 ) -> TrainResult:
     """Train a model as `config` says, into the folder `config.out`.
 
@@ -81,81 +80,75 @@ def train(
         config: the run.
         resume: go on from the newest training state in `config.out`; losses are those of a run that
             was never interrupted (on the CPU, with the same number of threads and processes).
-        watch: shows progress; a fresh one if None.
+        reporter: shows progress; a fresh one if None.
+        extra_loss: a further loss. Called once with the model and the configuration, it gives a
+            function of each micro-batch and the encoder's output; what that returns, a scalar,
+            is averaged over a step's micro-batches and added to the loss.
 
     Raises:
         BadInput: something in the configuration or the data is wrong.
         OmnirouterError: the disk is full, the loss stayed non-finite, or another process ended.
     """
-    team = DistributedContext(config.device)
+    world = DistributedContext(config.device)
     if restarted() and (Path(config.out) / "config.yaml").exists():
         resume = True
-    with team.together():
+    with world.explain_lost_process():
         trainer = Trainer(
-            config, resume=resume, watch=watch or ProgressReporter(config.steps), team=team
+            config, resume=resume, reporter=reporter, world=world, extra_loss=extra_loss
         )
         try:
             result = trainer.run()
         finally:
             trainer.close()
-    team.close()
+    world.close()
     return result
 
 
 class Trainer:
-    """One run: model, optimizer, data and progress."""
+    """One run, from its first step, or the one it had come to, to its last.
+
+    Args:
+        config: the run.
+        resume: go on from the newest training state.
+        reporter: shows progress; a fresh one if None.
+        world: the processes of the run; found if None.
+        extra_loss: as of `train`.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        resume: bool,
-        watch: ProgressReporter,
-        team: DistributedContext | None = None,
+        resume: bool = False,
+        reporter: ProgressReporter | None = None,
+        world: DistributedContext | None = None,
+        extra_loss: ExtraLossFactory | None = None,
     ) -> None:
-        self.team = team = team or DistributedContext(config.device)
-        self.watch = (
-            watch if team.first else ProgressReporter(config.steps, console=Console(quiet=True))
+        built = build_run(
+            config,
+            resume=resume,
+            reporter=reporter or ProgressReporter(config.steps),
+            world=world or DistributedContext(config.device),
+            extra_loss=extra_loss,
         )
-        self.turns = accumulation_steps(config, team.size)
-        with team.first_before_others():
-            self.folder = RunDir(config, resume=resume, writes=team.first)
-            there = resume or not team.first
-            self.tokenizer = build_tokenizer(config, self.folder.path, resume=there)
-        newest = self.folder.newest_state() if resume else None
-        state = self.folder.load_state(newest) if newest is not None else None
-        torch.manual_seed(config.seed)
-        known = resumed_model(config, state, self.folder)
-        network = CTCEncoder(known) if known else build_model(config, self.tokenizer)
-        config = replace(config, model=network.config)
-        self.train_data = train_loader(config, self.tokenizer)
-        network.config = with_statistics(network.config, self.train_data, state, team)
-        self.config = config = replace(config, model=network.config)
-        if state is not None:
-            restore_weights(network, state, self.folder)
-        if not team.first:
-            torch.manual_seed(config.seed + team.rank)  # from here on: dropout
-        self.engine = ParallelModel(network, team, config)
-        self.network: CTCEncoder = self.engine.network
-        self.optimizers = build_optimizers(self.network, config.optim)
-        self.stepper = TrainStep(config, self.engine, self.optimizers)
-        self.validator = Validator(config, self.tokenizer, self.folder, self.watch, team)
-        self.validator.require_usable()
-        self.progress = TrainProgress()
-        self.rejected = RejectLog()
-        # CTC, load balance, steps since the last log row
-        self.sums = torch.zeros(3, dtype=torch.float64, device=team.device)
-        self.flags = AsyncFiniteCheck()
-        self.interrupt, self.interrupted = Interrupt(self.watch.note), False
-        if state is not None:
-            restore(self, state)
-        if state is None:
-            fit_routers(self.network, config, self.train_data, team.device)
-        self.folder.describe(config)
-        self.folder.rewind_metrics(self.progress.step)
-        self.diagnosis = TrainingHealth()
+        self.config, self.world, self.reporter = built.config, built.world, built.reporter
+        self.folder, self.loader, self.state = built.folder, built.loader, built.state
+        self.train_step, self.validator = built.train_step, built.validator
+        self.interrupt, self.interrupted = Interrupt(self.reporter.note), False
+        self.finite = AsyncFiniteCheck()
+        self.health = TrainingHealth()
         for row in self.folder.rows("train"):  # of a resumed run
-            self.diagnosis.see(row)
+            self.health.see(row)
+
+    @property
+    def network(self) -> CTCEncoder:
+        """The model that is trained."""
+        return self.state.model.network
+
+    @property
+    def progress(self) -> TrainProgress:
+        """How far the run is."""
+        return self.state.progress
 
     def run(self) -> TrainResult:
         """Train to the last step, a plateau or an interrupt."""
@@ -165,27 +158,25 @@ class Trainer:
             self.interrupt,
             explain_dead_worker(),
             closing(batches),  # type: ignore[type-var]
-            self.watch,
+            self.reporter,
         ):
             while progress.step < self.config.steps:
                 if reason := self.early_end():  # as a run that goes on may have done before
                     return self.finish(reason)
-                self.step(self.take(batches))
+                self.step(self.next_step_data(batches))
                 progress.elapsed_s = time.monotonic() - began
                 self.after_step()
             return self.finish(self.early_end() or "steps")
 
     def batches(self) -> Iterator[Batch]:
         """This process's batches, from where the run has come to, for ever."""
-        team, progress = self.team, self.progress
-        deal = (
-            RankSharding(team.rank, team.size, micro_batches(self.config))
-            if team.size > 1
-            else None
-        )
-        return self.train_data.iterate(progress.epoch, progress.index, endless=True, deal=deal)
+        world, progress = self.world, self.progress
+        deal = None
+        if world.size > 1:
+            deal = RankSharding(world.rank, world.size, self.config.data.micro_batches)
+        return self.loader.iterate(progress.epoch, progress.index, endless=True, deal=deal)
 
-    def take(self, batches: Iterator[Batch]) -> MicroBatches:
+    def next_step_data(self, batches: Iterator[Batch]) -> MicroBatches:
         """This process's micro-batches of the next step that has an utterance in any process.
 
         Raises:
@@ -195,47 +186,47 @@ class Trainer:
         # an epoch is over when the next one begins; the one at hand counts only from its start
         barren = progress.epoch + (2 if progress.index else 1)
         while True:
-            taken = [next(batches) for _ in range(self.turns)]
+            count = self.config.data.accumulation_steps(self.world.size)
+            taken = [next(batches) for _ in range(count)]
             progress.epoch, progress.index = position = taken[-1].after
             rejected = [item for batch in taken for item in batch.rejected]
             seconds = sum(batch.seconds for batch in taken)
-            *counts, seconds, lost = self.team.sum([*map(len, taken), seconds, len(rejected)])
+            *counts, seconds, lost = self.world.sum([*map(len, taken), seconds, len(rejected)])
             if lost:
-                for part in self.team.gather(rejected):
-                    self.rejected.add(part)
+                for part in self.world.all_gather(rejected):
+                    self.state.rejected.add(part)
             if any(counts):
                 progress.audio_s += seconds
-                used = [batch for batch, count in zip(taken, counts, strict=True) if count]
+                used = [batch for batch, size in zip(taken, counts, strict=True) if size]
                 return MicroBatches(used, int(sum(counts)))
             if position[0] >= barren:
-                example = next(iter(self.rejected.rejected.values()))
+                log = self.state.rejected
+                example = next(iter(log.rejected.values()))
                 raise BadInput(
-                    f"data.train: {self.rejected.summary()}; nothing else was found in a whole "
+                    f"data.train: {log.summary()}; no other utterance was found in a whole "
                     f"epoch ({example.id}: {example.reason})"
                 )
 
     def step(self, work: MicroBatches) -> None:
-        """One optimizer step, and what is to be known of it."""
+        """One optimizer step, and the sums of its losses."""
         number = self.progress.step
-        with explain_oom(self.config, number, several=self.team.size > 1):
-            self.last: StepResult = self.stepper.step(work, number)
+        with explain_oom(self.config, number, several=self.world.size > 1):
+            self.last: StepResult = self.train_step(work, number)
         self.progress.step += 1
-        losses, finite = self.last.losses, self.last.finite
-        self.sums = torch.where(
-            finite, self.sums + torch.cat([losses, losses.new_ones(1)]), self.sums
-        )
-        self.flags.put(self.progress.step, finite)
-        self.read_flags()
+        losses, finite, sums = self.last.losses, self.last.finite, self.state.sums
+        self.state.sums = torch.where(finite, sums + torch.cat([losses, losses.new_ones(1)]), sums)
+        self.finite.put(self.progress.step, finite)
+        self.count_skipped()
 
-    def read_flags(self, *, all: bool = False) -> None:
-        """Count the steps left out as loss or gradient was not finite; too many end the run."""
-        for step, finite in self.flags.read(all=all):
+    def count_skipped(self, *, all: bool = False) -> None:
+        """Count the steps skipped as loss or gradient was not finite; too many end the run."""
+        for step, finite in self.finite.read(all=all):
             if finite:
                 self.progress.skipped_in_row = 0
                 continue
             self.progress.skipped += 1
             self.progress.skipped_in_row += 1
-            self.watch.note(f"step {step}: loss or gradient not finite, step left out")
+            self.reporter.note(f"step {step}: loss or gradient not finite, step skipped")
             if self.progress.skipped_in_row >= self.config.max_skipped:
                 raise OmnirouterError(
                     f"{self.config.max_skipped} steps in a row without a finite loss: lower "
@@ -246,18 +237,23 @@ class Trainer:
         """Log, validate and save, each when its turn has come."""
         config, step = self.config, self.progress.step
         last = step == config.steps
-        self.interrupted = self.team.any(self.interrupt.heard)
-        self.watch.advance(step, self.progress.audio_s / max(self.progress.elapsed_s, 1e-9))
+        self.interrupted = self.world.any(self.interrupt.received)
+        self.reporter.advance(step, self.progress.audio_s / max(self.progress.elapsed_s, 1e-9))
         if step % config.log_every == 0 or last:
             self.log_step()
         if step % config.validate_every == 0 or last:
             try:
-                self.validator.validate(self.engine.for_use(), self.progress)
+                self.validator.validate(self.state.model.for_use(), self.progress)
             except BadInput:  # in all processes
-                self.folder.save_state(state_of(self), step)
+                self.save_state()
                 raise
         if step % config.checkpoint_every == 0 or last or self.early_end():
-            self.folder.save_state(state_of(self), step)
+            self.save_state()
+
+    def save_state(self) -> None:
+        """Write the training state."""
+        self.count_skipped(all=True)
+        self.folder.save_state(self.state.state_dict(), self.progress.step)
 
     def early_end(self) -> str | None:
         """Why the run ends before its last step, if it does."""
@@ -269,58 +265,94 @@ class Trainer:
     @torch.no_grad()
     def log_step(self) -> None:
         """One row of metrics: mean losses since the last, routing of the last batch."""
-        last, output = self.last, self.last.output
-        self.read_flags(all=True)
+        last, output, progress = self.last, self.last.output, self.progress
+        self.count_skipped(all=True)
         if last.dropped:
-            output = self.stepper.forward(last.batch or Batch.empty(), set(), self.progress.step)
-        ctc, balance, steps = self.sums.tolist()
+            output = self.train_step.forward(last.batch or Batch.empty(), set(), progress.step)
+        ctc, balance, steps = self.state.sums.tolist()
         norm = float(last.norm)
         row: dict[str, Any] = {
-            "step": self.progress.step,
+            "step": progress.step,
             "kind": "train",
-            "ctc": ctc / steps if steps else None,  # all were left out
+            "ctc": ctc / steps if steps else None,  # all were skipped
             "load_balance": balance / steps if steps else None,
             "lr": last.rate,
             "grad_norm": norm if math.isfinite(norm) else None,
-            "skipped": self.progress.skipped,
-            "rejected": len(self.rejected),
-            "audio_seconds": self.progress.audio_s,
-            "elapsed_s": round(self.progress.elapsed_s, 3),
+            "skipped": progress.skipped,
+            "rejected": len(self.state.rejected),
+            "audio_seconds": progress.audio_s,
+            "elapsed_s": round(progress.elapsed_s, 3),
         }
         if output is not None:
             row["blank_share"] = blank_share(output)
             if output.routings:
                 row |= routing_stats(output.routings, self.config.model.num_experts)
-        self.sums.zero_()
+        self.state.sums.zero_()
         self.folder.log(row)
-        self.watch.losses(row)
-        for text in self.diagnosis.see(row):
+        self.reporter.losses(row)
+        for text in self.health.see(row):
             self.folder.log({"step": row["step"], "kind": "diagnosis", "text": text})
-            self.watch.note(f"step {row['step']}: {text}")
+            self.reporter.note(f"step {row['step']}: {text}")
 
     def finish(self, stopped: str) -> TrainResult:
-        """Average if asked, write what was rejected, sum up."""
+        """Average if asked, list what was rejected, sum up."""
+        progress, rejected = self.progress, self.state.rejected
         if stopped != "interrupted":
-            best = self.progress.best_wer
-            self.validator.average(self.engine.for_use(), self.progress)
-            if self.progress.best_wer < best:  # a run that goes on has to be better than that
-                self.folder.save_state(state_of(self), self.progress.step)
-        if self.rejected and self.team.first:
-            self.rejected.write(self.folder.path / "rejected.jsonl")
-            self.watch.note(
-                f"{self.rejected.summary()}; listed in {self.folder.path}/rejected.jsonl"
-            )
-        best = self.progress.best_wer
+            best = progress.best_wer
+            self.validator.average(self.state.model.for_use(), progress)
+            if progress.best_wer < best:  # a run that goes on has to be better than that
+                self.save_state()
+        if rejected and self.world.first:
+            rejected.write(self.folder.path / "rejected.jsonl")
+            self.reporter.note(f"{rejected.summary()}; listed in {self.folder.path}/rejected.jsonl")
+        best = progress.best_wer
         return TrainResult(
             best=self.folder.best,
             wer=best if math.isfinite(best) else math.nan,
-            steps=self.progress.step,
-            audio_hours=self.progress.audio_s / 3600,
-            seconds=self.progress.elapsed_s,
+            steps=progress.step,
+            audio_hours=progress.audio_s / 3600,
+            seconds=progress.elapsed_s,
             stopped=stopped,
-            first=self.team.first,
+            first=self.world.first,
         )
 
     def close(self) -> None:
         """Release files."""
         self.folder.close()
+
+
+class Interrupt:
+    """Ctrl-C during a run: the first stops it after its step, the second at once.
+
+    Outside the main thread it does nothing.
+
+    Args:
+        note: is given a line for the person who pressed it.
+
+    Attributes:
+        received: true if the run is to stop.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.received = False
+        self._at = 0.0
+        self._note = note
+        self._previous: Any = None
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _receive(self, signum: int, frame: object) -> None:
+        now = time.monotonic()
+        if self.received:
+            if now - self._at < SAME_SIGNAL_S:
+                return
+            raise KeyboardInterrupt
+        self.received, self._at = True, now
+        self._note("interrupted: finishing this step and saving (once more to stop at once)")

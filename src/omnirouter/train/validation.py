@@ -17,15 +17,15 @@ import numpy as np
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
 from omnirouter.config import BLANK, BadInput, RunConfig
-from omnirouter.data.dataloader import RankSharding
+from omnirouter.data.dataloader import AsrDataLoader, RankSharding
 from omnirouter.data.dataset import Batch, Rejected
 from omnirouter.evaluate.score import require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss
 from omnirouter.text import Tokenizer, normalize_text
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.progress import ProgressReporter
-from omnirouter.train.run_dir import RunDir, TrainProgress
-from omnirouter.train.setup import dev_loader
+from omnirouter.train.run_dir import RunDir
+from omnirouter.train.state import TrainProgress
 
 NO_WORDS = (
     "data.dev: no words in the transcripts; give it transcripts, or leave it out to train without "
@@ -56,22 +56,24 @@ class Validator:
     Args:
         config: the run, with the architecture of the model it trains.
         tokenizer: of that model.
+        loader: batches of the development set; None without one.
         folder: where checkpoints and rows go.
-        watch: is told of every validation.
-        team: shares the work; its first process writes.
+        reporter: is told of every validation.
+        world: shares the work; its first process writes.
     """
 
     def __init__(
         self,
         config: RunConfig,
         tokenizer: Tokenizer,
+        loader: AsrDataLoader | None,
         folder: RunDir,
-        watch: ProgressReporter,
-        team: DistributedContext,
+        reporter: ProgressReporter,
+        world: DistributedContext,
     ) -> None:
-        self.config, self.tokenizer, self.folder, self.watch = config, tokenizer, folder, watch
-        self.team = team
-        self.data = dev_loader(config, tokenizer)
+        self.config, self.tokenizer, self.folder = config, tokenizer, folder
+        self.world = world
+        self.data, self.reporter = loader, reporter
         self.plateau_named = False
 
     def require_usable(self) -> None:
@@ -104,7 +106,7 @@ class Validator:
             return
         score = self._score(network)
         self.folder.log({"step": progress.step, "kind": "validation"} | score._asdict())
-        self.watch.validation(progress.step, score.wer, score.loss)
+        self.reporter.validation(progress.step, score.wer, score.loss)
         self._name_plateau(score.blank_share)
         if score.wer < progress.best_wer and not math.isnan(score.loss):  # weights may be NaN
             progress.best_wer, progress.worse = score.wer, 0
@@ -121,12 +123,12 @@ class Validator:
         if len(names) < 2 or self.data is None:
             return
         out = self.folder.path / "averaged"
-        with self.team.first_before_others():
-            if self.team.first:
+        with self.world.main_process_first():
+            if self.world.first:
                 average_checkpoints([self.folder.path / name for name in names], out)
         averaged = load_checkpoint(out, device=next(network.parameters()).device).model
         score = self._score(averaged)
-        self.watch.note(f"average of {len(names)} checkpoints: dev WER {score.wer:.1%}")
+        self.reporter.note(f"average of {len(names)} checkpoints: dev WER {score.wer:.1%}")
         row = {"step": progress.step, "kind": "average", "wer": score.wer, "loss": score.loss}
         self.folder.log(row)
         if score.wer < progress.best_wer and not math.isnan(score.loss):
@@ -150,14 +152,14 @@ class Validator:
 
         result = score_batches(
             Checkpoint(network, self.tokenizer, network.config, meta={}, path=self.folder.path),
-            self.data.iterate(deal=RankSharding(self.team.rank, self.team.size, self.team.size)),
+            self.data.iterate(deal=RankSharding(self.world.rank, self.world.size, self.world.size)),
             name="dev",
             precision=self.config.precision,
             on_output=measure,
         )
-        rejected = [item for part in self.team.gather(result.rejected) for item in part]
+        rejected = [item for part in self.world.all_gather(result.rejected) for item in part]
         own = [*sums.tolist(), result.errors, result.words]
-        loss, utterances, blank, frames, errors, words = self.team.sum(own)
+        loss, utterances, blank, frames, errors, words = self.world.sum(own)
         require_readable("data.dev", int(utterances), rejected)
         if not words:
             raise BadInput(NO_WORDS)
@@ -168,7 +170,7 @@ class Validator:
         if blank <= BLANK_PLATEAU or self.plateau_named:
             return
         self.plateau_named = True
-        self.watch.note(
+        self.reporter.note(
             f"{blank:.0%} of frames are blank: the CTC blank plateau, common early on. "
             "If it lasts: a higher optim.peak_lr, a smaller vocab_size, shorter "
             "utterances, less dropout and masking, or more steps"
@@ -180,12 +182,12 @@ class Validator:
         self._save(path, network, progress, wer)
         names = [*progress.averaged, path.name]
         progress.averaged = names[-self.config.average :]
-        for name in names[: -self.config.average] if self.team.first else ():
+        for name in names[: -self.config.average] if self.world.first else ():
             shutil.rmtree(self.folder.path / name, ignore_errors=True)
 
     def _save(self, path: Path, network: CTCEncoder, progress: TrainProgress, wer: float) -> None:
         """Write a checkpoint folder."""
-        if not self.team.first:
+        if not self.world.first:
             return
         meta = {
             "step": progress.step,

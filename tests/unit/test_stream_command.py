@@ -19,7 +19,8 @@ import soundfile
 import torch
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
-from omnirouter.cli import listening, main
+from omnirouter.cli import main
+from omnirouter.cli import stream as listening
 from omnirouter.config import AttentionContext, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
 from omnirouter.serve.streaming import PartialResult, Stream

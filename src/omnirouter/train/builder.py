@@ -1,16 +1,20 @@
-"""What a run starts from: tokenizer, model (fresh or from a checkpoint) and loaders."""
+"""Build a run in order: folder, tokenizer, model, data, optimizers, state.
+
+`build_run` is the order; the other functions are its parts.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from omnirouter.audio.features import (
     SMALLEST_STD,
@@ -18,7 +22,7 @@ from omnirouter.audio.features import (
     log_mel_spectrogram,
     normalize_level,
 )
-from omnirouter.checkpoint import TOKENIZER, load_checkpoint
+from omnirouter.checkpoint import TOKENIZER, load_checkpoint, model_config
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig, TextConfig
 from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifests, read_training
@@ -27,15 +31,110 @@ from omnirouter.model import CTCEncoder
 from omnirouter.model.router_variants import HashRouter
 from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
+from omnirouter.train.optim import build_optimizers
+from omnirouter.train.parallel import ParallelModel
+from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.run_dir import RunDir
+from omnirouter.train.state import TrainState
+from omnirouter.train.step import ExtraLossFactory, TrainStep
+from omnirouter.train.validation import Validator
 
-HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabulary
 DEV_SECONDS = 120.0  # audio in one validation batch
+HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabulary
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
 
 FeatureStatistics = tuple[
     tuple[float, ...], tuple[float, ...]
 ]  # mean and deviation, a value per mel bin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """All parts of a run, ready for its next step.
+
+    Attributes:
+        config: with the model as it was built.
+        resumed: true if the state is that of an earlier session.
+        reporter: silent in all processes but the first.
+    """
+
+    config: RunConfig
+    world: DistributedContext
+    reporter: ProgressReporter
+    folder: RunDir
+    loader: AsrDataLoader
+    state: TrainState
+    train_step: TrainStep
+    validator: Validator
+    resumed: bool
+
+
+def build_run(
+    config: RunConfig,
+    *,
+    resume: bool,
+    reporter: ProgressReporter,
+    world: DistributedContext,
+    extra_loss: ExtraLossFactory | None = None,
+) -> Run:
+    """Build what `config` asks for, in the folder `config.out`.
+
+    Args:
+        config: the run.
+        resume: take up the newest training state in the folder.
+        reporter: shows progress.
+        world: the processes of the run.
+        extra_loss: a further loss; see `TrainStep`.
+
+    Raises:
+        BadInput: something in the configuration or the data is wrong, or a state is of another run.
+    """
+    if not world.first:
+        reporter = ProgressReporter(config.steps, console=Console(quiet=True))
+    config.data.accumulation_steps(world.size)  # fail before anything is written
+    with world.main_process_first():
+        folder = RunDir(config, resume=resume, writes=world.first)
+        there = resume or not world.first
+        tokenizer = build_tokenizer(config, folder.path, resume=there)
+    newest = folder.newest_state() if resume else None
+    saved = folder.load_state(newest) if newest is not None else None
+
+    torch.manual_seed(config.seed)
+    network = build_model(config, tokenizer, saved, folder)
+    config = replace(config, model=network.config)
+    loader = train_loader(config, tokenizer)
+    network.config = with_statistics(network.config, loader, saved, world)
+    config = replace(config, model=network.config)
+    if saved is not None:
+        load_weights(network, saved, folder)
+    if not world.first:
+        torch.manual_seed(config.seed + world.rank)  # from here on: dropout
+
+    model = ParallelModel(network, world, config)
+    state = TrainState(model, build_optimizers(model.network, config.optim))
+    state.sums = state.sums.to(world.device)
+    train_step = TrainStep(config, model, state.optimizers, extra_loss)
+    validator = Validator(config, tokenizer, dev_loader(config, tokenizer), folder, reporter, world)
+    validator.require_usable()
+    if saved is None:
+        fit_routers(model.network, config, loader, world.device)
+    else:
+        load_state(state, saved, folder)
+        reporter.note(f"resumed at step {state.progress.step}")
+    folder.describe(config)
+    folder.rewind_metrics(state.progress.step)
+    return Run(
+        config=config,
+        world=world,
+        reporter=reporter,
+        folder=folder,
+        loader=loader,
+        state=state,
+        train_step=train_step,
+        validator=validator,
+        resumed=saved is not None,
+    )
 
 
 def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:
@@ -92,11 +191,15 @@ def _sentences(config: RunConfig) -> Iterator[str]:
             raise BadInput(f"tokenizer.texts: cannot read {name} as text ({error})") from error
 
 
-def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
-    """A fresh model, or with `init` the weights of a checkpoint.
+def build_model(
+    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None, folder: RunDir
+) -> CTCEncoder:
+    """A fresh model, with `init` the weights of a checkpoint, or the model of a saved state.
 
     With another tokenizer than the checkpoint's the CTC head is fresh.
     """
+    if saved is not None and "config" in saved:  # first versions wrote none
+        return CTCEncoder(resumed_config(config, saved, folder))
     if not config.init:
         return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
     start = load_checkpoint(config.init)
@@ -108,8 +211,56 @@ def build_model(config: RunConfig, tokenizer: Tokenizer) -> CTCEncoder:
     return model
 
 
+def resumed_config(config: RunConfig, saved: dict[str, Any], folder: RunDir) -> ModelConfig:
+    """Model of a saved state, with the dropout and layer drop that are asked for now.
+
+    The checkpoint that it started from may be gone.
+
+    Raises:
+        BadInput: another model is asked for.
+    """
+    known, wanted = model_config(saved["config"]), config.model
+    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
+    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
+    own = replace(wanted, vocab_size=known.vocab_size, features=features)
+    if own != model and not config.init:
+        raise _misfit(folder)
+    return model
+
+
+def load_weights(network: CTCEncoder, saved: dict[str, Any], folder: RunDir) -> None:
+    """Take up the weights of a state, before they are shared out.
+
+    Raises:
+        BadInput: they are of another model than the configuration's.
+    """
+    try:
+        network.load_state_dict(saved["model"])
+    except RuntimeError as error:
+        raise _misfit(folder) from error
+
+
+def load_state(state: TrainState, saved: dict[str, Any], folder: RunDir) -> None:
+    """Take up the rest of a state.
+
+    Raises:
+        BadInput: it is of another optimizer than the configuration's.
+    """
+    try:
+        state.load_state_dict(saved)
+    except ValueError as error:
+        raise _misfit(folder) from error
+
+
+def _misfit(folder: RunDir) -> BadInput:
+    return BadInput(
+        f"{folder.path}: holds a run of another model or optimizer; go on with its "
+        f"own configuration: omnirouter train {folder.path} --resume"
+    )
+
+
 def planned_model(config: RunConfig) -> ModelConfig:
-    """What the model of a run will be, as far as its files tell; nothing is trained or written.
+    """Model configuration of a run, as far as its files tell; nothing is trained or written.
 
     Raises:
         BadInput: `init` is no checkpoint, or a tokenizer cannot be read.
@@ -124,7 +275,7 @@ def planned_model(config: RunConfig) -> ModelConfig:
 
 
 def continued(asked: ModelConfig, start: ModelConfig, vocab_size: int) -> ModelConfig:
-    """What a model that begins as a checkpoint is.
+    """Configuration of a model that starts from a checkpoint.
 
     The architecture is the checkpoint's; dropout and layer drop are the recipe's, and where the
     recipe asks for them its attention context and global features, so that a model can learn to
@@ -154,7 +305,7 @@ def with_statistics(
     config: ModelConfig,
     loader: AsrDataLoader,
     state: Mapping[str, Any] | None,
-    team: DistributedContext,
+    world: DistributedContext,
 ) -> ModelConfig:
     """A model's configuration with mean and deviation of its features, where it needs them.
 
@@ -164,7 +315,7 @@ def with_statistics(
         config: of the model.
         loader: of the training data.
         state: training state the run goes on from, if there is one.
-        team: its first process takes the statistics, all get them.
+        world: its first process takes the statistics, all get them.
 
     Raises:
         BadInput: there is no audio to take them from.
@@ -174,8 +325,8 @@ def with_statistics(
         return config
     mean, std = (state or {}).get("statistics", ((), ()))
     if not mean:
-        taken = feature_statistics(loader, features) if team.first else None
-        mean, std = team.gather(taken)[0]
+        taken = feature_statistics(loader, features) if world.first else None
+        mean, std = world.all_gather(taken)[0]
     return replace(config, features=replace(features, mean=mean, std=std))
 
 
@@ -207,7 +358,7 @@ def feature_statistics(loader: AsrDataLoader, features: FeatureConfig) -> Featur
 def fit_routers(
     model: CTCEncoder, config: RunConfig, loader: AsrDataLoader, device: torch.device
 ) -> None:
-    """Fit what routers know of the data before the first step: the codes of hash routing.
+    """Fit the codes of hash routing, which routers need before the first step.
 
     A model that starts from a checkpoint (`init`) keeps its own.
 
@@ -242,7 +393,7 @@ def train_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader:
         read_training(data.train, data.weights),
         features=config.model.features,
         tokenizer=tokenizer,
-        data=replace(data, device_seconds=micro_batch_s(config)),
+        data=replace(data, device_seconds=data.micro_batch_s),
         shuffle=True,
         seed=config.seed,
         augment=config.augment,
@@ -261,30 +412,3 @@ def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
         data=replace(data, device_seconds=DEV_SECONDS, min_s=0.0, max_s=math.inf),
         references=True,
     )
-
-
-def micro_batches(config: RunConfig) -> int:
-    """Micro-batches of a step, over all processes; their number does not matter."""
-    data = config.data
-    return max(1, math.ceil(data.batch_hours * 3600 / data.device_seconds - 1e-9))
-
-
-def micro_batch_s(config: RunConfig) -> float:
-    """Audio in a micro-batch: equal parts of a step, none longer than `data.device_seconds`."""
-    seconds = config.data.batch_hours * 3600 / micro_batches(config)
-    return seconds * (1 + 1e-9)  # what fits exactly is to fit
-
-
-def accumulation_steps(config: RunConfig, processes: int) -> int:
-    """Micro-batches of a step in each process.
-
-    Raises:
-        BadInput: there are fewer micro-batches than processes.
-    """
-    count = micro_batches(config)
-    if count < processes:
-        raise BadInput(
-            f"data.device_seconds: a step is {count} micro-batches, {processes} processes need one "
-            f"each; set it to {config.data.batch_hours * 3600 / processes:g} or less"
-        )
-    return math.ceil(count / processes)

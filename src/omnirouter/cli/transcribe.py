@@ -1,4 +1,4 @@
-"""The command that uses a model: transcribe."""
+"""`omnirouter transcribe`: audio files to text, word times and subtitles."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omnirouter.cli import console
 from omnirouter.cli.complaints import did_you_mean
-from omnirouter.cli.listening import STDIN, listen, require_streamable, standard_input
 from omnirouter.cli.options import Compute, require_writable, status
+from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
 from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, require_rate
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
 from omnirouter.serve.transcript import Transcript
@@ -165,8 +166,6 @@ def recognizer_of(
 
 def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:
     """Transcribe all; gives how many failed."""
-    from omnirouter.cli import console
-
     failed = 0
     title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     with ExitStack() as stack:
@@ -248,7 +247,6 @@ class _Files:
 
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         from omnirouter.checkpoint import write_atomically
-        from omnirouter.cli import console
 
         for kind, target in zip(self.kinds, self._targets(source), strict=True):
             text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
@@ -257,8 +255,6 @@ class _Files:
 
     def existing(self, sources: Sequence[AudioSource]) -> set[AudioSource]:
         """Recordings of which some file is there already; says so."""
-        from omnirouter.cli import console
-
         found = set()
         for source in sources:
             if there := [path for path in self._targets(source) if path.exists()]:

@@ -1,10 +1,11 @@
-"""Commands that hand a model on: export."""
+"""`omnirouter export`: a checkpoint as ONNX."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 
+from omnirouter.cli import console
 from omnirouter.cli.options import DONE, require_writable
 from omnirouter.config import BadInput
 
@@ -25,7 +26,6 @@ def export(checkpoint: Path, out: Path, *, json: bool = False) -> int:
         raise BadInput("out: is the checkpoint itself; choose another folder")
     require_writable(out.parent / "export")
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.cli import console
     from omnirouter.serve.export import export as write_export
 
     found = write_export(load_checkpoint(checkpoint), out, note=console.note)

@@ -1,4 +1,4 @@
-"""Commands that let a teacher transcribe: pseudo-label, relabel."""
+"""`omnirouter pseudo-label`: recordings to segments with a teacher's words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from omnirouter.cli import console
 from omnirouter.cli.options import status
 from omnirouter.config import BadInput
 from omnirouter.pseudo_labels.filters import FilterConfig
@@ -61,7 +62,6 @@ def pseudo_label(
         seed: of that draw.
         json: print the summary as JSON.
     """
-    from omnirouter.cli import console
     from omnirouter.pseudo_labels.pipeline import (
         Engine,
         NothingKept,
@@ -117,8 +117,6 @@ def pseudo_label(
 
 
 def _show_summary(found: dict[str, Any]) -> None:
-    from omnirouter.cli import console
-
     def row(name: str, segments: int | None, hours: float) -> list[str]:
         return [name, "" if segments is None else f"{segments:,}", f"{hours:.3f}"]
 
@@ -136,87 +134,3 @@ def _show_summary(found: dict[str, Any]) -> None:
     for report in found["splits"]:
         figures = f"{report['utterances']:,} segments, {report['hours']:.3f} h"
         print(f"{report['split']}: {figures}: {report['cuts']}")
-
-
-def relabel(
-    cuts: Path,
-    out: Path,
-    teacher: TeacherConfig,
-    filters: FilterConfig,
-    *,
-    segments: bool = False,
-    json: bool = False,
-) -> int:
-    """Replace a corpus's transcripts by those of a teacher: Whisper, or an own checkpoint.
-
-    Writes OUT/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
-    the teacher's word error rate in every audio file to OUT/wer_<split>.jsonl, utterances that
-    failed to OUT/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
-    interrupted, the same command goes on where it stopped. Utterances stay as they are: the
-    options on segments are for those longer than --max-seconds, and --language is taken for
-    granted (`any` tells it for each utterance). With --segments every utterance is cut into
-    segments and filtered, by the same procedure as pseudo-label.
-
-    Args:
-        cuts: manifest of utterances, or a folder of manifests.
-        out: folder to write to.
-        teacher: the teacher.
-        filters: which segments are kept, with --segments.
-        segments: cut utterances into segments and filter these, as pseudo-label does.
-        json: print a JSON list with an object per split.
-    """
-    from omnirouter.cli import console
-    from omnirouter.pseudo_labels.relabel import relabel as run
-    from omnirouter.pseudo_labels.relabel import seconds_missing
-    from omnirouter.pseudo_labels.teacher import is_checkpoint, require_teacher
-
-    if not segments and filters != FilterConfig():
-        raise BadInput("filters: are applied to segments only; give --segments too")
-    if segments or not is_checkpoint(teacher.teacher):
-        require_teacher()
-    hours = seconds_missing(cuts, out) / 3600
-    try:
-        with console.progress("listening", hours, "hours", "hours per hour") as update:
-            splits, failed = run(
-                cuts,
-                out,
-                teacher,
-                segments=filters if segments else None,
-                progress=lambda done: update(done / 3600),
-            )
-    except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
-        raise
-    for name, reason in failed.items():
-        console.note(f"omnirouter relabel: {name}: {reason}")
-    rows = [split.to_dict() for split in splits]
-    if json:
-        console.as_json(rows)
-    else:
-        _show_relabeled(rows)
-    return status(len(failed), len(failed) + sum(row["utterances"] for row in rows))
-
-
-def _show_relabeled(rows: list[dict[str, Any]]) -> None:
-    from omnirouter.cli import console
-
-    def percent(row: dict[str, Any]) -> str:
-        if row["wer"] is None:
-            return "no reference"
-        return f"{row['wer']:.1%} ({row['ci_low']:.1%} to {row['ci_high']:.1%})"
-
-    shown = [
-        [
-            row["split"],
-            f"{row['utterances']:,}",
-            f"{row['hours']:.2f}",
-            f"{sum(row['rejected'].values()):,}",
-            percent(row),
-        ]
-        for row in rows
-    ]
-    console.table(("split", "utterances", "hours", "rejected", "WER of the teacher"), {"": shown})
-    for row in rows:
-        for kind, number in row["rejected"].items():
-            print(f"{row['split']}: {number:,} rejected, {kind}")
-    print("written: " + ", ".join(path for row in rows for path in (row["cuts"], row["scores"])))

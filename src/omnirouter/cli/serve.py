@@ -1,4 +1,4 @@
-"""The command that offers models to others: serve."""
+"""`omnirouter serve`: models for OpenAI clients and browsers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute
 from omnirouter.config import BadInput, BeamSearchOptions, VadOptions
 from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
@@ -99,7 +100,6 @@ def serve(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise BadInput(f'serve needs {missing[0]}: pip install "omnirouter[serve]"')
     from omnirouter.checkpoint import shipped
-    from omnirouter.cli import console
     from omnirouter.serve.http.app import create_app
     from omnirouter.serve.http.models import parse_model_args
     from omnirouter.serve.http.server import Place, bound, run_server
@@ -131,7 +131,7 @@ def serve(
 def _served(
     name: str, place: str, compute: Compute, listening: VadOptions, search: BeamSearchOptions
 ) -> ServedModel:
-    from omnirouter.cli.transcription import recognizer_of
+    from omnirouter.cli.transcribe import recognizer_of
     from omnirouter.serve import vad
     from omnirouter.serve.http.models import ServedModel
     from omnirouter.serve.hub import fetch, is_hub_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from omnirouter.train.flags import AsyncFiniteCheck
+from omnirouter.train.step import AsyncFiniteCheck
 
 
 def test_flags_of_a_cpu_are_read_at_once() -> None:

@@ -1,24 +1,21 @@
-"""Commands that look at a trained model: evaluate, analyze."""
+"""`omnirouter evaluate`: word error rates of a checkpoint."""
 
 from __future__ import annotations
 
 import json as json_format
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omnirouter.cli.options import DONE, Compute, Running, Scoring, require_writable, status
+from omnirouter.cli import console
+from omnirouter.cli.options import Running, Scoring, require_writable, status
 from omnirouter.config import BadInput, BeamSearchOptions
 
 if TYPE_CHECKING:
-    from omnirouter.analysis.collect import RoutingNumbers
     from omnirouter.checkpoint import Checkpoint
-    from omnirouter.data.dataset import Rejected
     from omnirouter.evaluate.score import SetResult
-
-REJECTED_SHOWN = 5  # of each set; --hypotheses lists all
 
 
 def evaluate(
@@ -87,7 +84,6 @@ def _score_all(
     **options: Any,
 ) -> int:
     """Score set after set into `results`; returns how many failed. Ctrl-C keeps what is done."""
-    from omnirouter.cli import console
     from omnirouter.evaluate.score import score, score_groups
 
     failed = 0
@@ -95,7 +91,7 @@ def _score_all(
         total = sum(1 for _ in utterances)
         try:
             with console.progress(name, total, "utterances") as update:
-                options["progress"] = counting(update)
+                options["progress"] = console.counting(update)
                 if group_by is None:
                     found = {name: score(model, utterances, name=name, **options)}
                 else:
@@ -109,84 +105,8 @@ def _score_all(
             break  # what was scored so far is still shown and written
         results |= found
         for set_name, result in found.items():
-            _list_rejected(set_name, result.rejected, "--hypotheses FILE lists all")
+            console.list_rejected(set_name, result.rejected, "--hypotheses FILE lists all")
     return failed
-
-
-def analyze(
-    checkpoint: Path,
-    cuts: str,
-    compute: Compute,
-    *,
-    out: Path,
-    limit: int = 500,
-    examples: int = 3,
-    random_experts: bool = False,
-    json: bool = False,
-) -> int:
-    """Show what the routers of a model do: numbers and figures.
-
-    Writes routing.json and figures as PNG and SVG: use of experts, router entropy, agreement of
-    layers, which expert takes which kind of sound and for how long, and how alike the routers'
-    inputs are. Dependence on speaker, accent, condition and the like needs those fields in the
-    manifest.
-
-    Args:
-        checkpoint: folder of a switch or omni model.
-        cuts: manifest, JSONL or lhotse cuts.
-        compute: where to run.
-        out: folder to write to.
-        limit: utterances, from the beginning of the manifest; 0 for all.
-        examples: utterances whose experts are drawn under their spectrogram.
-        random_experts: also measure word errors with frames sent to random experts: five shares,
-            three seeds, three readings of the paper's test, so some fifty times the work.
-        json: print the numbers as JSON.
-    """
-    from omnirouter.analysis.analyze import analyze as run_analysis
-    from omnirouter.analysis.random_experts import RandomExpertConfig
-    from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.cli import console
-    from omnirouter.data.manifests import read_manifests
-
-    if limit < 0 or examples < 1:
-        raise BadInput(f"limit and examples: at least 0 and 1, not {limit} and {examples}")
-    require_writable(out / "routing.json")
-    utterances = read_manifests([cuts])
-    model = load_checkpoint(checkpoint, compute.torch_device())
-    passes = 2 if random_experts else 1
-    total = passes * min(limit or 10**9, sum(1 for _ in utterances))
-    with console.progress("analyze", total, "utterances") as update:
-        numbers = run_analysis(
-            model,
-            utterances,
-            out,
-            limit=limit or None,
-            examples=examples,
-            precision=compute.precision,
-            random_experts=RandomExpertConfig() if random_experts else None,
-            progress=counting(update),
-        )
-    _list_rejected(cuts, numbers.rejected, "routing.json lists all")
-    console.note(f"routing.json and figures: {out}")
-    if json:
-        console.as_json(asdict(numbers))
-    else:
-        _show_layers(numbers)
-    return DONE
-
-
-def _show_layers(numbers: RoutingNumbers) -> None:
-    from omnirouter.cli import console
-
-    next_layer = [f"{value:.2f}" for value in numbers.cramers_v] + [""]
-    rows = [
-        [str(layer), " ".join(f"{share:.0%}" for share in shares), f"{entropy:.2f}", agreement]
-        for layer, (shares, entropy, agreement) in enumerate(
-            zip(numbers.usage, numbers.router_entropy, next_layer, strict=True), start=1
-        )
-    ]
-    columns = ("layer", "use of experts", "entropy (nats)", "Cramér's V with next")
-    console.table(columns, {"": rows})
 
 
 def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
@@ -219,7 +139,6 @@ def _expanded(pattern: str) -> list[tuple[Path, bool]]:
 
     Of a folder's folders, for which True stands beside them, test splits alone.
     """
-    from omnirouter.cli import console
     from omnirouter.corpora.validate import is_manifest
     from omnirouter.data.manifests import find_manifests
     from omnirouter.data.shar import is_shar
@@ -235,10 +154,9 @@ def _expanded(pattern: str) -> list[tuple[Path, bool]]:
         skipped = ", ".join(str(p.relative_to(folder)) for p in below if p not in tests)
         console.note(f"{pattern}: skipped what is no test split: {skipped}")
     if not own and not tests:
-        what = (
-            "test split; name the manifests to score" if below else "manifest (.jsonl or .jsonl.gz)"
-        )
-        raise BadInput(f"{pattern}: the folder holds no {what}")
+        if below:
+            raise BadInput(f"{pattern}: holds no test split; name the manifests to score")
+        raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
     return [(path, False) for path in own] + [(path, True) for path in tests]
 
 
@@ -252,33 +170,6 @@ def _is_test_split(path: Path) -> bool:
     return known is not None or split.startswith(("test", "eval"))
 
 
-def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
-    """A callback for batches that keeps the sum of their utterances."""
-    done = 0
-
-    def advance(utterances: int, seconds: float) -> None:
-        nonlocal done
-        done += utterances
-        update(done)
-
-    return advance
-
-
-def _list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:
-    from omnirouter.cli import console
-    from omnirouter.data.dataloader import RejectLog
-
-    if not rejected:
-        return
-    log = RejectLog()
-    log.add(rejected)
-    console.note(f"{name}: {log.summary()}")
-    for item in rejected[:REJECTED_SHOWN]:
-        console.note(f"  {item.id}: {item.reason}")
-    if (more := len(log) - REJECTED_SHOWN) > 0:
-        console.note(f"  and {more} more; {where}")
-
-
 def _report(
     results: Mapping[str, SetResult],
     scoring: Scoring,
@@ -289,7 +180,6 @@ def _report(
 ) -> None:
     """Write the files that were asked for, then print."""
     from omnirouter.checkpoint import write_atomically
-    from omnirouter.cli import console
 
     if not results:
         return

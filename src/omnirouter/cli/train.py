@@ -1,0 +1,46 @@
+"""`omnirouter train`: a recipe to a model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from omnirouter.cli import console
+from omnirouter.cli.options import DONE, FAILED, Compute
+from omnirouter.config import BadInput, RunConfig
+
+
+def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
+    """Train a model as a recipe says.
+
+    Every key of the recipe is also an option and then wins over it, nested ones with dots:
+    --optim.peak_lr 1e-3 --data.train '[a.jsonl, b.jsonl]'. The run folder holds config.yaml,
+    metrics.jsonl, TensorBoard files, checkpoints/ (training states) and best/ (the model).
+
+    Args:
+        recipe: YAML file with keys of the options below; with --resume also the folder of a run.
+        run: the configuration.
+        resume: go on where the run in the folder `out` stopped, with identical losses.
+    """
+    if recipe.is_dir():
+        if not resume:
+            raise BadInput(f"{recipe}: is the folder of a run; add --resume to go on with it")
+        run = replace(run, out=str(recipe))
+    Compute(device=run.device).torch_device()
+    from omnirouter.train import train as run_training
+
+    result = run_training(run, resume=resume)
+    if not result.first:  # of several processes one reports
+        return FAILED if result.stopped == "interrupted" else DONE
+    if result.stopped == "interrupted":
+        again = f"omnirouter train {run.out} --resume"
+        console.note(f"interrupted after step {result.steps}, all saved; to go on: {again}")
+        return FAILED
+    why = "no better WER for a while" if result.stopped == "plateau" else "all steps done"
+    minutes = result.seconds / 60
+    print(f"{result.steps} steps, {result.audio_hours:.2f} h of audio, {minutes:.1f} min: {why}")
+    wer = "" if math.isnan(result.wer) else f", WER {result.wer:.1%} on data.dev"
+    print(f"best model{wer}: {result.best}")
+    print(f"next: omnirouter evaluate {result.best} TEST.jsonl")
+    return DONE
