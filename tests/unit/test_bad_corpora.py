@@ -114,7 +114,7 @@ def test_training_lists_what_outlasts_its_audio(tmp_path: Path) -> None:
     assert seconds == {"fine": 0.5}
     rejected = {r.id: r.reason for b in found for r in b.rejected}
     assert rejected == {
-        "longer than its file": "audio shorter than utterance: ends at 3 s, file at 1 s",
+        "longer than its file": "audio shorter than utterance: ends at 5 s, file at 1 s",
         "behind it": "starts after its audio: at 9 s of 1 s",
     }
 
@@ -244,7 +244,7 @@ def test_a_place_that_is_read_only_is_one_line(
     command: str, src: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "omnirouter.pseudo_labels.teacher.Teacher.__init__", lambda self, config: None
+        "omnirouter.pseudo_labels.teacher.WhisperTeacher.__init__", lambda self, config: None
     )
     assert main(commands(src, Path("/sys/omnirouter"))[command]) in (1, 2)
     captured = capsys.readouterr()
@@ -276,7 +276,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "omnirouter.pseudo_labels.teacher.Teacher.__init__", lambda self, config: None
+        "omnirouter.pseudo_labels.teacher.WhisperTeacher.__init__", lambda self, config: None
     )
     with monkeypatch.context() as patched:
         patched.setattr(writes, full)

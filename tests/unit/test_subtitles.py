@@ -107,7 +107,7 @@ def test_capitals_and_punctuation_reach_words_and_subtitles() -> None:
     """From a tokenizer that keeps them: best path, words with times, cues."""
     text = "Hello, World! It's well-known."
     style = TextConfig(casing="keep", punctuation="keep")
-    tokenizer = train_tokenizer([normalize_text(text, style)] * 3, 24)
+    tokenizer = train_tokenizer([normalize_text(text, style)] * 3, 22)
     ids = tokenizer.encode(tokenizer.normalize(text))
 
     class Fixed(Recognizer):
