@@ -143,7 +143,7 @@ class Tokenizer:
 
     @cached_property
     def style(self) -> TextConfig:
-        """How its text is written: with capitals and punctuation if it has pieces with them."""
+        """Writing style of its text: capitals and punctuation if there are pieces with them."""
         letters = "".join(self.pieces(range(UNKNOWN + 1, self.vocab_size)))
         return TextConfig(
             casing="lower" if letters == letters.lower() else "keep",

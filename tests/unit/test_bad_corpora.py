@@ -27,7 +27,7 @@ from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest
-from omnirouter.pseudo_labels import pipeline, store
+from omnirouter.pseudo_labels import backends, pipeline, store
 from omnirouter.pseudo_labels.filters import LabeledSegment
 from omnirouter.pseudo_labels.pipeline import pseudo_label
 from omnirouter.pseudo_labels.relabel import relabel
@@ -196,7 +196,7 @@ class Stub:
 
 def hear_all(sources: Any, out: Path, config: TeacherConfig) -> Any:
     for source in sources:
-        yield source, pipeline.with_retry(source, out, Stub())  # type: ignore[arg-type]
+        yield source, backends.with_retry(source, out, Stub())  # type: ignore[arg-type]
 
 
 def test_any_file_name_is_labeled(named: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_any_file_name_is_labeled(named: Path, tmp_path: Path) -> None:
     config = TeacherConfig()
     loose = pipeline.FilterConfig(max_rate=99)
     sources = find_sources(named, out)
-    summary = pseudo_label(sources, out, config, dev_files=1, filters=loose, engine=hear_all)
+    summary = pseudo_label(sources, out, config, dev_files=1, filters=loose, backend=hear_all)
     assert summary.failed == {}
     assert summary.kept[0] == 2 * len(NAMES)
     assert sum(report.utterances for report in summary.splits) == 2 * len(NAMES)
@@ -296,20 +296,20 @@ def test_a_disk_that_fills_up_in_mid_work_costs_what_was_in_work(
     out, config = tmp_path / "out", TeacherConfig()
     loose = pipeline.FilterConfig(max_rate=99)
     written: list[Path] = []
-    write_whole = pipeline.write_whole
+    write_whole = backends.write_whole
 
     def fills_up(path: Path, text: str) -> None:
         written.append(path)
-        if len(written) > 3:  # the stamp and two recordings
+        if len(written) > 2:  # two recordings
             full()
         write_whole(path, text)
 
     def run() -> Any:
         sources = find_sources(src, out)
-        return pseudo_label(sources, out, config, dev_files=0, filters=loose, engine=hear_all)
+        return pseudo_label(sources, out, config, dev_files=0, filters=loose, backend=hear_all)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "write_whole", fills_up)
+        patched.setattr(backends, "write_whole", fills_up)
         with pytest.raises(OmnirouterError, match=r"cannot write to .*out: No space left"):
             run()
     assert len(list(out.glob("heard/*/*.json"))) == 2

@@ -26,7 +26,7 @@ from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.manifests import read_manifest
 from omnirouter.data.multiprocess import only_writer
-from omnirouter.pseudo_labels import pipeline
+from omnirouter.pseudo_labels import backends, pipeline
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, longest_loop, rejection
 from omnirouter.pseudo_labels.pipeline import PseudoLabelSummary, pseudo_label
 from omnirouter.pseudo_labels.source_files import SourceFile, find_sources
@@ -288,13 +288,13 @@ def engine(
         for number, source in enumerate(sources):
             if number == dies_at:
                 raise KeyboardInterrupt
-            yield source, pipeline.with_retry(source, out, teacher)
+            yield source, backends.with_retry(source, out, teacher)
 
     return hear_all
 
 
 def run(src: Path, out: Path, teacher: Any = None, **options: Any) -> PseudoLabelSummary:
-    options = {"dev_files": 2, "engine": engine(teacher or Stub()), **options}
+    options = {"dev_files": 2, "backend": engine(teacher or Stub()), **options}
     return pseudo_label(find_sources(src, out), out, TeacherConfig(), **options)
 
 
@@ -401,7 +401,7 @@ def test_other_filters_need_no_new_listening(src: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_neither_loses_nor_repeats(src: Path, tmp_path: Path) -> None:
     teacher = Stub()
     with pytest.raises(KeyboardInterrupt):
-        run(src, tmp_path / "out", engine=engine(teacher, dies_at=2))
+        run(src, tmp_path / "out", backend=engine(teacher, dies_at=2))
     assert not list((tmp_path / "out").glob("cuts*"))
     run(src, tmp_path / "out", teacher)
     assert teacher.calls == 5
@@ -468,10 +468,10 @@ def test_a_teacher_that_could_not_be_loaded_claims_nothing(src: Path, tmp_path: 
     out = tmp_path / "out"
     wrong = TeacherConfig(teacher="large-v22")
     with pytest.raises(BadInput, match="cannot be loaded"):
-        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, engine=teacherless)
+        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, backend=teacherless)
     assert run(src, out).files == 5
     with pytest.raises(BadInput, match="another teacher"):
-        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, engine=teacherless)
+        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, backend=teacherless)
 
 
 def test_a_teacher_is_known_by_its_whole_path(
@@ -484,10 +484,10 @@ def test_a_teacher_is_known_by_its_whole_path(
     assert TeacherConfig(teacher="large-v2").teacher == "large-v2"
     out = tmp_path / "out"
     mine = TeacherConfig(teacher="mine")
-    pseudo_label(find_sources(src, out), out, mine, dev_files=1, engine=engine(Stub()))
+    pseudo_label(find_sources(src, out), out, mine, dev_files=1, backend=engine(Stub()))
     stamp = out / pipeline.STAMP
     stamp.write_text(stamp.read_text().replace(whole, "mine"))  # as it was noted once
-    pseudo_label(find_sources(src, out), out, mine, dev_files=1, engine=engine(Stub()))
+    pseudo_label(find_sources(src, out), out, mine, dev_files=1, backend=engine(Stub()))
 
 
 def test_only_one_process_writes(src: Path, tmp_path: Path) -> None:
@@ -595,7 +595,7 @@ def test_a_folder_with_names_of_older_versions_is_read(src: Path, tmp_path: Path
     old = [SourceFile("0.wav#2", s.path, s.seconds) if s.path.suffix == ".wav" else s
            for s in find_sources(src, out)]  # fmt: skip
     config = TeacherConfig()
-    pseudo_label(old, out, config, dev_files=0, engine=engine(teacher))
+    pseudo_label(old, out, config, dev_files=0, backend=engine(teacher))
     assert find_sources(src, out) == old
     run(src, out, teacher)
     assert teacher.calls == 6

@@ -49,7 +49,7 @@ def relabel(
         require_teacher()
     hours = seconds_missing(cuts, out) / 3600
     try:
-        with console.progress("listening", hours, "hours", "hours per hour") as update:
+        with console.progress("transcribing", hours, "hours", "hours per hour") as update:
             splits, failed = run(
                 cuts,
                 out,
@@ -58,7 +58,7 @@ def relabel(
                 progress=lambda done: update(done / 3600),
             )
     except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
         raise
     for name, reason in failed.items():
         console.note(f"omnirouter relabel: {name}: {reason}")

@@ -1,7 +1,7 @@
 """A corpus on disk to checked cuts, with transcripts cleaned as the corpus needs it.
 
-The layout is read by `layouts.py` or `kaldi.py`, text cleaned by `corpus_text.py`, and every
-utterance held against its audio by `cuts.py`.
+The layout is read by `recipes.py` or `kaldi.py`, text cleaned by `transcripts.py`, and every
+utterance checked against its audio by `validate.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Headers(LibsndfileBackend):  # type: ignore[misc]
 
 
 class _Notes(logging.Handler):
-    """Keeps what lhotse's recipes have to say of what they leave out."""
+    """Collects the warnings of lhotse's recipes about what they skip."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -77,8 +77,8 @@ def _unrepaired() -> Iterator[None]:
     """Keep lhotse's recipes from dropping and trimming utterances in silence.
 
     They end with `fix_manifests`, which cuts an utterance that outlasts its audio and keeps all its
-    words, and says of others only how many are gone. Here each one reaches the check in `cuts.py`,
-    which rejects and lists it.
+    words, and says of others only how many are gone. Here each one reaches the check in
+    `validate.py`, which rejects and lists it.
     """
     importlib.import_module("lhotse.recipes")
     importlib.import_module("lhotse.recipes.callhome_english")

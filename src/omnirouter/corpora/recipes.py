@@ -32,7 +32,7 @@ CHIME6_AUDIO = ("audio", "CHiME6/audio", "CHiME6_{part}/CHiME6/audio")
 
 
 class WrongLayout(Exception):
-    """What was looked for in the corpus's folder and is not there."""
+    """A corpus's folder lacks a file of its layout, which the text names."""
 
 
 def librispeech(src: Path, work: Path) -> Splits:

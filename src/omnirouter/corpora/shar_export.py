@@ -3,7 +3,7 @@
 A folder of a million small files is slow to copy and to list; a thousand archives are not. Only the
 stretch of audio that a cut covers is written. Several processes read and encode, this one writes:
 which shard an utterance goes to depends on all before it, for those that cannot be used have no
-place in any.
+place in any. (`CutSet.to_shar(num_jobs=..., fault_tolerant=True)` drops them without a list.)
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class _Caught:
 
 
 def _encode(cut: Cut, config: SharConfig) -> tuple[list[tuple[str, bytes, bool]], dict[str, Any]]:
-    """What lhotse's writer makes of a cut: members of the archive, and the cut in the list."""
+    """Files for the archive that lhotse's writer makes of a cut, and the cut for the list."""
     if not isinstance(cut, MonoCut | MultiCut):
         raise Unusable("mixture: Shar holds recordings; save the mixed audio first")
     try:

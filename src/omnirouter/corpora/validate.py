@@ -1,4 +1,4 @@
-"""Writing the cuts of a split: every utterance is held against its audio, then kept or listed.
+"""Write the cuts of a split: every utterance is checked against its audio, then kept or listed.
 
 What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
 checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
@@ -39,14 +39,14 @@ Progress = Callable[[float], None]
 
 @dataclass
 class SplitReport:
-    """What became of a split.
+    """Summary of a written split.
 
     Attributes:
         split: its name.
         path: the cuts that were written.
         utterances: number of those.
         seconds: their audio.
-        rejected: utterances left out, by reason; `rejected_<split>.jsonl` lists them.
+        rejected: utterances that were rejected, by reason; `rejected_<split>.jsonl` lists them.
         repeated_ids: utterances that got a suffix because their id was taken.
     """
 
@@ -125,7 +125,7 @@ def manifests_of(src: Path) -> list[Path]:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether an entry of a folder is a manifest or a Shar folder, neither hidden nor a listing."""
+    """True for a manifest or a Shar folder that is neither hidden nor a listing."""
     ours = (".", "rejected_", "rejected.", "wer_", "failed.")
     if path.name.startswith(ours):
         return False
@@ -335,7 +335,7 @@ def _header(path: Path) -> _Header:
 
 
 def _compressed_sphere(path: Path) -> _Header:
-    """What libsndfile does not read and sph2pipe does."""
+    """Header of a SPHERE file that libsndfile does not read and sph2pipe does."""
     try:
         info = Sph2pipeSubprocessBackend().info(path)
     except Exception as error:  # of the program, of lhotse, or of what reads its output

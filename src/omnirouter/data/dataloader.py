@@ -1,9 +1,9 @@
 """Cuts to batches, in an order that an interrupted run can take up again exactly.
 
 lhotse's dynamic bucketing picks the cuts of a batch from their durations alone, here, in one place
-and ahead of need; `batch.py` makes the batch, in a thread or in processes. Batch `index` of `epoch`
-is the same however it is reached. Of an epoch of millions of cuts only the part at hand is sampled
-again for that; of the cuts before it only the ids are read.
+and ahead of need; `dataset.py` makes the batch, in a thread or in processes. Batch `index` of
+`epoch` is the same however it is reached. Of an epoch of millions of cuts only the part at hand is
+sampled again for that; of the cuts before it only the ids are read.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class AsrDataLoader:
         return _guard(batches) if endless and deal is None else batches
 
     def cut_batches(self, epoch: int) -> Iterator[list[Cut]]:
-        """What the batches of an epoch are made of; no audio is read."""
+        """Cuts of each batch of an epoch; no audio is read."""
         for item in self._sample(self._bins, epoch, 0, False):
             yield item.cuts
 
@@ -158,7 +158,7 @@ class AsrDataLoader:
         endless: bool,
         stop: threading.Event | None = None,
     ) -> Iterator[SampledBatch]:
-        """What batches are made of, from `index` of `epoch` on; `stop` ends a long way to there."""
+        """Sample batches from `index` of `epoch` on; `stop` ends a long way to there."""
         for number in count(epoch) if endless else (epoch,):
             first = index if number == epoch else 0
             part = first // PART_CUTS
@@ -298,7 +298,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _shares_memory() -> bool:
-    """Whether batches fit into shared memory, of which containers often have next to nothing."""
+    """True if batches fit into shared memory, of which containers often have next to nothing."""
     place = Path("/dev/shm")
     return place.is_dir() and shutil.disk_usage(place).free > LEAST_SHARED
 

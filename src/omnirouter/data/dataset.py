@@ -1,7 +1,7 @@
-"""What a batch is, and how it is made from cuts: read, check, tokenize, augment.
+"""Batches and how they are made from cuts: read, check, tokenize, augment.
 
 An utterance that cannot be used becomes a `Rejected` with its reason: nothing is fatal, nothing is
-left out in silence. What is random about an utterance hangs on (seed, epoch, cut id) alone.
+dropped in silence. What is random about an utterance hangs on (seed, epoch, cut id) alone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _INT16_SCALE = np.float32(2**15)
 
 @dataclass(frozen=True)
 class Rejected:
-    """An utterance that was left out; the reason reads `kind: details`."""
+    """An utterance that was rejected; the reason reads `kind: details`."""
 
     id: str
     reason: str
@@ -64,7 +64,7 @@ class Batch:
         index: number of the batch in its epoch.
         after: (epoch, index) from which the data goes on, once all processes have consumed theirs.
         seconds: audio in the batch.
-        rejected: the utterances left out of it.
+        rejected: utterances that are not in it.
     """
 
     waveforms: list[NDArray[np.float32]]
@@ -142,7 +142,7 @@ def _groups(cut: Cut) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class SampledBatch:
-    """What the sampler gives, and one batch is made from; see `Batch`."""
+    """Cuts of one batch, as the sampler gives them; see `Batch`."""
 
     epoch: int
     index: int

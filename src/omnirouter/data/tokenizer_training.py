@@ -28,7 +28,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """How word pieces are made.
+    """Settings of a vocabulary.
 
     Attributes:
         vocab_size: ids, blank and unknown included.
@@ -51,7 +51,7 @@ class VocabularyConfig:
 
     @property
     def text(self) -> TextConfig:
-        """How text is written."""
+        """Writing style of the text."""
         return TextConfig(casing=self.casing, punctuation=self.punctuation)
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class UncoveredChar:
 
 @dataclass
 class VocabularyReport:
-    """What a tokenizer makes of the text.
+    """Coverage of the text by a tokenizer.
 
     Attributes:
         vocab_size: ids V.
@@ -197,7 +197,7 @@ def _cleaned(texts: Iterable[str], style: TextConfig, progress: Progress | None)
 
 @dataclass
 class _Counts:
-    """What the first pass finds; grows with the number of different characters only."""
+    """Counts of the first pass; memory grows with the number of different characters only."""
 
     sentences: int = 0
     words: int = 0
@@ -230,7 +230,7 @@ class _Counts:
         return alphabet
 
     def report(self, vocab_size: int, sampled: int, alphabet: set[str]) -> VocabularyReport:
-        """What the counts say of an alphabet."""
+        """Report on an alphabet from the counts."""
         total = self.characters.total()
         outside = [
             UncoveredChar(character, count, self.examples[character])

@@ -1,8 +1,8 @@
 """Long recordings to training data: segments with a teacher's words, filtered, in two splits.
 
-Work goes by file. What the teacher heard in a file is one file of its own under OUT/heard, written
-whole or not at all: a killed run loses at most the files in work, and the same command goes on. The
-filters are applied when all is heard, so that another band needs no new listening.
+Work goes by file. The transcript of a recording is a file of its own under OUT/heard, written whole
+or not at all: a killed run loses at most the files in work, and the same command goes on. Filters
+are applied when all is transcribed, so that other limits need no new transcription.
 """
 
 from __future__ import annotations
@@ -16,39 +16,35 @@ from typing import Any
 
 from lhotse import MonoCut
 
-from omnirouter.audio.loading import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import NothingUsable, SplitReport, write_split
 from omnirouter.data.manifest import json_line, utterance
 from omnirouter.data.multiprocess import only_writer
+from omnirouter.pseudo_labels.backends import Backend, run_locally
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.source_files import SourceFile
 from omnirouter.pseudo_labels.teacher import (
-    RATE,
     SegmentHypothesis,
-    Teacher,
     TeacherConfig,
-    load_teacher,
     located,
     weights_digest,
 )
 from omnirouter.synthesis.demo_corpus import is_empty, write_whole
 
 STAMP = "pseudo-label.json"
-ATTEMPTS = 2  # for a file whose failure may pass
 
 
 @dataclass
 class PseudoLabelSummary:
-    """What came of it; seconds of audio, by filter for what was rejected.
+    """Result of a run: recordings, seconds of audio, and segments rejected by each filter.
 
     Attributes:
-        files: recordings heard.
+        files: recordings transcribed.
         seconds: their audio.
         speech_seconds: of it in segments, all languages.
         kept: segments that passed every filter, and their seconds.
         rejected: segments and seconds by filter.
-        failed: recordings that could not be heard, with the reason.
+        failed: recordings that could not be transcribed, with the reason.
         splits: the cuts written.
     """
 
@@ -89,7 +85,7 @@ class NothingKept(OmnirouterError):
 
 
 def check_settings(out: Path, config: TeacherConfig, name: str = STAMP, **further: object) -> None:
-    """Note in a file of this name what the folder is made with, or find the same noted there.
+    """Write the settings that the folder is made with, or find the same ones there.
 
     Raises:
         BadInput: it holds something else.
@@ -104,9 +100,9 @@ def check_settings(out: Path, config: TeacherConfig, name: str = STAMP, **furthe
 
 
 def has_settings(out: Path, config: TeacherConfig, name: str, **further: object) -> bool:
-    """Whether the same is noted there; not so of a folder that is empty or not there yet.
+    """True if the folder was made with these settings; False if it is empty or not there yet.
 
-    Nor of one that holds the note alone: its teacher could not be loaded.
+    One that holds the settings alone counts as empty: its teacher could not be loaded.
 
     Raises:
         BadInput: it holds something else.
@@ -126,7 +122,7 @@ def has_settings(out: Path, config: TeacherConfig, name: str, **further: object)
 
 
 def _stamp(config: TeacherConfig) -> dict[str, Any]:
-    """What decides what is heard: neither the device nor the size of batches."""
+    """Settings that decide the transcripts: neither the device nor the size of batches."""
     parts = asdict(config)
     noted = {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
     if digest := weights_digest(config.teacher):
@@ -135,7 +131,7 @@ def _stamp(config: TeacherConfig) -> dict[str, Any]:
 
 
 def _stamp_of(path: Path) -> object:
-    """What is noted; a teacher's folder as it would be noted today."""
+    """Settings in a file, the teacher's folder as it would be written today."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError:
@@ -143,58 +139,6 @@ def _stamp_of(path: Path) -> object:
     if isinstance(noted, dict) and isinstance(teacher := noted.get("teacher"), str):
         noted["teacher"] = located(teacher)
     return noted
-
-
-def transcribe_file(source: SourceFile, out: Path, teacher: Teacher) -> None:
-    """Let the teacher listen to a recording, and keep what it heard.
-
-    Raises:
-        AudioError: it cannot be read.
-        OmnirouterError: the teacher fails.
-    """
-    heard = teacher.transcribe(load_audio(source.path, RATE))
-    values = {
-        "id": source.id,
-        "file": str(source.path),
-        "seconds": source.seconds,
-        "language": heard.language,
-        "probability": heard.probability,
-        "speech_seconds": heard.speech_seconds,
-        "segments": [segment.to_dict() for segment in heard.segments],
-    }
-    path = source.kept(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json_line(values))
-
-
-def run_locally(
-    sources: Sequence[SourceFile], out: Path, config: TeacherConfig
-) -> Iterator[tuple[SourceFile, str]]:
-    """Listen to recordings one after the other in this process.
-
-    Yields:
-        Each recording when it is done, with the reason if it failed, empty otherwise.
-    """
-    teacher = load_teacher(config)
-    for source in sources:
-        yield source, with_retry(source, out, teacher)
-
-
-def with_retry(source: SourceFile, out: Path, teacher: Teacher) -> str:
-    """Hear a recording, twice if the first failure may pass; the reason if it failed."""
-    reason = ""
-    for _ in range(ATTEMPTS):
-        try:
-            transcribe_file(source, out, teacher)
-            return ""
-        except AudioError as error:
-            return f"unreadable audio: {error}"
-        except OmnirouterError as error:
-            reason = str(error)
-    return reason
-
-
-Engine = Callable[[Sequence[SourceFile], Path, TeacherConfig], Iterable[tuple[SourceFile, str]]]
 
 
 def pseudo_label(
@@ -205,7 +149,7 @@ def pseudo_label(
     dev_files: int,
     seed: int = 0,
     filters: FilterConfig | None = None,
-    engine: Engine = run_locally,
+    backend: Backend = run_locally,
     progress: Callable[[float], None] | None = None,
 ) -> PseudoLabelSummary:
     """Label recordings that are not labeled yet, then filter and split all of them.
@@ -217,12 +161,12 @@ def pseudo_label(
         dev_files: whole recordings drawn for development, among those of which a segment is kept.
         seed: of that draw.
         filters: which segments to keep.
-        engine: how recordings are heard.
-        progress: called with the seconds of audio heard so far.
+        backend: where recordings are transcribed.
+        progress: called with the seconds of audio done so far.
 
     Raises:
         BadInput: too few recordings, or a folder of something else.
-        NothingLeft: every recording failed, or every segment was rejected.
+        NothingKept: every recording failed, or every segment was rejected.
         OmnirouterError: a file cannot be written.
     """
     if not 0 <= dev_files < len(sources):
@@ -234,8 +178,8 @@ def pseudo_label(
     summary, done = PseudoLabelSummary(), 0.0
     try:
         with only_writer(out):
-            missing = [source for source in sources if source.heard(out) is None]
-            for source, reason in engine(missing, out, config) if missing else ():
+            missing = [source for source in sources if source.transcript(out) is None]
+            for source, reason in backend(missing, out, config) if missing else ():
                 if reason:
                     summary.failed[source.id] = reason
                 done += source.seconds
@@ -300,7 +244,7 @@ def apply_filters(
     kept, seconds = 0, 0.0
     unfinished = out / "rejected.jsonl.tmp"
     with unfinished.open("w", encoding="utf-8") as file:
-        for values, heard in _transcribe_all(sources, out):
+        for values, heard in _stored_segments(sources, out):
             summary.files += 1
             summary.seconds += values["seconds"]
             summary.speech_seconds += heard.speech_seconds
@@ -325,18 +269,18 @@ def apply_filters(
     return useful
 
 
-def _transcribe_all(
+def _stored_segments(
     sources: Iterable[SourceFile], out: Path
 ) -> Iterator[tuple[dict[str, Any], SegmentHypothesis]]:
     for source in sources:
-        if values := source.heard(out):
+        if values := source.transcript(out):
             segments = [LabeledSegment(**segment) for segment in values["segments"]]
             parts = (values["language"], values["probability"], values["speech_seconds"])
             yield values, SegmentHypothesis(*parts, segments)
 
 
 def _kept(sources: Sequence[SourceFile], out: Path, filters: FilterConfig) -> Iterator[MonoCut]:
-    for values, heard in _transcribe_all(sources, out):
+    for values, heard in _stored_segments(sources, out):
         for segment in heard.segments:
             if rejection(segment, filters) is None:
                 yield utterance(

@@ -97,12 +97,12 @@ def relabel(
             `segments` asks for it.
         segments: cut every utterance into segments, as recordings are for pseudo-labels, and keep
             those that these filters keep; None leaves utterances as they are.
-        progress: called with the seconds of audio heard so far.
-        teacher: makes the teacher, if there is something to hear.
+        progress: called with the seconds of audio done so far.
+        teacher: makes the teacher, if there is something to transcribe.
 
     Returns:
-        The splits, and utterances that could not be heard with the reason; they are tried again by
-        the next call.
+        The splits, and utterances that could not be transcribed with the reason; they are tried
+        again by the next call.
 
     Raises:
         BadInput: nothing to read, or a folder of something else; or, when the other splits are
@@ -112,15 +112,15 @@ def relabel(
     manifests = [open_manifest(path) for path in manifests_of(src)]
     further = {"segments": True} if segments else {}
     has_settings(out, config, STAMP, **further)
-    listener, done, failed = _Listener(config, bool(segments)), 0.0, dict[str, str]()
+    transcriber, done, failed = _UtteranceTranscriber(config, bool(segments)), 0.0, dict[str, str]()
     if any(True for _ in _all_missing(manifests, out)):
-        listener.teacher = teacher(config)  # before anything is written: it may not be there
+        transcriber.teacher = teacher(config)  # before anything is written: it may not be there
     check_settings(out, config, STAMP, **further)
     try:
         with only_writer(out), open_store(out / HEARD) as store:
             for manifest in manifests:
-                for batch in _batches(missing(manifest, store), listener.together):
-                    found = listener.hear(batch, failed)
+                for batch in _batches(missing(manifest, store), transcriber.together):
+                    found = transcriber.transcribe(batch, failed)
                     own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
                     store.add(split_name(manifest.path), own)
                     done += sum(cut.duration for cut in batch)
@@ -143,7 +143,7 @@ def relabel(
 
 
 def seconds_missing(src: Path, out: Path) -> float:
-    """Audio that nobody has listened to yet, in seconds."""
+    """Audio that is not transcribed yet, in seconds."""
     manifests = [open_manifest(path) for path in manifests_of(src)]
     return float(sum(cut.duration for cut in _all_missing(manifests, out)))
 
@@ -155,19 +155,21 @@ def _all_missing(manifests: list[AnyManifest], out: Path) -> Iterator[Cut]:
 
 
 def missing(manifest: AnyManifest, store: HypothesisStore) -> Iterator[Cut]:
-    """Utterances of a manifest that nobody has listened to yet."""
-    return (cut for cut in UniqueIds(manifest) if _heard(cut, manifest, store) is None)
+    """Utterances of a manifest that are not transcribed yet."""
+    return (cut for cut in UniqueIds(manifest) if _stored_transcript(cut, manifest, store) is None)
 
 
-def _heard(cut: Cut, manifest: AnyManifest, store: HypothesisStore) -> StoredHypothesis | None:
-    """What was heard; nothing counts of a mixture, whose words belong to its parts."""
+def _stored_transcript(
+    cut: Cut, manifest: AnyManifest, store: HypothesisStore
+) -> StoredHypothesis | None:
+    """Stored transcript; None of a mixture, whose words belong to its parts."""
     if isinstance(cut, MixedCut):
         return None
     return store.get(split_name(manifest.path), identity(cut))
 
 
 def identity(cut: Cut) -> str:
-    """What an utterance is known by: its id, and the file's name and times its words were heard in.
+    """Key of an utterance in the store: its id, and the name and times of its audio.
 
     Not the folder, so that a corpus may move.
     """
@@ -188,7 +190,7 @@ def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
         yield batch
 
 
-class _Listener:
+class _UtteranceTranscriber:
     """A teacher for utterances."""
 
     teacher: Teacher
@@ -198,7 +200,7 @@ class _Listener:
         # a language is told from all that is transcribed together
         self.together = 1 if config.language == ANY else config.batch_size
 
-    def hear(self, cuts: list[Cut], failed: dict[str, str]) -> dict[str, StoredHypothesis]:
+    def transcribe(self, cuts: list[Cut], failed: dict[str, str]) -> dict[str, StoredHypothesis]:
         """Transcribe utterances, several together; what fails is tried once more by itself."""
         samples: dict[str, Samples] = {}
         for cut in cuts:
@@ -234,7 +236,7 @@ class _Listener:
         return {id: _joined([segment]) for id, segment in zip(samples, segments, strict=True)}
 
     def _in_segments(self, samples: dict[str, Samples]) -> dict[str, StoredHypothesis]:
-        """What is longer than Whisper's window, as pseudo-labels are made."""
+        """Segment and transcribe utterances, as pseudo-labels are made."""
         found = {}
         for id, audio in samples.items():
             spans = find_speech(audio, self.config)
@@ -298,7 +300,7 @@ def _relabeled(
     manifest: AnyManifest, store: HypothesisStore, scores: _Scores, filters: FilterConfig | None
 ) -> Iterator[Cut]:
     for cut in UniqueIds(manifest):
-        heard = _heard(cut, manifest, store)
+        heard = _stored_transcript(cut, manifest, store)
         if heard is None:  # it failed, and is listed
             continue
         parts = [LabeledSegment(**part) for part in json.loads(heard.text)] if filters else []
@@ -327,7 +329,7 @@ def _segment_of(cut: Cut, part: LabeledSegment, filters: FilterConfig) -> Cut:
 
 
 def _reference(cut: Cut) -> str | None:
-    """What the corpus says; of one that was relabeled before, what it said then."""
+    """Transcript of the corpus; of an utterance relabeled before, the first one."""
     kept = [s.custom[REFERENCE] for s in cut.supervisions if s.has_custom(REFERENCE)]
     texts = kept or [s.text for s in cut.supervisions if s.text is not None]
     return " ".join(map(str, texts)) if texts else None

@@ -75,7 +75,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class SegmentHypothesis:
-    """What the teacher made of a recording: its language, and segments unless it is another."""
+    """Language of a recording, and its segments unless that is another than the wanted one."""
 
     language: str
     probability: float
@@ -151,7 +151,7 @@ class Teacher(ABC):
         spans: Sequence[tuple[float, float]],
         language: str | None = None,
     ) -> list[LabeledSegment]:
-        """What is said in each span (seconds); a span without words gives an empty text.
+        """Transcribe each span (seconds); one without words gives an empty text.
 
         Raises:
             OmnirouterError: the model fails.
