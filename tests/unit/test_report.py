@@ -18,13 +18,17 @@ from omnirouter.analysis.random_experts import RandomExpertConfig
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.data.manifests import read_manifest
+from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import SetResult, score_groups
-from omnirouter.evaluate.tables import Condition, WerTable, comparison_lines, per_cent, to_rich
+from omnirouter.evaluate.tables import WerTable, of_results, per_cent, to_markdown, to_rich
 from omnirouter.report import model_report
 from omnirouter.report.model_report import ReportOptions
 from omnirouter.report.report import ModelReport, mark_differences, write_report
 
-CONDITIONS = [Condition(name="clean", label="Clean"), Condition(name="noise", label="Noise <loud>")]
+CONDITIONS = [
+    EvalSet(label="Clean", stems=("clean",)),
+    EvalSet(label="Noise <loud>", stems=("noise",)),
+]
 PAPER = {  # Table I without SpeechCrawl
     "Dense": [18.5, 29.3, 19.6, 9.9, 15.3, 14.1, 4.2, 9.0, 4.4, 4.7, 9.5],
     "Switch": [18.3, 29.4, 18.9, 9.0, 15.5, 14.1, 3.9, 8.4, 4.2, 4.6, 9.1],
@@ -76,26 +80,26 @@ def result(name: str, wer: float) -> SetResult:
         rtfx=100.0,
         utterances=10,
         rejected=[],
-        hypotheses=[("a", "turn it on", "turn on")],
+        hypotheses=[],
     )
 
 
-def paper_table() -> WerTable:
-    names = [str(number) for number in range(11)]
-    return WerTable(
-        conditions=[Condition(name=name, label=name) for name in names],
-        results={
-            model: {name: result(name, wer / 100) for name, wer in zip(names, rates, strict=True)}
-            for model, rates in PAPER.items()
-        },
-    )
+def paper_results() -> dict[str, dict[str, SetResult]]:
+    return {
+        model: {str(n): result(str(n), wer / 100) for n, wer in enumerate(rates)}
+        for model, rates in PAPER.items()
+    }
+
+
+def means(table: WerTable) -> dict[str, float]:
+    return {row.name: table.mean(row) for row in table.rows}
 
 
 def test_relative_changes_of_table_one() -> None:
     """The paper's 11.2% and 8.2% are means of changes per set; the mean falls by 8.8% and 6.7%."""
     found = {
-        (row.model, row.baseline): (row.mean_of_changes, row.change_of_mean)
-        for row in paper_table().comparisons()
+        (row.system, row.baseline): (row.mean_of_changes, row.change_of_mean)
+        for row in of_results(paper_results()).differences
     }
     # from the rates as printed, so 11.15% where the paper has 11.2%
     assert found["Omni", "Dense"] == pytest.approx((-0.1115, -0.088), abs=5e-4)
@@ -103,42 +107,40 @@ def test_relative_changes_of_table_one() -> None:
 
 
 def test_conditions_left_out_or_not_scored_do_not_move_the_mean() -> None:
-    table = paper_table()
-    extra = Condition(name="dev", label="Dev", in_mean=False)
-    missing = Condition(name="new", label="New")
-    results = {model: dict(sets) for model, sets in table.results.items()}
+    results = paper_results()
+    sets = [EvalSet(label=name) for name in results["Dense"]]
+    table = of_results(results, sets)
     for model in results:
         results[model]["dev"] = result("dev", 0.9)
     results["Omni"]["new"] = result("new", 0.9)
-    larger = WerTable(conditions=[*table.conditions, extra, missing], results=results)
-    assert larger.mean("Omni") == pytest.approx(table.mean("Omni"))
-    assert larger.comparisons() == table.comparisons()
-    assert per_cent(larger.wer("Dense", missing)) == "–"
-    assert larger.best(missing) == {"Omni"}
+    extra = [
+        EvalSet(label="Dev", stems=("dev",), in_mean=False),
+        EvalSet(label="New", stems=("new",)),
+    ]
+    larger = of_results(results, [*sets, *extra])
+    assert means(larger) == pytest.approx(means(table))
+    for wide, narrow in zip(larger.differences, table.differences, strict=True):
+        assert wide.mean_of_changes == narrow.mean_of_changes
+        assert wide.change_of_mean == narrow.change_of_mean
+        assert wide.by_set.keys() - narrow.by_set.keys() == {"Dev"}
+    assert per_cent(larger.rows[0].wer("New")) == "–"
+    assert larger.best("New") == {"Omni"}
 
 
 def test_rates_that_print_alike_share_the_first_place() -> None:
-    table = WerTable(
-        conditions=CONDITIONS[:1],
-        results={
-            "A": {"clean": result("clean", 0.1001)},
-            "B": {"clean": result("clean", 0.1004)},
-            "C": {"clean": result("clean", math.nan)},
-        },
-    )
-    assert table.best(CONDITIONS[0]) == {"A", "B"}
+    rates = {"A": 0.1001, "B": 0.1004, "C": math.nan}
+    results = {name: {"clean": result("clean", wer)} for name, wer in rates.items()}
+    assert of_results(results, CONDITIONS[:1]).best("Clean") == {"A", "B"}
 
 
-def test_terminal_table_and_sentences_have_the_same_figures() -> None:
-    table = paper_table()
+def test_terminal_and_markdown_have_the_same_figures() -> None:
+    table = of_results(paper_results())
     console = Console(file=StringIO(), width=120, color_system=None)
     console.print(to_rich(table))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "17.8   16.0-19.6" in text
     assert "mean" in text
-    assert "Omni against Switch: -8.2% (mean of the changes per set), -6.7% " in "\n".join(
-        comparison_lines(table)
-    )
+    assert "| Omni against Switch | 11 | -8.2% | -6.7% | – |" in to_markdown(table)
 
 
 def test_differences_are_marked() -> None:
@@ -222,14 +224,24 @@ def test_page_says_what_was_measured(models: list[ModelReport], tmp_path: Path) 
 def test_a_difference_that_may_be_chance_is_called_so(
     models: list[ModelReport], tmp_path: Path
 ) -> None:
-    """A model against itself: no change, an interval of nothing, p = 1."""
+    """A model against itself: no change, an interval of nothing, p = 1; then one error in fifty."""
     twin = replace(models[0], name="Twin")
     text = write(tmp_path / "report.html", [models[0], twin])
-    worse = {k: replace(found, wer=1.02 * found.wer) for k, found in twin.results.items()}
-    other = write(tmp_path / "other.html", [models[0], replace(twin, results=worse)])
-    assert "2% more errors than Dense (which may be chance)" in other
     assert "as many errors as Dense." in text and "errors than" not in text
     assert "+0.0% to +0.0%" in text and "1.000" in text
+
+    def wrong(errors: int) -> dict[str, SetResult]:
+        rows = [
+            (str(n), "red green blue", "red green" if n < errors else "red green blue")
+            for n in range(150)
+        ]
+        return {"clean": replace(result("clean", errors / 450), hypotheses=rows)}
+
+    pair = [replace(models[0], results=wrong(50)), replace(twin, results=wrong(51))]
+    other = write(tmp_path / "other.html", pair)
+    assert "On Clean, Twin has a word error rate of 11.3%: 2% more errors than Dense" in other
+    assert "2% more errors than Dense (which may be chance)" in other
+    assert ">mean<" not in other and "rtfx" not in other and "speed" not in other.lower()
 
 
 def test_page_without_routed_models_or_strips(models: list[ModelReport], tmp_path: Path) -> None:
@@ -306,7 +318,7 @@ def test_a_run_is_measured_at_the_precision_asked_for(
 
         monkeypatch.setattr(model_report, name, spy)
     few = RandomExpertConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
-    monkeypatch.setattr(model_report, "DisturbConfig", lambda: few)
+    monkeypatch.setattr(model_report, "RandomExpertConfig", lambda: few)
     folder = Path(save_run(checkpoints["omni"], tmp_path / "omni", []))
     options = ReportOptions(limit=2, examples=1, random_experts=True, precision="bf16")
     model_report.of_run(folder, "omni", {"test": read_manifest(manifest)}, options)

@@ -12,7 +12,7 @@ import pytest
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import PRESETS, BadInput
-from omnirouter.evaluate import paper_tables
+from omnirouter.evaluate import tables
 from omnirouter.evaluate.published import TABLES, find_set, find_system
 from omnirouter.evaluate.significance import SetRate, compare, named_files, read_results
 
@@ -59,7 +59,7 @@ def test_published_tables_are_whole() -> None:
 def test_the_papers_headline() -> None:
     """The paper's 11.2% and 8.2% are means of the sets' changes over its 11 test columns."""
     one = SetRate(wer=0.1, ci_low=0.1, ci_high=0.1)
-    built = paper_tables.build({"mine": {own.stems[0]: one for own in TABLES[1].sets}}, TABLES[1])
+    built = tables.build({"mine": {own.stems[0]: one for own in TABLES[1].sets}}, TABLES[1])
     assert len(built.mean_sets) == 11
     changes = {(d.system, d.baseline): d for d in built.published_differences}
     against_dense = changes["omni-246m", "dense-140m"]
@@ -68,6 +68,62 @@ def test_the_papers_headline() -> None:
     assert against_switch.mean_of_changes == pytest.approx(-0.0817, abs=5e-5)
     assert against_dense.change_of_mean == pytest.approx(-0.088, abs=5e-4)
     assert against_switch.change_of_mean == pytest.approx(-0.067, abs=5e-4)
+
+
+def rates(values: dict[str, float]) -> dict[str, SetRate]:
+    return {name: SetRate(wer=wer, ci_low=wer, ci_high=wer) for name, wer in values.items()}
+
+
+def test_the_papers_claims_on_libriheavy() -> None:
+    """13.1/8.8% against Switch and 19.7/14.7% against Dense are changes on single sets."""
+    built = tables.build({"omni": rates({"test-clean": 0.02, "test-other": 0.05})}, TABLES[4])
+    changes = {(d.system, d.baseline): d.by_set for d in built.published_differences}
+    for baseline, claimed in (("switch-559m", (13.1, 8.8)), ("dense-84m", (19.7, 14.7))):
+        by_set = changes["omni-559m", baseline]
+        for name, value in zip(("dev-other", "test-other"), claimed, strict=True):
+            assert -100 * by_set[name] == pytest.approx(value, abs=0.06)
+    text = tables.to_markdown(built)
+    assert "|  | dev-clean* | dev-other* | test-clean | test-other |" in text
+    assert "| paper: omni-559m against switch-559m | -5.3% | -13.1% | -4.8% | -8.8% |" in text
+    assert "13.1% and 8.8% against Switch" in text
+    assert "11.2%" not in text
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([own.stems[0] for own in TABLES[1].sets], "over the same 11 test sets"),
+        ([own.stems[0] for own in TABLES[1].sets if own.in_mean], "over the same 11 test sets"),
+        (["ami", "fleurs"], "over 2 of 11 test sets, so it is not the quantity"),
+    ],
+)
+def test_the_headline_is_named_where_ours_is_the_same_quantity(
+    names: list[str], words: str
+) -> None:
+    built = tables.build({"omni": rates(dict.fromkeys(names, 0.1))}, TABLES[1])
+    assert words in built.claim and words in " ".join(tables.notes(built))
+    ours = tables.build({"omni": rates(dict.fromkeys(names, 0.1))}, None)
+    assert ours.claim == ""
+
+
+@pytest.mark.parametrize(("number", "count"), [(1, 3), (2, 9), (3, 9), (4, 3)])
+def test_only_what_the_paper_compares_is_compared(number: int, count: int) -> None:
+    """Models of one size, not all 36 pairs of Table III; systems of our own with every other."""
+    layout = TABLES[number]
+    name = layout.sets[-1].stems[0]
+    ours = {system: rates({name: 0.1}) for system in layout.systems}
+    built = tables.build(ours, layout)
+    pairs = {(d.system, d.baseline) for d in built.differences}
+    assert len(pairs) == count == len(built.published_differences)
+    assert pairs == set(layout.pairs)
+    more = tables.build(ours | {"mine": rates({name: 0.1})}, layout)
+    assert len(more.differences) == count + len(layout.systems)
+
+
+def test_a_mean_is_of_two_sets_or_more() -> None:
+    for names, shown in ((["a"], False), (["a", "b"], True)):
+        built = tables.build({"omni": rates(dict.fromkeys(names, 0.1))}, None)
+        assert ("| mean |" in tables.to_markdown(built)) == shown
 
 
 def test_both_relative_changes() -> None:
@@ -156,7 +212,7 @@ def test_results_of_other_words_are_told_apart_though_their_numbers_agree(tmp_pa
     for ending, problem in ((".jsonl", "dev: 1 has another"), (".json", "on different transcr")):
         found = {name: read_results(tmp_path / f"{name}{ending}") for name in "ab"}
         with pytest.raises(BadInput, match=problem):
-            paper_tables.build(found, None)
+            tables.build(found, None)
 
 
 def test_apostrophes_are_compared_as_they_were_scored(tmp_path: Path) -> None:
@@ -173,7 +229,7 @@ def test_rates_without_utterances_have_no_p(tmp_path: Path) -> None:
         row = {"wer": wer, "ci_low": wer - 0.01, "ci_high": wer + 0.01, "words": 10}
         (tmp_path / f"{name}.json").write_text(json.dumps({"test-clean": row}))
     results = {name: read_results(tmp_path / f"{name}.json") for name in "ab"}
-    (difference,) = paper_tables.build(results, None).differences
+    (difference,) = tables.build(results, None).differences
     assert difference.change_of_mean == pytest.approx(-0.5)
     assert difference.p is None and difference.interval is None
 
@@ -191,7 +247,7 @@ def test_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         files.append(f"{name}={write_lines(tmp_path / f'{name}.jsonl', sets)}")
     assert main(["tables", *files, "--table", "1"]) == 0
     captured = capsys.readouterr()
-    assert "left out: mine" in captured.err
+    assert "skipped: mine" in captured.err
     lines = captured.out.splitlines()
     head = "|  | dense, paper | dense, ours | switch-246m, paper | switch-246m, ours |"
     assert lines[2].startswith(head)
@@ -225,7 +281,7 @@ def test_latex_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     latex = capsys.readouterr().out
     typeset = "".join(line for line in latex.splitlines() if not line.startswith("%"))
     assert r"\toprule" in typeset and r"\%" in typeset and "%" not in typeset.replace(r"\%", "")
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
     assert main(["tables", *files, "--table", "4", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["systems"]["omni"]["published"]["test-clean"] == pytest.approx(0.02)

@@ -37,9 +37,9 @@ def report(
     """
     from omnirouter.cli.evaluate import named_manifests
     from omnirouter.data.manifests import read_manifest
+    from omnirouter.evaluate.published import EvalSet
     from omnirouter.evaluate.score import require_words
     from omnirouter.evaluate.significance import named_files
-    from omnirouter.evaluate.tables import Condition
     from omnirouter.report.model_report import ReportOptions, of_run, require_run
     from omnirouter.report.report import write_report
 
@@ -68,7 +68,7 @@ def report(
         out,
         title=title or " and ".join(folders),
         models=models,
-        conditions=[Condition(name=name, label=name) for name in sets],
+        conditions=[EvalSet(label=name) for name in sets],
         facts={
             **{f"run {name}": str(path) for name, path in folders.items()},
             **{f"set {name}": str(path) for name, path in manifests.items()},

@@ -34,7 +34,7 @@ def tables(
         output: write it to this file instead of printing it.
     """
     from omnirouter.checkpoint import write_atomically
-    from omnirouter.evaluate import paper_tables
+    from omnirouter.evaluate import tables as wer_tables
     from omnirouter.evaluate.published import TABLES
     from omnirouter.evaluate.significance import named_files, read_results
 
@@ -44,17 +44,17 @@ def tables(
     if output is not None:
         require_writable(output, files.values())
     found = {name: read_results(path) for name, path in files.items()}
-    built = paper_tables.build(found, TABLES.get(table))
+    built = wer_tables.build(found, TABLES.get(table))
     if table and built.unknown:
-        console.note(f"not in table {table}, left out: {', '.join(built.unknown)}")
+        console.note(f"not in table {table}, skipped: {', '.join(built.unknown)}")
     if json or format == "json":
         import json as json_format
 
-        text = json_format.dumps(paper_tables.to_json(built), indent=2) + "\n"
+        text = json_format.dumps(wer_tables.to_json(built), indent=2) + "\n"
     elif format == "latex":
-        text = paper_tables.to_latex(built)
+        text = wer_tables.to_latex(built)
     else:
-        text = paper_tables.to_markdown(built)
+        text = wer_tables.to_markdown(built)
     if output is None:
         print(text, end="")
     else:

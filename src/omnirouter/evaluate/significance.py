@@ -1,9 +1,8 @@
-"""Result files of `omnirouter evaluate`, read back, and what two systems' difference is worth.
+"""Results of `omnirouter evaluate`, read back, and the significance of differences between systems.
 
-`--output` writes rates (JSON), `--hypotheses` what was recognized (JSONL). Only the second tells
-utterance by utterance who made which error, which is what a paired bootstrap needs: both systems
-are scored on the same resampled utterances, so that what is hard for both cancels (Bisani and Ney
-2004). Letters: U utterances, R resamples.
+`--output` writes rates (JSON), `--hypotheses` transcripts (JSONL). Only the second has errors by
+utterance, which a paired bootstrap needs: both systems are scored on the same resampled utterances,
+so that what is hard for both cancels (Bisani and Ney 2004). Letters: U utterances, R resamples.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +49,19 @@ class SetRate:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How a system's rates change against another's, as fractions; negative is better.
+    """Relative changes of a system's rates against a baseline's, as fractions; negative is better.
 
     Attributes:
         system: the one compared.
         baseline: what it is compared with.
-        sets: on how many.
+        sets: how many count in the means.
         mean_of_changes: mean of the sets' relative changes, as the paper's 11.2% and 8.2% are.
         change_of_mean: relative change of the mean rate.
         interval: 95% interval of `mean_of_changes`; None without utterances.
         interval_of_mean: of `change_of_mean`.
         p: two-sided p-value of `change_of_mean` being zero, by the paired bootstrap.
+        by_set: relative change on each set that both have, also on those not in the means; without
+            sets in which the baseline makes no error.
     """
 
     system: str
@@ -71,6 +72,7 @@ class Difference:
     interval: tuple[float, float] | None = None
     interval_of_mean: tuple[float, float] | None = None
     p: float | None = None
+    by_set: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_results(path: Path) -> dict[str, SetRate]:
@@ -131,76 +133,100 @@ def _of_lines(text: str) -> dict[str, SetRate]:
 def _rate(texts: Mapping[str, tuple[str, str]], apostrophes: Apostrophes) -> SetRate:
     references = [reference for reference, _ in texts.values()]
     hypotheses = [hypothesis for _, hypothesis in texts.values()]
-    errors, words = edit_counts(references, hypotheses, apostrophes=apostrophes)
-    rate = rate_of_counts(errors, words)
-    digests = [
-        hashlib.blake2b(
-            whisper_normalize(text, apostrophes).encode("utf-8", "surrogatepass"), digest_size=8
-        ).digest()
-        for text in references
-    ]
-    counts = dict(zip(texts, zip(errors, words, digests, strict=True), strict=True))
+    counts = _counts(texts, references, hypotheses, apostrophes)
+    rate = rate_of_counts([e for e, _, _ in counts.values()], [w for _, w, _ in counts.values()])
     return SetRate(wer=rate.rate, ci_low=rate.ci_low, ci_high=rate.ci_high, utterances=counts)
 
 
 def rate_of(result: SetResult) -> SetRate:
     """A result just measured, as one read from a file."""
-    texts = {identity: (said, heard) for identity, said, heard in result.hypotheses}
-    return _rate(texts, result.apostrophes)
+    ids, references, hypotheses = (
+        zip(*result.hypotheses, strict=True) if result.hypotheses else ((), (), ())
+    )
+    counts = _counts(ids, references, hypotheses, result.apostrophes)
+    return SetRate(wer=result.wer, ci_low=result.ci_low, ci_high=result.ci_high, utterances=counts)
+
+
+def _counts(
+    ids: Iterable[str],
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    apostrophes: Apostrophes,
+) -> dict[str, tuple[int, int, bytes]]:
+    """Errors, words and digest of the normalized reference by id."""
+    errors, words = edit_counts(references, hypotheses, apostrophes=apostrophes)
+    texts = (whisper_normalize(t, apostrophes).encode("utf-8", "surrogatepass") for t in references)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return dict(zip(ids, zip(errors, words, digests, strict=True), strict=True))
 
 
 def compare(
-    name: str, system: Mapping[str, SetRate], baseline_name: str, baseline: Mapping[str, SetRate]
+    name: str,
+    system: Mapping[str, SetRate],
+    baseline_name: str,
+    baseline: Mapping[str, SetRate],
+    mean_sets: Collection[str] | None = None,
 ) -> Difference | None:
-    """A system against another over the sets that both have rates of.
+    """A system against a baseline over the sets that both have rates of.
 
-    None without any, or if the baseline makes no error in them. With utterances, both are first cut
-    down to those that both scored.
+    Args:
+        name: of the system.
+        system: its rates by set.
+        baseline_name: of the baseline.
+        baseline: its rates by set.
+        mean_sets: sets that count in the means; all if None.
+
+    Returns:
+        None without any set in the means, or if the baseline makes no error in them. With
+        utterances, both are first cut down to those that both scored.
 
     Raises:
         BadInput: a set has not one utterance that both scored, or they scored it on different
             transcripts.
     """
-    common = [
+    both = [
         key
         for key in system
         if key in baseline and system[key].wer >= 0 and baseline[key].wer >= 0  # neither is NaN
     ]
+    common = [key for key in both if mean_sets is None or key in mean_sets]
     if not any(baseline[key].wer for key in common):
         return None
-    if not all(system[key].utterances and baseline[key].utterances for key in common):
-        for key in common:
-            digests = {system[key].references, baseline[key].references} - {""}
-            if len(digests) > 1:
-                raise BadInput(
-                    f"{key}: {name} and {baseline_name} were scored on different transcripts; "
-                    "score both on the same manifest"
-                )
-        pairs = np.array([[system[key].wer, baseline[key].wer] for key in common])
-        changes, of_mean = _changes(pairs[None])
-        return Difference(
-            system=name,
-            baseline=baseline_name,
-            sets=len(common),
-            mean_of_changes=float(changes[0]),
-            change_of_mean=float(of_mean[0]),
-        )
-    counts = [_paired(key, system[key], baseline[key]) for key in common]
-    whole = np.stack([_rates(own_3U.sum(axis=1)) for own_3U in counts])
+    paired = {k: system[k].utterances and baseline[k].utterances for k in both}
+    for key in (k for k in both if not paired[k]):
+        if len({system[key].references, baseline[key].references} - {""}) > 1:
+            raise BadInput(
+                f"{key}: {name} and {baseline_name} were scored on different transcripts; score "
+                "both on the same manifest"
+            )
+    counts = {k: _paired(k, system[k], baseline[k]) for k in both if paired[k]}
+    rates = {
+        k: _rates(counts[k].sum(axis=1))
+        if paired[k]
+        else np.array([system[k].wer, baseline[k].wer])
+        for k in both
+    }
+    whole = np.stack([rates[key] for key in common])
     if not whole[:, 1].any():  # in the utterances that both scored
         return None
     changes, of_mean = _changes(whole[None])
-    generator = np.random.default_rng(0)
-    drawn = np.stack([_rates(_resampled(own_3U, generator)) for own_3U in counts], axis=1)
-    # draws without an error of the baseline where it makes some have no relative change
-    drawn = drawn[(drawn[..., 1] > 0)[:, whole[:, 1] > 0].all(axis=1)]
-    drawn_changes, drawn_of_mean = _changes(drawn)
-    return Difference(
+    difference = Difference(
         system=name,
         baseline=baseline_name,
         sets=len(common),
         mean_of_changes=float(changes[0]),
         change_of_mean=float(of_mean[0]),
+        by_set={key: float(a / b - 1) for key, (a, b) in rates.items() if b},
+    )
+    if not all(paired[key] for key in common):
+        return difference
+    generator = np.random.default_rng(0)
+    drawn = np.stack([_rates(_resampled(counts[key], generator)) for key in common], axis=1)
+    # draws without an error of the baseline where it makes some have no relative change
+    drawn = drawn[(drawn[..., 1] > 0)[:, whole[:, 1] > 0].all(axis=1)]
+    drawn_changes, drawn_of_mean = _changes(drawn)
+    return replace(
+        difference,
         interval=_interval(drawn_changes),
         interval_of_mean=_interval(drawn_of_mean),
         p=_two_sided(drawn_of_mean),

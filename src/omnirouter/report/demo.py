@@ -36,8 +36,9 @@ from omnirouter.config import (
 )
 from omnirouter.data.manifests import read_manifest
 from omnirouter.data.multiprocess import available_cores
+from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import SetResult, score
-from omnirouter.evaluate.tables import Condition, WerTable, to_rich
+from omnirouter.evaluate.tables import WerTable, of_results, to_rich
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.report.model_report import ModelReport
 from omnirouter.report.parallel_runs import train_side_by_side
@@ -58,12 +59,12 @@ OPTIM = OptimConfig(
     peak_lr=3e-3, muon_lr=0.02, warmup_steps=100, floor=0.01, clip=1.0, betas=(0.9, 0.98)
 )
 CONDITIONS = (
-    Condition(name="test_clean", label="clean"),
-    Condition(name="test_fast", label="fast speech"),
-    Condition(name="test_telephone", label="telephone"),
-    Condition(name="test_reverberation", label="reverberation"),
-    Condition(name="test_babble", label="babble"),
-    Condition(name="test_noise", label="noise"),
+    EvalSet(label="clean", stems=("test_clean",)),
+    EvalSet(label="fast speech", stems=("test_fast",)),
+    EvalSet(label="telephone", stems=("test_telephone",)),
+    EvalSet(label="reverberation", stems=("test_reverberation",)),
+    EvalSet(label="babble", stems=("test_babble",)),
+    EvalSet(label="noise", stems=("test_noise",)),
 )
 
 
@@ -118,7 +119,7 @@ def run_demo(
     results = {routing: trained[name] for routing, name in NAMES.items()}
     console.print("Scoring on clean and shifted speech of unseen voices ...")
     models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
-    table = WerTable(conditions=CONDITIONS, results={m.name: m.results for m in models})
+    table = of_results({m.name: m.results for m in models}, CONDITIONS)
     facts = _facts(runs["omni"], hours, time.monotonic() - began)
     report = out / "report.html"
     write_report(

@@ -1,28 +1,31 @@
 """One self-contained page on one or a few models: the table, and why it may look as it does.
 
 Style sheet and figures are inside the file, so it can be sent by mail and opened without a network.
+The words are in `templates/report.html`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from html import escape
-from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import jiwer
+from markupsafe import Markup, escape
 
+from omnirouter.analysis import plots, plots_experts, plots_training
+from omnirouter.analysis.drawing import Figure, to_svg
 from omnirouter.checkpoint import write_atomically
 from omnirouter.config import count_parameters
-from omnirouter.evaluate.significance import Difference, compare, rate_of
-from omnirouter.evaluate.tables import Condition, WerTable, change, per_cent
-from omnirouter.report import html, report_routing
+from omnirouter.evaluate.published import EvalSet
+from omnirouter.evaluate.tables import WerTable, change, interval, of_results, per_cent
+from omnirouter.metrics.health import find_spikes
+from omnirouter.report.inspect_page import render
 from omnirouter.report.model_report import ModelReport
 from omnirouter.text import whisper_normalize
 
 LIKELY = 0.05  # p above which a difference may be chance
-Pairs = Mapping[tuple[str, str], Difference]
+Figures = list[tuple[str, Markup]]  # caption and SVG
 
 __all__ = ["ModelReport", "mark_differences", "write_report"]
 
@@ -32,7 +35,7 @@ def write_report(
     *,
     title: str,
     models: Sequence[ModelReport],
-    conditions: Sequence[Condition],
+    conditions: Sequence[EvalSet],
     facts: Mapping[str, str],
     transcripts: int = 5,
 ) -> None:
@@ -49,18 +52,26 @@ def write_report(
     Raises:
         OmnirouterError: matplotlib is not installed, or the file cannot be written.
     """
-    table = WerTable(conditions=conditions, results={m.name: m.results for m in models})
-    sections = [
-        _results(table) if table.conditions else "",
-        report_routing.training(models),
-        report_routing.strips(models),
-        report_routing.experts(models),
-        report_routing.agreement(models),
-        report_routing.dynamics(models),
-        _transcripts(models, conditions, transcripts),
-        _facts(models, facts),
-    ]
-    text = html.page(title, sections)
+    wer = of_results({m.name: m.results for m in models}, conditions)
+    text = render(
+        "report.html",
+        title=title,
+        wer=wer,
+        names=[model.name for model in models],
+        headline=_headline(wer),
+        talks=_talks(models, conditions, transcripts),
+        counts=[(model, count_parameters(model.config)) for model in models],
+        rejected=sum(len(r.rejected) for r in models[0].results.values()) if models else 0,
+        facts=facts,
+        per_cent=per_cent,
+        change=change,
+        interval=interval,
+        ends=lambda own: "" if own is None else f"{change(own[0])} to {change(own[1])}",
+        **_training(models),
+        **_strips(models),
+        **_experts(models),
+        **_agreement(models),
+    )
     write_atomically(path, lambda temporary: _write(temporary, text))
 
 
@@ -68,179 +79,186 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _pairs(table: WerTable) -> Pairs:
-    """Paired differences of each two models, where their utterances are known."""
-    rates = {
-        model: {
-            condition.name: rate_of(results[condition.name])
-            for condition in table.counted
-            if results[condition.name].hypotheses
-        }
-        for model, results in table.results.items()
-    }
-    found = {(b, a): compare(b, rates[b], a, rates[a]) for a, b in combinations(rates, 2)}
-    return {names: pair for names, pair in found.items() if pair is not None}
+def _figure(drawn: Figure, caption: str) -> tuple[str, Markup]:
+    """A figure with its caption; captions are unique on a page."""
+    return caption, Markup(to_svg(drawn, caption))
 
 
-def _results(table: WerTable) -> str:
-    rows, pairs = [], _pairs(table)
-    for condition in table.conditions:
-        best = table.best(condition)
-        label = escape(condition.label)
-        if not condition.in_mean:
-            label += "<small>not in the mean</small>"
-        cells = [
-            html.cell(
-                per_cent(table.wer(name, condition)), name in best, table.interval(name, condition)
-            )
-            for name in table.results
-        ]
-        rows.append(f"<tr><td>{label}</td>{''.join(cells)}</tr>")
-    best = table.best()
-    cells = [html.cell(per_cent(table.mean(name)), name in best) for name in table.results]
-    rows.append(f'<tr class="mean"><td>mean</td>{"".join(cells)}</tr>')
-    return (
-        f'<p class="lead">{_headline(table, pairs)}</p>\n'
-        "<h2>Word error rate</h2>\n"
-        "<p>Wrong, missing and added words per hundred words spoken: lower is better, and the "
-        "best of each row is bold. The small figures are 95% intervals: how far the rate might "
-        "move had other utterances been drawn. Where the intervals of two models overlap "
-        "widely, their difference may be chance. Both sides are normalized as OpenAI's Whisper "
-        "does before they are compared.</p>\n"
-        f"{html.table(['', *table.results], rows)}{_changes(table, pairs)}"
-    )
-
-
-def _headline(table: WerTable, pairs: Pairs) -> str:
-    comparisons = table.comparisons()
-    if not comparisons or math.isnan(comparisons[-1].change_of_mean):
+def _headline(table: WerTable) -> str:
+    own = [d for d in table.differences if d.system == table.rows[-1].name]
+    if not own:
         return "How often each model gets a word wrong, and what its experts do."
-    model = list(table.results)[-1]
     parts = []
-    for row in comparisons:
-        if row.model == model:
-            paired = pairs.get((row.model, row.baseline))
-            chance = paired is not None and paired.p is not None and paired.p > LIKELY
-            change = f"{abs(row.change_of_mean):.0%}"
-            if change == "0%":
-                parts.append(f"as many errors as {row.baseline}")
-                continue
-            parts.append(
-                f"{change} {'fewer' if row.change_of_mean < 0 else 'more'} "
-                f"errors than {row.baseline}{' (which may be chance)' if chance else ''}"
-            )
-    sets = len(table.counted)
-    return escape(
-        f"Over {sets} test {'set' if sets == 1 else 'sets'}, {model} has a mean word error rate of "
-        f"{per_cent(table.mean(model))}%: {' and '.join(parts)}."
-    )
-
-
-def _changes(table: WerTable, pairs: Pairs) -> str:
-    comparisons = table.comparisons()
-    if not comparisons:
-        return ""
-    rows = []
-    for row in comparisons:
-        pair = pairs.get((row.model, row.baseline))
-        cells = [
-            html.cell(change(row.mean_of_changes), False, _range(pair.interval if pair else None)),
-            html.cell(
-                change(row.change_of_mean), False, _range(pair.interval_of_mean if pair else None)
-            ),
-            html.cell("–" if pair is None or pair.p is None else f"{pair.p:.3f}", False),
-        ]
-        rows.append(
-            f"<tr><td>{escape(row.model)} against {escape(row.baseline)}</td>{''.join(cells)}</tr>"
+    for row in own:
+        chance = row.p is not None and row.p > LIKELY
+        size = f"{abs(row.change_of_mean):.0%}"
+        if size == "0%":
+            parts.append(f"as many errors as {row.baseline}")
+            continue
+        parts.append(
+            f"{size} {'fewer' if row.change_of_mean < 0 else 'more'} "
+            f"errors than {row.baseline}{' (which may be chance)' if chance else ''}"
         )
-    head = ["", "mean of the changes per set", "change of the mean", "p"]
+    sets = len(table.mean_sets)
+    where = f"Over {sets} test sets" if sets > 1 else f"On {table.mean_sets[0]}"
     return (
-        "<p>The same as relative changes, in the two ways in use; they differ because the first "
-        "gives easy and hard sets the same weight, and the second follows the hard ones. "
-        "Negative is better. Here both models are compared on the same utterances, drawn again "
-        "and again (a paired bootstrap): the small figures are where 95% of the changes lie, and "
-        "p says how readily chance alone would give such a change of the mean; below 0.05 that "
-        "is unlikely. Training again with another seed may move it more.</p>\n"
-        f"{html.table(head, rows)}"
+        f"{where}, {own[0].system} has a {'mean ' * (sets > 1)}word error rate of "
+        f"{per_cent(table.mean(table.rows[-1]))}%: {' and '.join(parts)}."
     )
 
 
-def _range(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"{change(interval[0])} to {change(interval[1])}"
+def _training(models: Sequence[ModelReport]) -> dict[str, Any]:
+    """Loss, error rate and routing over the steps, and what was wrong on the way."""
+    runs = {model.name: model.metrics for model in models}
+    wer = plots_training.curves(runs, key="wer", label="word error rate, %", scale=100.0)
+    spikes = {model.name: len(find_spikes(model.metrics)) for model in models}
+    drawn = {model.name: plots_training.dynamics(model.metrics) for model in models}
+    return {
+        "training": [
+            _figure(plots_training.loss_curves(runs), "CTC loss in training"),
+            _figure(wer, "Word error rate on the development set"),
+        ],
+        "spikes": ", ".join(f"{name} {count}" for name, count in spikes.items() if count),
+        "dynamics": [
+            _figure(figure, f"{name}: routing while it learns")
+            for name, figure in drawn.items()
+            if figure is not None
+        ],
+        "diagnoses": [
+            f"{model.name}, step {row['step']}: {row['text']}"
+            for model in models
+            for row in model.metrics
+            if row.get("kind") == "diagnosis"
+        ],
+    }
 
 
-def _transcripts(models: Sequence[ModelReport], conditions: Sequence[Condition], count: int) -> str:
+def _strips(models: Sequence[ModelReport]) -> dict[str, Any]:
+    """Experts under spectrograms, the models' strips of one utterance together."""
+    shown = [model for model in models if model.strips and model.routing is not None]
+    drawn: Figures = []
+    for number, examples in enumerate(zip(*(m.strips for m in shown), strict=True), start=1):
+        strips = {
+            model.name: example.experts_LT
+            for model, example in zip(shown, examples, strict=True)
+            if example.experts_LT is not None
+        }
+        figure = plots.expert_strips(
+            examples[0].mel_KM,
+            strips,
+            num_experts=max(model.config.num_experts for model in shown),
+            features=shown[0].config.features,
+        )
+        drawn.append(_figure(figure, f"Utterance {number}: “{examples[0].text}”"))
+    return {
+        "strips": drawn,
+        "routed": " and ".join(model.name for model in shown),
+        "numbering": "Colors are matched between layers as well as they can be.",
+    }
+
+
+def _experts(models: Sequence[ModelReport]) -> dict[str, Any]:
+    """What the experts do, in words that need no paper."""
+    known = {model.name: model.meaning for model in models if model.meaning is not None}
+    told = []
+    for name, own in known.items():
+        layer = max(range(len(own.kind_bits)), key=own.kind_bits.__getitem__)
+        told.append(
+            {
+                "name": name,
+                "layer": layer + 1,
+                "silence": f"{max(own.experts_of_kind[layer][0]):.0%}",
+                "run": f"{1000 * own.run_s[layer]:.0f}",
+                "chance": f"{1000 * own.run_s_by_chance[layer]:.0f}",
+                "depth": f"{own.same_through_depth:.0%}",
+            }
+        )
+    drawn = [
+        _figure(
+            plots_experts.kinds_of_sound(own), f"{name}: which expert takes which kind of sound"
+        )
+        for name, own in known.items()
+    ]
+    if known:
+        by_layer = plots_experts.told_by_layer(known)
+        drawn.append(_figure(by_layer, "What the chosen expert tells of the sound, by layer"))
+        runs = plots_experts.run_lengths(known)
+        drawn.append(_figure(runs, "How long experts keep the frames"))
+    disturbed = {m.name: m.disturbance for m in models if m.disturbance is not None}
+    if disturbed:
+        caption = "More word errors when experts are drawn at random"
+        drawn.append(_figure(plots_experts.random_experts(disturbed), caption))
+    fields = [
+        (f"{name}: {field}", f.values, *(sum(v) / len(v) for v in (f.bits, f.chance)))
+        for name, own in known.items()
+        for field, f in own.fields.items()
+    ]
+    return {"experts": told, "expert_figures": drawn, "fields": fields}
+
+
+def _agreement(models: Sequence[ModelReport]) -> dict[str, Any]:
+    """Whether layers agree, and why they might."""
+    numbers = {model.name: model.routing for model in models if model.routing is not None}
+    known = {model.name: model.meaning for model in models if model.meaning is not None}
+    drawn: Figures = []
+    has_inputs = bool(known) and all(numbers[name].cramers_v for name in known)
+    if numbers:
+        lines = plots.cramers_v_lines(
+            {model.name: model.routing.cramers_v if model.routing else [] for model in models}
+        )
+        drawn.append(_figure(lines, "Cramér's V of adjacent layers"))
+    if has_inputs:
+        measured = {name: numbers[name].cramers_v for name in known}
+        inputs = plots_experts.router_inputs(known, measured)
+        drawn.append(_figure(inputs, "Inputs of neighboring routers, and agreement"))
+    for name, routing in numbers.items():
+        for last in routing.pairs[-1:]:
+            table = plots.contingency(last.contingency, last.mapping, last.layers)
+            below, above = last.layers
+            drawn.append(_figure(table, f"{name}: experts in layers {below} and {above}"))
+    for name, routing in numbers.items():
+        drawn.append(_figure(plots.usage(routing.usage), f"{name}: share of each expert"))
+    means = (f"{routing.cramers_v_mean:.2f} for {name}" for name, routing in numbers.items())
+    return {"agreement": drawn, "means": " and ".join(means), "has_inputs": has_inputs}
+
+
+def _talks(
+    models: Sequence[ModelReport], conditions: Sequence[EvalSet], count: int
+) -> list[dict[str, Any]]:
     """One utterance for each condition, the middle one by id: not chosen for effect."""
-    blocks: list[str] = []
+    talks: list[dict[str, Any]] = []
     for condition in conditions:
         texts = {
             model.name: {id_: (ref, hyp) for id_, ref, hyp in result.hypotheses}
             for model in models
             if (result := model.results.get(condition.name)) is not None
         }
-        common = (
-            sorted(set.intersection(*(set(by_id) for by_id in texts.values()))) if texts else []
-        )
-        if not common or len(blocks) == count:
+        common = sorted(set.intersection(*map(set, texts.values()))) if texts else []
+        if not common or len(talks) == count:
             continue
         chosen = common[len(common) // 2]
-        reference = next(iter(texts.values()))[chosen][0]
-        rows = "".join(
-            f"<dt>{escape(name)}</dt><dd>{mark_differences(*by_id[chosen])}</dd>"
-            for name, by_id in texts.items()
+        talks.append(
+            {
+                "label": condition.label,
+                "id": chosen,
+                "said": whisper_normalize(next(iter(texts.values()))[chosen][0]),
+                "models": [(n, mark_differences(*by_id[chosen])) for n, by_id in texts.items()],
+            }
         )
-        blocks.append(
-            f'<div class="talk"><header>{escape(condition.label)} · {escape(chosen)}</header><dl>'
-            f"<dt>said</dt><dd>{escape(whisper_normalize(reference))}</dd>{rows}</dl></div>\n"
-        )
-    if not blocks:
-        return ""
-    return (
-        "<h2>What they hear</h2>\n"
-        "<p>One utterance of each set, the middle one of the list, so not picked for effect. "
-        "<mark>Marked</mark> words are wrong or were never said; <del>struck</del> ones are "
-        f"missing.</p>\n{''.join(blocks)}"
-    )
+    return talks
 
 
-def mark_differences(reference: str, hypothesis: str) -> str:
+def mark_differences(reference: str, hypothesis: str) -> Markup:
     """The normalized hypothesis as HTML: wrong words marked, missing ones struck out."""
     said, heard = whisper_normalize(reference).split(), whisper_normalize(hypothesis).split()
-    parts: list[str] = []
+    parts: list[Markup] = []
     for chunk in jiwer.process_words(" ".join(said), " ".join(heard)).alignments[0]:
-        words = " ".join(escape(word) for word in heard[chunk.hyp_start_idx : chunk.hyp_end_idx])
+        words = escape(" ".join(heard[chunk.hyp_start_idx : chunk.hyp_end_idx]))
         if chunk.type == "delete":
-            missing = " ".join(said[chunk.ref_start_idx : chunk.ref_end_idx])
-            parts.append(f"<del>{escape(missing)}</del>")
+            missing = escape(" ".join(said[chunk.ref_start_idx : chunk.ref_end_idx]))
+            parts.append(Markup("<del>{}</del>").format(missing))
         else:
-            parts.append(words if chunk.type == "equal" else f"<mark>{words}</mark>")
-    return " ".join(parts)
-
-
-def _facts(models: Sequence[ModelReport], facts: Mapping[str, str]) -> str:
-    rows = []
-    for model in models:
-        counts = count_parameters(model.config)
-        speeds = [r.rtfx for r in model.results.values() if not math.isnan(r.rtfx)]
-        speed = f"{sum(speeds) / len(speeds):.0f}×" if speeds else "–"
-        rows.append(
-            f"<tr><td>{escape(model.name)}</td><td>{model.config.num_experts}</td>"
-            f"<td>{counts.active / 1e6:.2f} M</td><td>{counts.total / 1e6:.2f} M</td>"
-            f"<td>{model.steps:,}</td><td>{model.train_seconds:,.0f} s</td><td>{speed}</td></tr>"
-        )
-    head = ["", "experts", "active parameters", "all parameters", "steps", "training", "speed"]
-    rejected = sum(len(r.rejected) for r in models[0].results.values()) if models else 0
-    items = "".join(
-        f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()
-    )
-    return (
-        "<h2>For the record</h2>\n"
-        "<p>Active parameters are those one moment of sound passes through: they set the cost. "
-        "Speed is seconds of audio recognized in one second.</p>\n"
-        f"{html.table(head, rows)}"
-        + (
-            f"<p>{rejected} test utterances could not be read and are left out.</p>"
-            * bool(rejected)
-        )
-        + f"<dl>{items}</dl>\n"
-    )
+            parts.append(
+                words if chunk.type == "equal" else Markup("<mark>{}</mark>").format(words)
+            )
+    return Markup(" ").join(parts)
