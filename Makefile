@@ -42,6 +42,7 @@ lint: .venv/.dev ## formatting, lint, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/tree.py --check
 
 fmt: .venv/.dev ## format and repair what can be repaired automatically
 	$(BIN)/ruff format .

@@ -27,12 +27,12 @@ from omnirouter.bench import timing
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import PRETRAINED_DIR, VadOptions
 from omnirouter.data.manifests import read_manifest
+from omnirouter.files import write_text
 from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.export import export
 from omnirouter.serve.onnx import GRAPHS, OnnxTranscriber
 from omnirouter.serve.recognizer import Recognizer, Samples
 from omnirouter.serve.transcriber import Transcriber
-from omnirouter.synthesis.demo_corpus import write_whole
 
 ROUNDS = 3
 
@@ -102,7 +102,7 @@ def main() -> None:
         }
         texts = [cut.supervisions[0].text for cut in cuts]
         values |= compared(recognizers(checkpoint, Path(name), 2), audio, texts)
-    write_whole(options.out, json.dumps(values, indent=2) + "\n")
+    write_text(options.out, json.dumps(values, indent=2) + "\n")
     print(json.dumps({k: values[k] for k in ("megabytes", "rtfx", "wer", "difference")}, indent=2))
 
 

@@ -25,7 +25,7 @@ import soundfile
 from program import RESULTS
 
 from omnirouter.bench import timing
-from omnirouter.synthesis.demo_corpus import write_whole
+from omnirouter.files import write_text
 from omnirouter.synthesis.grammar import sentence
 from omnirouter.synthesis.voices import SAMPLE_RATE, VARIANTS, draw_speech, speak
 
@@ -92,7 +92,7 @@ def main() -> None:
         "most_mb": max(memory),
         "growth_mb": float(np.mean(memory[-fifth:]) - np.mean(memory[fifth : 2 * fifth])),
     }
-    write_whole(options.out, json.dumps(values, indent=2) + "\n")
+    write_text(options.out, json.dumps(values, indent=2) + "\n")
     print(f"{hours:g} h: at most {max(memory):.0f} MB, growth {values['growth_mb']:+.1f} MB")
 
 

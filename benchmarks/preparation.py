@@ -34,8 +34,9 @@ from omnirouter.config import SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.multiprocess import available_cores
+from omnirouter.files import write_text
 from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, WhisperTeacher, find_speech
-from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus, write_whole
+from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 
 TEACHERS = ("tiny", "base", "small")
 
@@ -117,7 +118,7 @@ def main() -> None:
         "tokens_a_segment": tokens,
         "figures": figures,
     }
-    write_whole(arguments.out, json.dumps(values, indent=2) + "\n")
+    write_text(arguments.out, json.dumps(values, indent=2) + "\n")
     for name, found in figures.items():
         print(f"{name}: {found['hours_per_hour']:.0f} hours an hour")
 

@@ -37,7 +37,7 @@ import numpy as np
 import soundfile
 
 from omnirouter.bench import timing
-from omnirouter.synthesis.demo_corpus import write_whole
+from omnirouter.files import write_text
 
 RATE = 16_000
 FILES = 24
@@ -198,7 +198,7 @@ def main() -> int:
     values = report(tally, took) | {"clients": options.clients}
     print(json.dumps(values, indent=2))
     values = timing.machine("cpu", ("uvicorn", "fastapi")) | values
-    write_whole(options.out, json.dumps(values, indent=2) + "\n")
+    write_text(options.out, json.dumps(values, indent=2) + "\n")
     return int(bool(tally.lost or tally.refused))
 
 

@@ -37,11 +37,12 @@ from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import PRESETS, OmnirouterError, RouterConfig, RouterLossConfig, RunConfig
 from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score
+from omnirouter.files import write_text
 from omnirouter.metrics.health import find_spikes
 from omnirouter.metrics.wer import edit_counts
 from omnirouter.report.demo import CONDITIONS, CORPUS, demo_config
 from omnirouter.report.parallel_runs import train_side_by_side
-from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus, write_whole
+from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 from omnirouter.synthesis.voices import ACCENTS
 from omnirouter.train.run_dir import rows_of
 from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
@@ -167,7 +168,7 @@ def write_wrong_labels(train: Path) -> None:
     texts = [rows[i]["text"] for i in chosen]
     for i, text in zip(chosen, [*texts[1:], *texts[:1]], strict=True):
         rows[i]["text"] = text
-    write_whole(out, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_accents(train: Path) -> None:
@@ -176,7 +177,7 @@ def write_accents(train: Path) -> None:
     for row in rows:
         row["accent"] = row["speaker"].partition("+")[0]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_whole(train.with_name(MANIFESTS["accents"]), lines)
+    write_text(train.with_name(MANIFESTS["accents"]), lines)
 
 
 def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
@@ -210,7 +211,7 @@ def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], at_o
         train_side_by_side({name: runs[name] for name in pair})
         for name in pair:
             out = Path(runs[name].out)
-            write_whole(out / "study.json", json.dumps(measure(out, manifests)) + "\n")
+            write_text(out / "study.json", json.dumps(measure(out, manifests)) + "\n")
 
 
 def upcycle_all(

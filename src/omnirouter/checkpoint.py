@@ -8,13 +8,9 @@ looks too.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import shutil
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -24,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnirouter.config import PRETRAINED_DIR, BadInput, ModelConfig, OmnirouterError
+from omnirouter.config import PRETRAINED_DIR, BadInput, ModelConfig
+from omnirouter.files import clear_leftovers, copy_entry, flush, previous_path, write_atomically
 from omnirouter.model import CTCEncoder
 from omnirouter.quantization import dequantize
 from omnirouter.text import Tokenizer
@@ -100,7 +97,10 @@ def save_checkpoint(
         temporary.mkdir()
         (temporary / CONFIG).write_text(text, encoding="utf-8")
         tokenizer.save(temporary / TOKENIZER)
-        save_file(tensors, temporary / WEIGHTS)
+        try:
+            save_file(tensors, temporary / WEIGHTS)
+        except SafetensorError as error:  # a full disk, in its own words
+            raise OSError(" ".join(str(error).split())) from error
         # safetensors lets nobody but the owner read; others may read it if they may read the rest
         (temporary / WEIGHTS).chmod((temporary / CONFIG).stat().st_mode)
         for name in FILES:
@@ -184,56 +184,6 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path) -> None:
     )
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` make a file or folder under a temporary name, flush it, and rename it to `path`.
-
-    Parent folders are made. If `write` fails, what it made is removed and `path` stays as it was.
-    A folder's files are for `write` to flush (with `flush`).
-
-    Args:
-        path: final name; a file replaces a file, a folder whatever stands there.
-        write: gets the temporary path, which lies in the same folder as `path`.
-
-    Raises:
-        OmnirouterError: if the disk is full or writing fails otherwise.
-    """
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    with _one_line(path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)  # of a killed process with the same number
-        try:
-            write(temporary)
-            flush(temporary)
-            if temporary.is_dir() and target.exists():
-                _exchange(temporary, target)
-            else:
-                os.replace(temporary, target)
-            flush(target.parent)
-        except BaseException:
-            _remove(temporary)
-            raise
-        if target.is_dir():
-            _remove(previous_path(target))
-
-
-def previous_path(folder: str | Path) -> Path:
-    """Where the old checkpoint of `folder` stands while a new one takes its place."""
-    folder = Path(folder).resolve()
-    return folder.with_name(f".{folder.name}.previous")
-
-
-def _exchange(temporary: Path, target: Path) -> None:
-    previous = previous_path(target)
-    _remove(previous)
-    os.rename(target, previous)
-    try:
-        os.rename(temporary, target)
-    except BaseException:
-        os.rename(previous, target)
-        raise
-
-
 def _replaceable(target: Path) -> bool:
     """Whether `target` is an empty folder or a checkpoint, not another program's model."""
     if not target.is_dir():
@@ -251,51 +201,6 @@ def _others(target: Path) -> list[Path]:
     """What stands in a checkpoint's folder beside it."""
     entries = target.iterdir() if target.is_dir() else ()
     return [entry for entry in entries if entry.name not in FILES]
-
-
-def copy_entry(source: Path, target: Path) -> None:
-    """A file or folder as it is; links stay links, wherever they lead."""
-    if source.is_dir() and not source.is_symlink():
-        shutil.copytree(source, target, symlinks=True)
-    else:
-        shutil.copy2(source, target, follow_symlinks=False)
-
-
-def clear_leftovers(target: Path) -> None:
-    """Remove what writers of `target` left behind when they were killed."""
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
-        _remove(leftover)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file's contents, or a folder's list of names, are on the disk."""
-    if path.is_dir() and os.name != "posix":
-        return  # only there can a folder be opened
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _one_line(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise OmnirouterError(
-            f"{path}: could not be written ({reason or ' '.join(str(error).split())}); "
-            "make room or choose another folder"
-        ) from error
 
 
 def _read(folder: str | Path) -> _Contents:

@@ -74,7 +74,7 @@ def test_every_row_of_the_paper_has_a_recipe() -> None:
     calm = {f"{name}-calm" for name in PAPER_MODELS if name.startswith("switch")}
     assert folders["speechcrawl"] == {*PAPER_MODELS, *calm}
     assert folders["libriheavy"] == {*TABLES[4].systems, "switch-559m-calm"}
-    corpora = ("librispeech-relabeled", "fisher")
+    corpora = ("librispeech-relabelled", "fisher")
     assert folders["spikes"] == {
         f"{kind}-{name}" for kind in ("switch", "omni") for name in corpora
     }

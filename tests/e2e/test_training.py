@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -381,6 +382,7 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
     assert [group["peak"] for group in optimizer.param_groups] == [1e-5, 1e-5]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
     assert all("exp_avg" in optimizer.state[p] for p in trainer.network.parameters())
+    trainer.close()
     # they are the run's own from now on: `omnirouter train RUN --resume` takes them from here
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (written["optim"]["peak_lr"], written["optim"]["weight_decay"]) == (1e-5, 0.5)
@@ -433,10 +435,10 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     config = config_for(manifest, tmp_path / "run")
     real, calls = torch.save, []
 
-    def save(state: object, path: object) -> None:
+    def save(state: object, path: IO[bytes]) -> None:
         calls.append(path)
         if len(calls) == 2:
-            Path(str(path)).write_bytes(b"half a checkpoint")
+            path.write(b"half a checkpoint")
             raise OSError(28, "No space left on device")
         real(state, path)
 
@@ -454,7 +456,7 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path: Path) -> None:
     config = config_for(manifest, tmp_path / "run", steps=2)
     (tmp_path / "run").mkdir()
     code = (
-        "import fcntl, sys, time; file = open(sys.argv[1], 'wb'); fcntl.lockf(file, fcntl.LOCK_EX)"
+        "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire()"
         "; print(flush=True); time.sleep(60)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,7 +259,7 @@ def test_what_others_put_into_an_export_stays(checkpoint: Checkpoint, tmp_path: 
     out = tmp_path / "model.onnx"
     export(checkpoint, out)
     (out / "notes.txt").write_text("mine")
-    killed = out.with_name(f".{out.name}.tmp-123")
+    killed = out.with_name(f".tmp-{zlib.crc32(out.name.encode()):08x}-123")
     killed.mkdir()
     export(checkpoint, out)
     assert not killed.exists(), "what a killed export left goes with the next one"

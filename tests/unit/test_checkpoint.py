@@ -21,11 +21,10 @@ from omnirouter.checkpoint import (
     FILES,
     average_checkpoints,
     load_checkpoint,
-    previous_path,
     save_checkpoint,
-    write_atomically,
 )
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError, RouterConfig
+from omnirouter.files import previous_path, write_atomically
 from omnirouter.model import CTCEncoder
 from omnirouter.quantization import dequantize, quantize
 from omnirouter.text import Tokenizer, train_tokenizer

@@ -25,7 +25,7 @@ from lhotse.utils import fastcopy
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.manifests import read_manifest
-from omnirouter.data.multiprocess import only_writer
+from omnirouter.files import only_writer
 from omnirouter.pseudo_labels import backends, pipeline
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, longest_loop, rejection
 from omnirouter.pseudo_labels.pipeline import PseudoLabelSummary, pseudo_label
@@ -350,7 +350,7 @@ def test_development_is_drawn_from_recordings_that_kept_a_segment(
 def test_what_was_cut_short_is_made_again(src: Path, tmp_path: Path) -> None:
     """A file of what was heard that is damaged, and a stamp that a full disk kept from being."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "pseudo-label.json.tmp").touch()
+    (tmp_path / "out" / ".tmp-12345678-99").touch()
     run(src, tmp_path / "out")
     damaged = sorted((tmp_path / "out").glob("heard/*/*.json"))[0]
     damaged.write_text("")

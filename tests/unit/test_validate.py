@@ -19,7 +19,7 @@ from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import SplitReport, prepare_manifests, split_name
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.manifests import read_manifest
-from omnirouter.data.multiprocess import only_writer
+from omnirouter.files import only_writer
 
 
 def wave(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> Path:

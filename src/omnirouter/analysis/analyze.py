@@ -31,7 +31,7 @@ from omnirouter.analysis.random_experts import (
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.analysis.watching import collect_specialization
 from omnirouter.audio.features import log_mel_spectrogram
-from omnirouter.checkpoint import Checkpoint, write_atomically
+from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig
 from omnirouter.evaluate.score import require_words
 from omnirouter.evaluate.score_utterances import (
@@ -41,6 +41,7 @@ from omnirouter.evaluate.score_utterances import (
     evaluation_loader,
     forward,
 )
+from omnirouter.files import write_text
 from omnirouter.metrics.expert_load import Floats, Ints, align_layers, aligned_labels, top_expert
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ def analyze(
     _remove_figures(folder)
     for name, figure in drawn.items():
         drawing.save(figure, folder / name)
-    write_atomically(folder / "routing.json", lambda path: _write(path, text))
+    write_text(folder / "routing.json", text)
     return analysis.numbers
 
 
@@ -273,7 +274,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")

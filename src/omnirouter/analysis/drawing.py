@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.checkpoint import write_atomically
 from omnirouter.config import OmnirouterError
+from omnirouter.files import write_atomically
 from omnirouter.metrics.expert_load import Floats
 
 try:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from omnirouter.bench import timing
 from omnirouter.bench.models import SEED
-from omnirouter.checkpoint import write_atomically
+from omnirouter.files import write_text
 
 # name: what it asks; the module has the name with `_` for `-`
 BENCHMARKS = {
@@ -98,10 +98,6 @@ def run(
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(values, indent=2) + "\n"
-        write_atomically(path, lambda p: _write(p, text))
+        write_text(path, text)
         print(f"written: {path}", file=sys.stderr)
     return values, module.report(values)
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

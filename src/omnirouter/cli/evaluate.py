@@ -179,7 +179,7 @@ def _report(
     hypotheses: Path | None,
 ) -> None:
     """Write the files that were asked for, then print."""
-    from omnirouter.checkpoint import write_atomically
+    from omnirouter.files import write_text
 
     if not results:
         return
@@ -189,10 +189,10 @@ def _report(
             figures[name]["written"] = _written(result)
     if output is not None:
         text = json_format.dumps(figures, indent=2) + "\n"
-        write_atomically(output, lambda path: _write(path, text))
+        write_text(output, text)
     if hypotheses is not None:
         lines = "".join(_utterances(results))
-        write_atomically(hypotheses, lambda path: _write(path, lines))
+        write_text(hypotheses, lines)
     if json:
         console.as_json(figures)
         return
@@ -231,7 +231,7 @@ def _written(result: SetResult) -> dict[str, float | None]:
 
 def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
     """JSON lines of what was recognized and rejected."""
-    from omnirouter.data.manifest import json_line
+    from omnirouter.files import json_line
 
     for name, result in results.items():
         for identity, reference, hypothesis in result.hypotheses:
@@ -241,7 +241,3 @@ def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
             yield json_line(row)
         for item in result.rejected:
             yield json_line({"set": name, "id": item.id, "rejected": item.reason})
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -33,6 +33,7 @@ def inspect(
     from omnirouter.data.inspect import inspect_cuts
     from omnirouter.data.manifests import read_manifests
     from omnirouter.data.multiprocess import available_cores
+    from omnirouter.files import write_text
     from omnirouter.report.inspect_page import page
 
     threads = available_cores() if threads is None else threads
@@ -44,10 +45,7 @@ def inspect(
     with console.progress("inspecting", None, "utterances") as update:
         found = inspect_cuts(manifests, audio=not text_only, threads=threads, progress=update)
     if html is not None:
-        unfinished = html.with_name(html.name + ".tmp")
-        text = page(", ".join(cuts), found)
-        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
-        unfinished.replace(html)
+        write_text(html, page(", ".join(cuts), found))
     if json:
         console.as_json(found.to_dict())
         return DONE

@@ -33,10 +33,10 @@ def tables(
         json: the same as --format json.
         output: write it to this file instead of printing it.
     """
-    from omnirouter.checkpoint import write_atomically
     from omnirouter.evaluate import tables as wer_tables
     from omnirouter.evaluate.published import TABLES
     from omnirouter.evaluate.significance import named_files, read_results
+    from omnirouter.files import write_text
 
     if table not in (0, *TABLES):
         raise BadInput(f"table: 0 for none of the paper's, or 1 to {len(TABLES)}, not {table}")
@@ -58,10 +58,6 @@ def tables(
     if output is None:
         print(text, end="")
     else:
-        write_atomically(output, lambda path: _write(path, text))
+        write_text(output, text)
         console.note(f"table: {output}")
     return DONE
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

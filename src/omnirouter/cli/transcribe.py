@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -246,11 +245,11 @@ class _Files:
     folder: Path
 
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
-        from omnirouter.checkpoint import write_atomically
+        from omnirouter.files import write_text
 
         for kind, target in zip(self.kinds, self._targets(source), strict=True):
             text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
-            write_atomically(target, partial(_write, text))
+            write_text(target, text)
             console.note(f"{source.name}: {target}")
 
     def existing(self, sources: Sequence[AudioSource]) -> set[AudioSource]:
@@ -282,8 +281,3 @@ def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | 
 
 def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:
     return lambda number, done_s, total_s: update(100 * (number + done_s / total_s) / files)
-
-
-def _write(text: str, path: Path) -> None:
-    # a file's name, which JSON tells, may be no UTF-8
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")

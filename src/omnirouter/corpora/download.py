@@ -23,6 +23,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from omnirouter.config import OmnirouterError
+from omnirouter.files import Progress
 
 ATTEMPTS = 5  # per file, each going on where the last broke off
 WAIT_S = 2.0  # before the second attempt; twice as long before each further one
@@ -31,8 +32,6 @@ BLOCK = 1 << 20
 ASKED_FOR_SIZE = 20  # more files than this are not asked for their size beforehand
 PAGES = (b"<!doctype", b"<html")
 RESERVE = 256 << 20  # bytes of disk to leave alone
-
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)

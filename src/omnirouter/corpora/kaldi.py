@@ -27,7 +27,7 @@ from omnirouter.audio.loading import open_sound
 from omnirouter.config import BadInput
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.validate import REJECT
-from omnirouter.data.manifest import filled_lines
+from omnirouter.files import read_lines
 
 NAMES = {"test_eval92": "nov92", "test_dev93": "dev93", "test_eval93": "nov93"}
 _LISTS = ("wav.scp", "text", "segments", "utt2spk", "spk2gender", "utt2lang")
@@ -105,7 +105,7 @@ def _read_list(path: Path) -> dict[str, _Line]:
         BadInput: it is not UTF-8, or lists a key twice.
     """
     found: dict[str, _Line] = {}
-    for number, line in filled_lines(path):
+    for number, line in read_lines(path):
         key, *rest = line.split(maxsplit=1)
         if key in found:
             raise BadInput(

@@ -25,8 +25,9 @@ from omnirouter.corpora import kaldi, recipes
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.registry import CORPORA
 from omnirouter.corpora.transcripts import clean_up
-from omnirouter.corpora.validate import Progress, SplitReport, write_splits
+from omnirouter.corpora.validate import SplitReport, write_splits
 from omnirouter.data.cut_audio import SPHERE
+from omnirouter.files import Progress
 
 READERS: dict[str, Callable[[Path, Path], Splits]] = {
     "librispeech": recipes.librispeech,

@@ -22,7 +22,8 @@ from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput
-from omnirouter.data.manifest import filled_lines, json_rows, lhotse_cut_at, utterance
+from omnirouter.data.manifest import lhotse_cut_at, utterance
+from omnirouter.files import read_json_lines, read_lines
 
 Splits = dict[str, Iterable[Cut]]
 
@@ -224,7 +225,7 @@ def common_voice(src: Path, work: Path) -> Splits:
 
 def _common_voice_rows(root: Path, table: Path) -> Iterator[Cut]:
     columns: list[str] = []
-    for number, line in filled_lines(table):
+    for number, line in read_lines(table):
         fields = line.split("\t")
         if not columns:
             columns = fields
@@ -256,7 +257,7 @@ def fleurs(src: Path, work: Path) -> Splits:
 
 
 def _fleurs_rows(audio: Path, table: Path) -> Iterator[Cut]:
-    for number, line in filled_lines(table):
+    for number, line in read_lines(table):
         fields = line.split("\t")
         if len(fields) < 4:
             raise BadInput(f"{table}, line {number}: has {len(fields)} columns, not 4 or more")
@@ -280,7 +281,7 @@ def libriheavy(src: Path, work: Path) -> Splits:
 
 def _libriheavy_rows(path: Path, audio: Path) -> Iterator[Cut]:
     """Paths begin with `download/librilight/`; of two texts the first is the book's."""
-    for number, row in json_rows(path):
+    for number, row in read_json_lines(path):
         with lhotse_cut_at(path, number):
             for source in row["recording"]["sources"]:
                 source["source"] = str(audio / source["source"].split("librilight/", 1)[-1])

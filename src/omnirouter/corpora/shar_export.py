@@ -27,7 +27,6 @@ from omnirouter.audio.loading import AudioError
 from omnirouter.config import BadInput, OmnirouterError, SharConfig
 from omnirouter.corpora.validate import (
     NothingUsable,
-    Progress,
     SplitReport,
     check_cut,
     manifests_of,
@@ -36,9 +35,9 @@ from omnirouter.corpora.validate import (
     split_name,
 )
 from omnirouter.data.cut_audio import Unusable, from_archive
-from omnirouter.data.manifest import json_line
 from omnirouter.data.manifests import UniqueIds, open_manifest
-from omnirouter.data.multiprocess import in_parallel, only_writer
+from omnirouter.data.multiprocess import in_parallel
+from omnirouter.files import Progress, json_line, only_writer
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE = 64  # utterances packed by this process before others are worth their start

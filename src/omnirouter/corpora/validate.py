@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,17 +24,14 @@ from lhotse.utils import fastcopy
 from omnirouter.audio.loading import open_sound
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.cut_audio import SPHERE, Unusable, has_text, require_inside, text_of
-from omnirouter.data.manifest import json_line
 from omnirouter.data.manifests import UniqueIds, open_manifest
-from omnirouter.data.multiprocess import only_writer
 from omnirouter.data.shar import is_shar
+from omnirouter.files import Progress, json_line, only_writer
 from omnirouter.text import normalize_text
 
 WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
 SHORTEST_S = 0.01
 REJECT = "omnirouter_reject"  # field of a cut in which a reader says why it cannot be used
-
-Progress = Callable[[float], None]
 
 
 @dataclass

@@ -6,10 +6,7 @@ not matter. Patterns, several manifests and Shar folders are read by `manifests.
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +19,7 @@ from lhotse.serialization import deserialize_item
 
 from omnirouter.audio.loading import sound_length
 from omnirouter.config import BadInput
+from omnirouter.files import read_json_lines
 
 _FIELDS = ("audio_filepath", "text", "duration", "offset", "speaker", "id")
 _CUT_TYPES = ("MonoCut", "MultiCut", "MixedCut", "Cut")
@@ -77,20 +75,6 @@ def utterance(
     )
 
 
-def json_line(row: dict[str, Any]) -> str:
-    """A line of a JSONL file; names of files that are no UTF-8 are escaped, and read back so."""
-    line = json.dumps(row, ensure_ascii=False)
-    return (json.dumps(row) if _has_surrogates(line) else line) + "\n"
-
-
-def _has_surrogates(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 class LazyCut(NamedTuple):
     """An utterance of a manifest before anybody needs its cut, which takes longer than its id.
 
@@ -101,45 +85,6 @@ class LazyCut(NamedTuple):
 
     id: str
     cut: Callable[[], Cut]
-
-
-def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """JSON objects of a file that has one per line, plain or gzipped, with the numbers of lines.
-
-    Raises:
-        BadInput: it cannot be read, or holds something else.
-    """
-    for number, line in filled_lines(path):
-        try:
-            row = json.loads(line.strip())
-        except json.JSONDecodeError as error:
-            raise BadInput(
-                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); "
-                "a manifest has one JSON object per line"
-            ) from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, line {number}: not a JSON object")
-        yield number, row
-
-
-def filled_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, plain or gzipped, that are not blank, with their numbers.
-
-    Raises:
-        BadInput: it cannot be read.
-    """
-    try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in enumerate(file, start=1):
-                if _has_surrogates(line):
-                    raise BadInput(f"{path}, line {number}: not UTF-8 text; save it as UTF-8")
-                if line.strip():
-                    yield number, line.rstrip("\n")
-    except FileNotFoundError as error:
-        raise BadInput(f"{path}: no such manifest") from error
-    except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, broken gzip data
-        raise BadInput(f"{path}: cannot be read ({error})") from error
 
 
 @contextmanager
@@ -159,7 +104,7 @@ class Manifest:
         self.path = path
         self.durations: dict[Path, float] = {}  # of files whose header had to be read
         self.count = 0
-        for number, row in json_rows(path):
+        for number, row in read_json_lines(path):
             problem = _problem(row)
             if problem:
                 raise BadInput(f"{path}, line {number}: {problem}")
@@ -175,7 +120,7 @@ class Manifest:
 
     def entries(self) -> Iterator[LazyCut]:
         """The cuts, not made yet; no audio file is opened for those that are never made."""
-        for number, row in json_rows(self.path):
+        for number, row in read_json_lines(self.path):
             if "audio_filepath" in row:
                 id = _id(row)
                 yield LazyCut(id, partial(self._cut, id, row))
@@ -184,11 +129,11 @@ class Manifest:
 
     def ids(self) -> Iterator[str]:
         """Ids of lhotse cuts, as they stand in the file."""
-        return (str(row.get("id")) for _, row in json_rows(self.path))
+        return (str(row.get("id")) for _, row in read_json_lines(self.path))
 
     def texts(self) -> Iterator[str]:
         """Transcripts alone, a supervision each, in the order of the cuts; opens no audio."""
-        for number, row in json_rows(self.path):
+        for number, row in read_json_lines(self.path):
             with lhotse_cut_at(self.path, number):
                 yield from _texts(row)
 

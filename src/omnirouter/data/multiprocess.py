@@ -1,7 +1,5 @@
 """Work on many items in several processes: in order, with progress, and gone when the parent is.
 
-And work on a folder in no more than one.
-
 Processes are spawned: espeak-ng must not be forked, and neither must a parent that runs threads.
 """
 
@@ -16,20 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
 
 from omnirouter.config import BadInput, OmnirouterError
-
-try:
-    import fcntl
-except ImportError:  # of no use on Windows, where folders cannot be opened
-    fcntl = None  # type: ignore[assignment]
 
 CHUNK = 16  # items handed to a worker together
 AHEAD = 3  # chunks for each worker that are under way or wait to be taken
@@ -41,33 +32,6 @@ Result = TypeVar("Result")
 def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing into a folder, made if need be, until this one has.
-
-    Raises:
-        BadInput: another one writes there.
-        OSError: it cannot be made.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    place = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BadInput(
-                f"{folder}: another process writes here; wait for it, or choose another folder"
-            ) from error
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(place)
 
 
 def in_parallel(

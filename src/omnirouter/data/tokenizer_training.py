@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from omnirouter.config import BadInput, OmnirouterError, TextConfig
+from omnirouter.config import BadInput, TextConfig
+from omnirouter.files import Progress, write_atomically, write_text
 from omnirouter.text import PUNCTUATION, UNKNOWN, Tokenizer, normalize_text, train_tokenizer
 
 EXAMPLES = 3  # kept of each character, and of what does not come back
 EXCERPT = 60  # characters of an example
 Item = TypeVar("Item")
-Progress = Callable[[float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,16 +276,6 @@ def write_vocabulary(tokenizer: Tokenizer, report: VocabularyReport, out: Path) 
     Raises:
         OmnirouterError: the folder cannot be written to.
     """
-    model, text = out / "tokenizer.model", out / "tokenizer.json"
-    lines = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, content in ((text, lines.encode()), (model, tokenizer.model_bytes)):
-            unfinished = path.with_name(path.name + ".tmp")
-            try:
-                unfinished.write_bytes(content)
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write_text(out / "tokenizer.json", text)
+    write_atomically(out / "tokenizer.model", lambda path: path.write_bytes(tokenizer.model_bytes))

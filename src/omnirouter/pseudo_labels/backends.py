@@ -20,42 +20,20 @@ from typing import Any
 
 from omnirouter.audio.loading import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.manifest import json_line
 from omnirouter.data.multiprocess import available_cores
+from omnirouter.files import json_line, write_text
 from omnirouter.pseudo_labels.source_files import SourceFile
 from omnirouter.pseudo_labels.teacher import (
     RATE,
+    SegmentHypothesis,
     Teacher,
     TeacherConfig,
     load_teacher,
     require_teacher,
 )
-from omnirouter.synthesis.demo_corpus import write_whole
 
 ATTEMPTS = 2  # for a file whose failure may pass
 Backend = Callable[[Sequence[SourceFile], Path, TeacherConfig], Iterable[tuple[SourceFile, str]]]
-
-
-def transcribe_file(source: SourceFile, out: Path, teacher: Teacher) -> None:
-    """Transcribe a recording and store the segments.
-
-    Raises:
-        AudioError: it cannot be read.
-        OmnirouterError: the teacher fails.
-    """
-    heard = teacher.transcribe(load_audio(source.path, RATE))
-    values = {
-        "id": source.id,
-        "file": str(source.path),
-        "seconds": source.seconds,
-        "language": heard.language,
-        "probability": heard.probability,
-        "speech_seconds": heard.speech_seconds,
-        "segments": [segment.to_dict() for segment in heard.segments],
-    }
-    path = source.transcript_path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json_line(values))
 
 
 def run_locally(
@@ -72,17 +50,39 @@ def run_locally(
 
 
 def with_retry(source: SourceFile, out: Path, teacher: Teacher) -> str:
-    """Transcribe a recording, twice if the first failure may pass; the reason if it failed."""
+    """Transcribe a recording and store its segments, twice if the first failure may pass.
+
+    Returns:
+        The reason if it failed, else an empty text.
+
+    Raises:
+        OmnirouterError: the transcript cannot be stored.
+    """
     reason = ""
     for _ in range(ATTEMPTS):
         try:
-            transcribe_file(source, out, teacher)
-            return ""
+            found = teacher.transcribe(load_audio(source.path, RATE))
         except AudioError as error:
             return f"unreadable audio: {error}"
         except OmnirouterError as error:
             reason = str(error)
+        else:
+            _store(source, out, found)
+            return ""
     return reason
+
+
+def _store(source: SourceFile, out: Path, found: SegmentHypothesis) -> None:
+    values = {
+        "id": source.id,
+        "file": str(source.path),
+        "seconds": source.seconds,
+        "language": found.language,
+        "probability": found.probability,
+        "speech_seconds": found.speech_seconds,
+        "segments": [segment.to_dict() for segment in found.segments],
+    }
+    write_text(source.transcript_path(out), json_line(values))
 
 
 def find_backend(name: str, workers: int | None = None) -> Backend:

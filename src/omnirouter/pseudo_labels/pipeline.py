@@ -18,8 +18,8 @@ from lhotse import MonoCut
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import NothingUsable, SplitReport, write_split
-from omnirouter.data.manifest import json_line, utterance
-from omnirouter.data.multiprocess import only_writer
+from omnirouter.data.manifest import utterance
+from omnirouter.files import is_empty, json_line, only_writer, write_json, write_text
 from omnirouter.pseudo_labels.backends import Backend, run_locally
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.source_files import SourceFile
@@ -29,7 +29,6 @@ from omnirouter.pseudo_labels.teacher import (
     located,
     weights_digest,
 )
-from omnirouter.synthesis.demo_corpus import is_empty, write_whole
 
 STAMP = "pseudo-label.json"
 
@@ -94,7 +93,7 @@ def check_settings(out: Path, config: TeacherConfig, name: str = STAMP, **furthe
     try:
         if not has_settings(out, config, name, **further):
             out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / name, json.dumps(_stamp(config) | further, indent=2) + "\n")
+            write_json(out / name, _stamp(config) | further)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
 
@@ -202,7 +201,7 @@ def _write(
     failed = "".join(
         json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in summary.failed.items()
     )
-    write_whole(out / "failed.jsonl", failed)
+    write_text(out / "failed.jsonl", failed)
     useful = apply_filters(sources, out, filters, summary)
     used = [source for source in sources if source.id in useful]
     if dev_files >= len(used):

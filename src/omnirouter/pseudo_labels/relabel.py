@@ -26,16 +26,14 @@ from omnirouter.config import OmnirouterError
 from omnirouter.corpora.validate import (
     REJECT,
     NothingUsable,
-    Progress,
     SplitReport,
     manifests_of,
     split_name,
     write_split,
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
-from omnirouter.data.manifest import json_line
 from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
-from omnirouter.data.multiprocess import only_writer
+from omnirouter.files import Progress, json_line, only_writer, write_text
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.pipeline import check_settings, has_settings
@@ -48,7 +46,6 @@ from omnirouter.pseudo_labels.teacher import (
     find_speech,
     load_teacher,
 )
-from omnirouter.synthesis.demo_corpus import write_whole
 
 STAMP, HEARD, FAILED = "relabel.json", "heard.sqlite", "failed.jsonl"
 REFERENCE = "reference"  # field of the supervision that keeps the corpus's own transcript
@@ -360,4 +357,4 @@ def _supervision(cut: Cut, heard: StoredHypothesis, reference: str | None) -> Su
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_whole(path, "".join(map(json_line, rows)))
+    write_text(path, "".join(map(json_line, rows)))

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
 from omnirouter.audio.features import extract_features
-from omnirouter.checkpoint import Checkpoint, load_checkpoint, write_atomically
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import (
     PRESETS,
     AugmentConfig,
@@ -39,6 +39,7 @@ from omnirouter.data.multiprocess import available_cores
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import SetResult, score
 from omnirouter.evaluate.tables import WerTable, of_results, to_rich
+from omnirouter.files import write_text
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.report.model_report import ModelReport
 from omnirouter.report.parallel_runs import train_side_by_side
@@ -274,11 +275,7 @@ def _write_json(path: Path, models: list[ModelReport], facts: dict[str, str]) ->
         for model in models
     }
     text = json.dumps({"facts": facts, "models": figures}, indent=2) + "\n"
-    write_atomically(path, lambda p: _write(p, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
 
 
 def _farewell(console: Console, omni: Path, clean: Path, report: Path) -> None:

@@ -15,10 +15,10 @@ from markupsafe import Markup, escape
 
 from omnirouter.analysis import plots, plots_experts, plots_training
 from omnirouter.analysis.drawing import Figure, to_svg
-from omnirouter.checkpoint import write_atomically
 from omnirouter.config import count_parameters
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.tables import WerTable, change, interval, of_results, per_cent
+from omnirouter.files import write_text
 from omnirouter.metrics.health import find_spikes
 from omnirouter.report.inspect_page import render
 from omnirouter.report.model_report import ModelReport
@@ -72,11 +72,7 @@ def write_report(
         **_experts(models),
         **_agreement(models),
     )
-    write_atomically(path, lambda temporary: _write(temporary, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_text(path, text)
 
 
 def _figure(drawn: Figure, caption: str) -> tuple[str, Markup]:

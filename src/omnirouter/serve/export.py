@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omnirouter.audio.features import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
-from omnirouter.checkpoint import Checkpoint, clear_leftovers, copy_entry, flush, write_atomically
+from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
+from omnirouter.files import clear_leftovers, copy_entry, flush, write_atomically
 from omnirouter.model import CTCEncoder
 from omnirouter.model.attention_mask import distance_slopes, visible_range
 from omnirouter.model.encoder import position_angles

@@ -21,6 +21,7 @@ import numpy as np
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.multiprocess import in_parallel, shown
+from omnirouter.files import write_json, write_text
 from omnirouter.synthesis.conditions import CONDITIONS, record
 from omnirouter.synthesis.grammar import sentence
 from omnirouter.synthesis.voices import (
@@ -36,7 +37,6 @@ from omnirouter.synthesis.voices import (
 VERSION = 3  # of the corpus: raise it with every change of what is made
 FORMAT = "omnirouter synthetic corpus"
 STAMP = "corpus.json"
-UNFINISHED = ".tmp"  # behind the name of a file that is being written
 FAST_RATES = (240, 300)  # words per minute of the condition `fast`
 MEAN_SECONDS = 3.05  # of a training utterance, measured: turns hours into a number of utterances
 SPLITS = ("train", "dev", *(f"test_{condition}" for condition in CONDITIONS))
@@ -132,8 +132,8 @@ def make_demo_corpus(
         ):
             rows[utterance.split].append(json.dumps(_row(utterance, duration)) + "\n")
         for split, path in manifests.items():
-            write_whole(path, "".join(rows[split]))
-        write_whole(out / STAMP, json.dumps(stamp, indent=2) + "\n")
+            write_text(path, "".join(rows[split]))
+        write_json(out / STAMP, stamp)
     except OSError as error:
         raise OmnirouterError(
             f"cannot write the corpus to {out}: {error.strerror or error}"
@@ -211,23 +211,6 @@ def write_wave(path: Path, samples: Wave) -> float:
         file.setframerate(SAMPLE_RATE)
         file.writeframes(np.round(samples * 32767).astype("<i2").tobytes())
     return len(samples) / SAMPLE_RATE
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def is_empty(folder: Path, *but: str) -> bool:
-    """Whether nothing is there but these, and what `write_whole` left when it was killed."""
-    return folder.is_dir() and all(
-        path.name.endswith(UNFINISHED) or path.name in but for path in folder.iterdir()
-    )
 
 
 def _owned_stamp(out: Path, manifests: Mapping[str, Path]) -> object:

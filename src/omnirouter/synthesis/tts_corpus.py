@@ -30,9 +30,10 @@ from numpy.random import Generator
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
-from omnirouter.data.multiprocess import in_parallel, only_writer, shown
+from omnirouter.data.multiprocess import in_parallel, shown
+from omnirouter.files import is_empty, only_writer, write_text
 from omnirouter.synthesis.conditions import CONDITIONS, record
-from omnirouter.synthesis.demo_corpus import drawn_seed, is_empty, write_wave, write_whole
+from omnirouter.synthesis.demo_corpus import drawn_seed, write_wave
 from omnirouter.synthesis.voices import (
     SAMPLE_RATE,
     VARIANTS,
@@ -158,7 +159,7 @@ def make_tts_corpus(
                 rows.append(json.dumps(_row(passage, duration, config.seed, voices)) + "\n")
                 report.seconds += duration
             report.utterances = len(rows)
-            write_whole(report.path, "".join(rows))
+            write_text(report.path, "".join(rows))
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return report
@@ -291,4 +292,4 @@ def _claim(out: Path, stamp: dict[str, Any]) -> None:
     if out.exists() and not is_empty(out):
         raise BadInput(f"{out}: is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(stamp) + "\n")
+    write_text(path, json.dumps(stamp) + "\n")

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from omnirouter.checkpoint import WEIGHTS, write_atomically
+from omnirouter.checkpoint import WEIGHTS
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from omnirouter.files import (
+    UNFINISHED,
+    only_writer,
+    read_json_lines,
+    remove,
+    write_atomically,
+    write_text,
+)
 
 KEPT_STATES = 2
 STATE_NAME = re.compile(r"step-(\d+)\.pt")
@@ -53,11 +57,13 @@ class RunDir:
             raise BadInput(
                 f"out: cannot make the run folder {self.path} ({error.strerror})"
             ) from error
-        self._lock = _lock(self.path / ".lock") if writes else None
+        self._lock = ExitStack()
+        if writes:
+            self._lock.enter_context(only_writer(self.path, "another process trains here"))
         self._require_free(resume)  # of what another process may just have begun
         if writes:
-            for leftover in self.states.glob(".step-*.tmp-*"):  # of killed processes
-                leftover.unlink()
+            for leftover in self.states.glob(f"{UNFINISHED}*"):  # of killed processes
+                remove(leftover)
         self._board: SummaryWriter | None = None
 
     def _require_free(self, resume: bool) -> None:
@@ -80,7 +86,7 @@ class RunDir:
         if not self.writes:
             return
         text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
-        write_atomically(self.path / "config.yaml", lambda p: _write_text(p, text))
+        write_text(self.path / "config.yaml", text)
 
     def newest_state(self) -> Path | None:
         """The latest training state; None before the first."""
@@ -145,7 +151,7 @@ class RunDir:
         if not self.writes or not self.metrics.exists():
             return
         rows = [json.dumps(row) + "\n" for row in rows_of(self.metrics) if row["step"] <= step]
-        write_atomically(self.metrics, lambda p: _write_text(p, "".join(rows)))
+        write_text(self.metrics, "".join(rows))
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """What has been logged of one kind, oldest first."""
@@ -157,29 +163,7 @@ class RunDir:
         """Flush TensorBoard, and let others into the folder."""
         if self._board is not None:
             self._board.close()
-        if self._lock is not None:
-            self._lock.close()
-
-
-def _lock(path: Path) -> IO[bytes] | None:
-    """Keep other processes out of a run's folder, until the file is closed or this one ends.
-
-    Raises:
-        BadInput: another process trains there.
-    """
-    if fcntl is None:
-        return None
-    file = path.open("wb")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a lock that loader workers do not share
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
-        raise BadInput(
-            f"{path.parent}: another process trains here; wait for it, or give another --out"
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    return file
+        self._lock.close()
 
 
 def _plain(value: Any) -> Any:
@@ -189,12 +173,9 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
 def _save(state: dict[str, Any], path: Path) -> None:
-    torch.save(state, path)
+    with path.open("wb") as file:  # by its name, torch would refuse one that begins with a dot
+        torch.save(state, file)
 
 
 def _reason(error: Exception) -> str:
@@ -210,13 +191,6 @@ def _scalars(name: str, value: Any) -> list[tuple[str, float]]:
 
 
 def rows_of(metrics: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; what a kill cut short or a disk damaged is left out."""
-    rows = []
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and {"kind", "step"} <= row.keys():
-            rows.append(row)
-    return rows
+    """Read the rows of a metrics.jsonl; those that a kill or a bad disk damaged are skipped."""
+    rows = (row for _, row in read_json_lines(metrics, skip_damaged=True))
+    return [row for row in rows if {"kind", "step"} <= row.keys()]
