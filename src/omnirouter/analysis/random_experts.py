@@ -181,7 +181,7 @@ def random_expert_test(
     model, device = checkpoint.model, next(checkpoint.model.parameters()).device
     chosen = cuts if limit is None else cuts.subset(first=limit)
     with evaluating(model), torch.no_grad():
-        for batch in evaluation_loader(checkpoint, chosen):
+        for batch in evaluation_loader(checkpoint, chosen, references=True):
             rejected += batch.rejected
             if not batch.waveforms:
                 continue

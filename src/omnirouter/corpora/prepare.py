@@ -13,6 +13,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from omnirouter.corpora import kaldi, recipes
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.registry import CORPORA
 from omnirouter.corpora.transcripts import clean_up
-from omnirouter.corpora.validate import SplitReport, write_splits
+from omnirouter.corpora.validate import SplitReport, write_split, write_splits
 from omnirouter.data.cut_audio import SPHERE
 from omnirouter.files import Progress
 
@@ -122,7 +123,9 @@ def prepare_corpus(
         splits, notes = _read(name, src, Path(work))
         if transcribed:
             splits = {split: _cleaned(name, cuts) for split, cuts in splits.items()}
-        reports, unusable = write_splits(splits, out, progress, transcripts=transcribed)
+        reports, unusable = write_splits(
+            splits, out, progress, partial(write_split, transcripts=transcribed)
+        )
     notes += unusable  # often only some splits were fetched
     if not reports:
         raise BadInput(f"{src}: {notes[-1]}")

@@ -31,13 +31,14 @@ from omnirouter.corpora.validate import (
     check_cut,
     manifests_of,
     publish,
-    reasons,
+    require_usable,
     split_name,
+    write_splits,
 )
 from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
-from omnirouter.files import Progress, json_line, only_writer
+from omnirouter.files import Progress, json_line
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE = 64  # utterances packed by this process before others are worth their start
@@ -69,31 +70,20 @@ def export_shar(
     for manifest in manifests:
         if (target := out / split_name(manifest.path)).exists():
             raise BadInput(f"{target}: is there already; remove it or choose another folder")
-    reports, unusable, done = list[SplitReport](), list[str](), 0.0
-    try:
-        with only_writer(out):
-            for manifest in manifests:
-                before = done
-                shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-                try:
-                    split = split_name(manifest.path)
-                    reports.append(write_shar(manifest, out, split, config, shown))
-                except NothingUsable as error:
-                    unusable.append(str(error))
-                done += len(manifest)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    splits = {split_name(manifest.path): manifest for manifest in manifests}
+    reports, notes = write_splits(splits, out, progress, partial(write_shar, config=config))
     if not reports:
-        raise NothingUsable("; ".join(unusable))
-    return reports, unusable
+        raise NothingUsable("; ".join(notes))
+    return reports, notes
 
 
 def write_shar(
     cuts: Iterable[Cut],
     out: Path,
     split: str,
-    config: SharConfig,
     progress: Progress | None = None,
+    *,
+    config: SharConfig,
 ) -> SplitReport:
     """Check the cuts of a split against their audio and write both to `out/<split>`.
 
@@ -130,10 +120,7 @@ def write_shar(
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
-    if not report.utterances:
-        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
-        raise NothingUsable(f"{split}: no utterance can be used{why}")
-    return report
+    return require_usable(report, listed)
 
 
 def _writer(folder: Path, config: SharConfig) -> SharWriter:

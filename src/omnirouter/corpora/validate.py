@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,9 @@ class SplitReport:
             "rejected": dict(self.rejected.most_common()),
             "repeated_ids": self.repeated_ids,
         }
+
+
+WriteSplit = Callable[[Iterable[Cut], Path, str, Progress | None], SplitReport]
 
 
 class NothingUsable(BadInput):
@@ -139,10 +142,18 @@ def write_splits(
     splits: Mapping[str, Iterable[Cut]],
     out: Path,
     progress: Progress | None = None,
-    *,
-    transcripts: bool = True,
+    write: WriteSplit | None = None,
 ) -> tuple[list[SplitReport], list[str]]:
-    """`write_split` for several; one without a usable utterance is a note, and the others go on.
+    """Write several splits; one without a usable utterance is a note, and the others go on.
+
+    Args:
+        splits: cuts by the name of their split.
+        out: folder, made if need be.
+        progress: called with the number of utterances done so far.
+        write: writes one split; `write_split` if not given.
+
+    Returns:
+        A report for every split that has a usable utterance, and a note for every other.
 
     Raises:
         BadInput: another process writes there.
@@ -162,7 +173,7 @@ def write_splits(
             for split, cuts in splits.items():
                 before = done
                 try:
-                    reports.append(write_split(cuts, out, split, shown, transcripts=transcripts))
+                    reports.append((write or write_split)(cuts, out, split, shown))
                 except NothingUsable as error:
                     notes.append(str(error))
     except OSError as error:
@@ -214,15 +225,16 @@ def write_split(
                 part.unlink(missing_ok=True)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
-    if not report.utterances:
-        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
-        raise NothingUsable(f"{split}: no utterance can be used{why}")
-    return report
+    return require_usable(report, listed)
 
 
-def reasons(report: SplitReport) -> str:
-    """Rejections in words, the commonest reason first."""
-    return ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
+def require_usable(report: SplitReport, listed: Path) -> SplitReport:
+    """Return the report; raises `NothingUsable` if it counts none, with the reasons in words."""
+    if report.utterances:
+        return report
+    kinds = ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
+    why = f": {kinds}; see {listed}" if kinds else ""
+    raise NothingUsable(f"{report.split}: no utterance can be used{why}")
 
 
 def publish(part: Path, path: Path, wanted: bool) -> None:
