@@ -148,6 +148,8 @@ def _read(name: str, src: Path, work: Path) -> tuple[Splits, list[str]]:
             return READERS[name](src, work), notes.lines
     except WrongLayout as missing:
         raise BadInput(f"{src}: holds no {missing}; expected {layout}") from missing
+    except BadInput:  # names its file and line
+        raise
     except (AssertionError, OSError, ValueError, LookupError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(f"{src}: {reason}; expected {layout}") from error
