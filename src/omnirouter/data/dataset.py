@@ -7,7 +7,6 @@ dropped in silence. What is random about an utterance hangs on (seed, epoch, cut
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from omnirouter.data.cut_audio import (
     require_inside,
     text_of,
 )
+from omnirouter.files import json_line, write_text
 from omnirouter.text import Tokenizer
 
 _INT16_SCALE = np.float32(2**15)
@@ -109,8 +109,8 @@ class RejectLog:
 
     def write(self, path: str | Path) -> None:
         """Write one JSON object with `id` and `reason` per line."""
-        rows = (json.dumps({"id": r.id, "reason": r.reason}) for r in self.rejected.values())
-        Path(path).write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        rows = ({"id": r.id, "reason": r.reason} for r in self.rejected.values())
+        write_text(path, "".join(map(json_line, rows)))
 
     def summary(self) -> str:
         """One line for people."""

@@ -19,7 +19,14 @@ from lhotse import MonoCut
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import NothingUsable, SplitReport, write_split
 from omnirouter.data.manifest import utterance
-from omnirouter.files import is_empty, json_line, only_writer, write_json, write_text
+from omnirouter.files import (
+    is_empty,
+    json_line,
+    only_writer,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from omnirouter.pseudo_labels.backends import Backend, run_locally
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.source_files import SourceFile
@@ -241,28 +248,31 @@ def apply_filters(
     useful = set[str]()
     counts: dict[str, list[float]] = {name: [0, 0.0] for name in ("language", *FILTERS)}
     kept, seconds = 0, 0.0
-    unfinished = out / "rejected.jsonl.tmp"
-    with unfinished.open("w", encoding="utf-8") as file:
-        for values, heard in _stored_segments(sources, out):
-            summary.files += 1
-            summary.seconds += values["seconds"]
-            summary.speech_seconds += heard.speech_seconds
-            if heard.language and not heard.segments:
-                counts["language"][0] += 1
-                counts["language"][1] += heard.speech_seconds
-                row = {"id": values["id"], "filter": "language", "figure": heard.language}
-                file.write(json.dumps({**row, "probability": heard.probability}) + "\n")
-            for segment in heard.segments:
-                if why := rejection(segment, filters):
-                    counts[why[0]][0] += 1
-                    counts[why[0]][1] += segment.seconds
-                    row = {"id": values["id"], "filter": why[0], "figure": why[1]}
-                    file.write(json_line({**row, **segment.to_dict()}))
-                else:
-                    kept += 1
-                    seconds += segment.seconds
-                    useful.add(values["id"])
-    unfinished.replace(out / "rejected.jsonl")
+
+    def write(path: Path) -> None:
+        nonlocal kept, seconds
+        with path.open("w", encoding="utf-8") as file:
+            for values, heard in _stored_segments(sources, out):
+                summary.files += 1
+                summary.seconds += values["seconds"]
+                summary.speech_seconds += heard.speech_seconds
+                if heard.language and not heard.segments:
+                    counts["language"][0] += 1
+                    counts["language"][1] += heard.speech_seconds
+                    row = {"id": values["id"], "filter": "language", "figure": heard.language}
+                    file.write(json.dumps({**row, "probability": heard.probability}) + "\n")
+                for segment in heard.segments:
+                    if why := rejection(segment, filters):
+                        counts[why[0]][0] += 1
+                        counts[why[0]][1] += segment.seconds
+                        row = {"id": values["id"], "filter": why[0], "figure": why[1]}
+                        file.write(json_line({**row, **segment.to_dict()}))
+                    else:
+                        kept += 1
+                        seconds += segment.seconds
+                        useful.add(values["id"])
+
+    write_atomically(out / "rejected.jsonl", write)
     summary.kept = kept, seconds
     summary.rejected = {name: (int(n), s) for name, (n, s) in counts.items() if n}
     return useful
