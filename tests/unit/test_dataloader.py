@@ -402,7 +402,7 @@ def test_a_set_without_usable_utterance_does_not_spin(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_the_loading_side_arrive(corpus: Path, workers: int) -> None:
     class Broken:
-        def encode(self, text: str) -> list[int]:
+        def normalize(self, text: str) -> str:
             raise RuntimeError("broken tokenizer")
 
     loader = make(read_manifest(corpus), Broken(), replace(DATA, workers=workers))  # type: ignore[arg-type]
