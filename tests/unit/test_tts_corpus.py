@@ -17,6 +17,7 @@ from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
 from omnirouter.data.manifests import read_manifest
 from omnirouter.synthesis import tts_corpus
+from omnirouter.synthesis.held_out import SENTENCE, SHARED_RUN, HeldOutText
 from omnirouter.synthesis.tts_corpus import (
     FESTIVAL_VOICES,
     FLITE_VOICES,
@@ -29,6 +30,7 @@ from omnirouter.synthesis.tts_corpus import (
     render,
 )
 from omnirouter.synthesis.voices import NoSound, normalize
+from omnirouter.text import normalize_text
 
 TEXT = """The train to London leaves at half past nine, platform four.
 It's raining — water the flowers anyway!
@@ -38,7 +40,10 @@ Call Anna at noon and tell her that the kitchen window is still open.
 SMALL = TtsCorpusConfig(hours=0.002, seed=4)
 
 
-RECORDED = tts_corpus.recorded_voices()  # before `espeak_alone` hides them
+RECORDED = (
+    *tts_corpus.recorded_voices("flite"),
+    *tts_corpus.recorded_voices("festival"),
+)  # before `espeak_alone` hides them
 
 
 @pytest.fixture(autouse=True)
@@ -87,21 +92,69 @@ def test_the_manifest_describes_the_files(text: Path, tmp_path: Path) -> None:
     assert len({row["id"] for row in made}) == len(made)
 
 
-def test_what_is_said_are_runs_of_words_of_the_sentences() -> None:
-    sentences = ["one two three four five", "six"]
-    passages = plan(sentences, TtsCorpusConfig(hours=0.05))
-    assert {passage.text for passage in passages} >= {"six", "one two three four five"}
-    for passage in passages:
-        assert any(passage.text in sentence for sentence in sentences)
-        assert 1 <= len(passage.text.split()) <= WORDS[1]
-    words = sum(len(passage.text.split()) for passage in passages)
-    wanted = 0.05 * 3600 * WORDS_PER_SECOND
-    assert wanted <= words < wanted + WORDS[1]
+ESPEAK = tts_corpus.Voices({"espeak": 1.0}, {"espeak": ()})
+
+
+def test_what_is_said_are_sentences_several_of_them_and_runs_of_their_words() -> None:
+    sentences = ["One two, three four five!", "six", " ".join(["word"] * 90)]
+    passages = plan(sentences, TtsCorpusConfig(hours=0.2), ESPEAK)
+    texts = [passage.text for passage in passages]
+    assert {"six", "one two three four five"} <= set(texts)
+    assert any(text.startswith("six one two") for text in texts), "joined"
+    assert max(len(text.split()) for text in texts) == WORDS
+    everything = " ".join(map(normalize_text, sentences))
+    assert all(word in everything for text in texts for word in text.split())
+    words = sum(len(text.split()) for text in texts)
+    wanted = 0.2 * 3600 * WORDS_PER_SECOND
+    assert 0.9 * wanted <= words < wanted + WORDS
 
 
 def test_more_hours_begin_with_the_same_utterances() -> None:
-    few, many = (plan(["a b c d", "e f"], TtsCorpusConfig(hours=h)) for h in (0.01, 0.02))
+    sentences = ["a b c d", "e f", "g h i"]
+    few, many = (plan(sentences, TtsCorpusConfig(hours=h), ESPEAK) for h in (0.01, 0.02))
     assert many[: len(few)] == few
+
+
+def test_shards_read_other_sentences_until_all_are_used() -> None:
+    sentences = [f"sentence {i} of many that are here to be read" for i in range(5000)]
+    shards = [plan(sentences, TtsCorpusConfig(hours=0.5, seed=seed), ESPEAK) for seed in range(4)]
+    used = [{p.text for p in shard if p.text in set(sentences)} for shard in shards]
+    assert all(len(one) > 100 for one in used)
+    shared = sum(len(used[i] & used[j]) for i in range(4) for j in range(i))
+    assert shared < 0.05 * sum(map(len, used))
+
+
+def test_voices_have_their_shares() -> None:
+    voices = tts_corpus.Voices({"espeak": 1.0, "flite": 3.0}, {"espeak": (), "flite": FLITE_VOICES})
+    sentences = ["it's a fine day"] * 5 + ["the café"] * 5
+    passages = plan(sentences, TtsCorpusConfig(hours=0.5), voices)
+    plain = [p.family for p in passages if "café" not in p.text]
+    assert plain.count("flite") / len(plain) == pytest.approx(0.75, abs=0.1)
+    assert {p.family for p in passages if "café" in p.text} == {"espeak"}
+
+
+def test_phrases_have_their_share_and_no_held_out_text() -> None:
+    config = TtsCorpusConfig(hours=0.2, phrases=0.5)
+    passages = plan(["a house by the sea"], config, ESPEAK)
+    words = {w for p in passages for w in p.text.split()}
+    assert {"seven", "o'clock"} & words
+    held_out = HeldOutText(["house", "by the sea"])
+    texts = {p.text for p in plan(["a house by the sea"], config, ESPEAK, held_out)}
+    assert texts.isdisjoint({"house", "by the sea"})
+    assert held_out.removed
+
+
+def test_sentences_of_held_out_sets_are_not_read(text: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "dev.jsonl"
+    kept = "call Anna at noon and tell her that the kitchen is closed"
+    transcripts = ["it's raining water the flowers anyway", kept]
+    manifest.write_text("".join(json.dumps({"text": t}) + "\n" for t in transcripts))
+    report = make_tts_corpus(
+        [text], tmp_path / "out", SMALL, without=[manifest], workers=1, progress=False
+    )
+    assert report.rejected[SENTENCE] == report.rejected[SHARED_RUN] == 1
+    said = " ".join(row["text"] for row in rows(report.path))
+    assert set(said.split()) <= set(normalize_text(TEXT.splitlines()[0]).split())
 
 
 def test_the_same_seed_gives_the_same_files_in_any_number_of_processes(
@@ -186,7 +239,7 @@ def test_text_that_says_nothing_is_named(tmp_path: Path) -> None:
         ("empty", b"", "no line holds words"),
         ("marks", "... \n—\n".encode(), "no line holds words"),
         ("latin", "caf\xe9".encode("latin-1"), "cannot be read as UTF-8 text"),
-        ("russian", "привет мир\n".encode(), "no line holds words in Latin letters"),
+        ("russian", "привет мир\n".encode(), "no line holds words that these voices can read"),
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=f"{name}: {problem}"):
@@ -217,7 +270,7 @@ def test_utterances_without_sound_are_left_out_and_counted(
     assert report.rejected == {"no sound": 1}
     made = rows(report.path)
     assert report.utterances == len(made) == len(list((tmp_path / "out").rglob("*.*"))) - 2
-    assert made[0]["id"] == "reading-000001"
+    assert made[0]["id"] == "reading-4-000001"
     with pytest.raises(NoSound):
         normalize(np.zeros(0, np.float32))
 
@@ -236,16 +289,17 @@ def test_without_espeak_the_message_names_the_extra(
         make(text, tmp_path / "out")
 
 
-def test_recorded_voices_have_their_share() -> None:
-    def share(text: str) -> float:
-        drawn = (
-            tts_corpus._draw_voice(np.random.default_rng(seed), text, FLITE_VOICES)
-            for seed in range(300)
-        )
-        return sum(voice in FLITE_VOICES for voice in drawn) / 300
+def test_families_that_are_not_there_are_named(text: Path, tmp_path: Path) -> None:
+    def voices(**shares: float) -> TtsCorpusConfig:
+        return TtsCorpusConfig(hours=0.001, voices=shares)
 
-    assert share("it's 9 o'clock") == pytest.approx(tts_corpus.RECORDED_SHARE, abs=0.1)
-    assert share("the café") == 0, "espeak-ng says it"
+    with pytest.raises(BadInput, match="flite is not installed: apt-get install flite"):
+        make(text, tmp_path / "out", voices(flite=1))
+    with pytest.raises(BadInput, match="there is no siri; choose of hibari, kokoro"):
+        voices(siri=1)
+    with pytest.raises(BadInput, match="the share of espeak must be above 0"):
+        voices(espeak=0)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("voice", "program"), [("slt", "flite"), ("ked_diphone", "text2wave")])
@@ -277,14 +331,15 @@ def test_a_program_that_fails_is_named_with_its_reason(
 
 
 def test_only_voices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tts_corpus.recorded_voices() == ()
+    assert tts_corpus.recorded_voices("flite") == tts_corpus.recorded_voices("festival") == ()
 
     def stand_in(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(command, 0, stdout=b"(nsk_hi kal_diphone)\n")
 
     monkeypatch.setattr(tts_corpus.shutil, "which", lambda name: None if name == "flite" else name)
     monkeypatch.setattr(tts_corpus.subprocess, "run", stand_in)
-    assert tts_corpus.recorded_voices() == ("kal_diphone",)
+    assert tts_corpus.recorded_voices("flite") == ()
+    assert tts_corpus.recorded_voices("festival") == ("kal_diphone",)
 
 
 @pytest.mark.skipif(not RECORDED, reason="neither flite nor festival is installed")

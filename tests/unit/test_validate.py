@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from omnirouter.corpora.validate import SplitReport, prepare_manifests, split_na
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.manifests import read_manifest
 from omnirouter.files import only_writer
+from omnirouter.synthesis.tts_corpus import TtsCorpusConfig
 
 
 def wave(path: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 1) -> Path:
@@ -291,8 +293,8 @@ def test_the_command_reads_aloud(
 ) -> None:
     calls = []
 
-    def stand_in(texts: list[Path], out: Path, config: Any) -> SplitReport:
-        calls.append((texts, config.hours, config.seed))
+    def stand_in(texts: list[Path], out: Path, config: Any, **options: Any) -> SplitReport:
+        calls.append((texts, out.name, config, options))
         return SplitReport("train", out / "train.jsonl", utterances=2, seconds=900)
 
     monkeypatch.setattr("omnirouter.synthesis.tts_corpus.make_tts_corpus", stand_in)
@@ -300,7 +302,58 @@ def test_the_command_reads_aloud(
     assert main([*arguments, "--hours", "0.25", "--seed", "7", "--json"]) == 0
     [report] = json.loads(capsys.readouterr().out)
     assert (report["split"], report["utterances"], report["hours"]) == ("train", 2, 0.25)
-    assert calls == [([Path("text.txt")], 0.25, 7)]
+    nothing = {"without": [], "kokoro": None, "workers": None}
+    wanted = TtsCorpusConfig(hours=0.25, seed=7)
+    assert calls == [([Path("text.txt")], "out", wanted, nothing)]
+
+
+def test_the_command_reads_shards_in_chosen_voices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    def stand_in(texts: list[Path], out: Path, config: Any, **options: Any) -> SplitReport:
+        calls.append((texts, out.name, config, options))
+        return SplitReport("train", out / "train.jsonl", utterances=2, seconds=900)
+
+    monkeypatch.setattr("omnirouter.synthesis.tts_corpus.make_tts_corpus", stand_in)
+    for name in ("b.txt", "a.txt", "dev.jsonl", "test_a.jsonl"):
+        (tmp_path / name).write_text("")
+    held_out = f"{tmp_path / 'dev.jsonl'},{tmp_path / 'test_*.jsonl'}"
+    arguments = ["prepare", "synthetic", str(tmp_path), str(tmp_path / "out")]
+    options = ["--shards", "3-4", "--voices", "hibari=3,kokoro", "--phrases", "0.3", "--clean"]
+    where = ["true", "--without", held_out, "--kokoro-voices", "styles", "--workers", "1"]
+    assert main([*arguments, *options, *where]) == 0
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    config = TtsCorpusConfig(voices={"hibari": 3, "kokoro": 1}, phrases=0.3, treated=False)
+    sources = {
+        "without": [tmp_path / "dev.jsonl", tmp_path / "test_a.jsonl"],
+        "kokoro": Path("styles"),
+        "workers": 1,
+    }
+    assert calls == [(texts, f"{seed:03d}", replace(config, seed=seed), sources) for seed in (3, 4)]
+    assert "hours an hour" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--shards", "3"], "--shards: FIRST-LAST, such as 0-9, not 3"),
+        (["--shards", "4-3"], "--shards: FIRST-LAST"),
+        (["--shards", "0-3", "--seed", "1"], "give it or --seed"),
+        (["--voices", "hibari=much"], "--voices: much is no number"),
+        (["--voices", "siri=1"], "voices: there is no siri"),
+        (["--without", "nowhere*.jsonl"], "--without: no file is nowhere*.jsonl"),
+        (["--phrases", "2"], "phrases must be between 0 and 1"),
+    ],
+)
+def test_odd_options_of_reading_aloud_are_named(
+    options: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("hello there")
+    assert main(["prepare", "synthetic", str(text), str(tmp_path / "out"), *options]) == 2
+    assert problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE
@@ -11,14 +16,55 @@ from omnirouter.config import BadInput
 NOTES = 5  # shown of those on what was left out
 
 
+@dataclass(frozen=True)
+class SyntheticOptions:
+    """Options of `prepare synthetic`.
+
+    Attributes:
+        hours: for synthetic, hours of speech to make (10 if not given).
+        seed: for synthetic, all draws follow from it (0 if not given).
+        shards: for synthetic, corpora with the seeds FIRST-LAST, such as 0-9, in OUT/000 and so on,
+            which read other sentences until all are used.
+        voices: for synthetic, families of voices and their shares, such as hibari=3,kokoro=1: of
+            hibari, kokoro, espeak, flite and festival; the last three if not given.
+        kokoro_voices: for synthetic, folder of Kokoro's voices (`voices` of npm's kokoro-js).
+        phrases: for synthetic, share of the utterances that are names, numbers, dates, spelled
+            letters, commands or single words instead of sentences (none if not given).
+        clean: for synthetic, no rooms, noise and telephone, which training adds.
+        without: for synthetic, manifests of held-out sets, patterns separated by commas: no line is
+            read that is a transcript of theirs or shares eight words in a row with one.
+        workers: for synthetic, processes (one for each core if not given).
+    """
+
+    hours: float | None = None
+    seed: int | None = None
+    shards: str | None = None
+    voices: str | None = None
+    kokoro_voices: Path | None = None
+    phrases: float | None = None
+    clean: bool = False
+    without: str | None = None
+    workers: int | None = None
+
+    def config(self) -> dict[str, Any]:
+        """Settings of the corpus that were given."""
+        given = {
+            "hours": self.hours,
+            "seed": self.seed,
+            "voices": _voice_shares(self.voices) if self.voices else None,
+            "phrases": self.phrases,
+            "treated": False if self.clean else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
 def prepare(
     corpus: str,
     src: Path,
     out: Path,
+    synthetic: SyntheticOptions,
     *,
     download: bool = False,
-    hours: float | None = None,
-    seed: int | None = None,
     json: bool = False,
 ) -> int:
     """Turn a corpus into cuts, each checked against its audio.
@@ -26,25 +72,25 @@ def prepare(
     Writes OUT/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
     (listed in OUT/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
     data folder, or a folder of them), manifest (a JSONL or lhotse manifest, or a folder of them,
-    one per split), or synthetic (a text file, one sentence per line, read aloud by synthesizers
-    into OUT/train.jsonl).
+    one per split), or synthetic (a text file with one sentence per line, or a folder of them, read
+    aloud by synthesizers into OUT/train.jsonl; an interrupted call is taken up again).
 
     Args:
         corpus: a name from `omnirouter corpora`, or kaldi, manifest or synthetic.
         src: where the corpus is; with --download where it is put.
         out: folder to write to.
+        synthetic: how text is read aloud.
         download: fetch what is not there yet; an interrupted download is taken up again.
-        hours: for synthetic, hours of speech to make (10 if not given).
-        seed: for synthetic, all draws follow from it (0 if not given).
         json: print a JSON list with an object per split.
     """
     if corpus == "synthetic":
         if download:
             raise BadInput("--download: there is nothing to download for synthetic; leave it out")
-        return _read_aloud(src, out, hours, seed, json)
-    for name, value in (("hours", hours), ("seed", seed)):
-        if value is not None:
-            raise BadInput(f"--{name}: only for prepare synthetic; leave it out")
+        return _read_aloud(src, out, synthetic, json)
+    for name, value in asdict(synthetic).items():
+        if value not in (None, False):
+            option = name.replace("_", "-")
+            raise BadInput(f"--{option}: only for prepare synthetic; leave it out")
     _require_corpus(corpus)
     if download:
         _download(corpus, src)
@@ -87,10 +133,65 @@ def _download(corpus: str, src: Path) -> None:
         download(remotes(corpus), src, lambda done: update(done / 1e6))
 
 
-def _read_aloud(src: Path, out: Path, hours: float | None, seed: int | None, json: bool) -> int:
+def _read_aloud(src: Path, out: Path, options: SyntheticOptions, json: bool) -> int:
+    """Make one corpus, or one for each shard, and say how fast."""
     from omnirouter.synthesis.tts_corpus import TtsCorpusConfig, make_tts_corpus
 
-    given = {name: v for name, v in (("hours", hours), ("seed", seed)) if v is not None}
-    config = TtsCorpusConfig(**given)  # type: ignore[arg-type]
-    console.show_reports([make_tts_corpus([src], out, config).to_dict()], json)
+    config = options.config()
+    sources = {
+        "without": _matching(options.without or ""),
+        "kokoro": options.kokoro_voices,
+        "workers": options.workers,
+    }
+    texts = sorted(src.glob("*.txt")) if src.is_dir() else [src]
+    if not texts:
+        raise BadInput(f"{src}: holds no .txt files")
+    reports = []
+    for seed in _shard_seeds(options):
+        folder = out if seed is None else out / f"{seed:03d}"
+        made = TtsCorpusConfig(**config if seed is None else config | {"seed": seed})
+        found = sum(1 for _ in folder.glob("audio/*/*.wav"))
+        begin = time.monotonic()
+        report = make_tts_corpus(texts, folder, made, **sources)  # type: ignore[arg-type]
+        elapsed = (time.monotonic() - begin) / 3600
+        new = report.seconds / 3600 * max(0, 1 - found / max(1, report.utterances))
+        if new:
+            console.note(f"{folder}: {new:.2f} h of new speech, {new / elapsed:.1f} hours an hour")
+        reports.append(report.to_dict())
+    console.show_reports(reports, json)
     return DONE
+
+
+def _matching(patterns: str) -> list[Path]:
+    """Files that match patterns separated by commas; each pattern must match one."""
+    found: list[Path] = []
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        paths = [Path(name) for name in sorted(glob.glob(pattern))]
+        if not paths:
+            raise BadInput(f"--without: no file is {pattern}")
+        found += paths
+    return found
+
+
+def _shard_seeds(options: SyntheticOptions) -> Sequence[int | None]:
+    """Seeds of the shards asked for; None alone for a corpus without any."""
+    if not options.shards:
+        return [None]
+    if options.seed is not None:
+        raise BadInput("--shards: is the seeds of several corpora; give it or --seed")
+    first, _, last = options.shards.partition("-")
+    if not (first.isdecimal() and last.isdecimal()) or int(last) < int(first):
+        raise BadInput(f"--shards: FIRST-LAST, such as 0-9, not {options.shards}")
+    return range(int(first), int(last) + 1)
+
+
+def _voice_shares(voices: str) -> dict[str, float]:
+    """Shares of families of voices, as `--voices` names them."""
+    shares: dict[str, float] = {}
+    for part in filter(None, voices.split(",")):
+        name, _, share = part.partition("=")
+        try:
+            shares[name.strip()] = float(share or 1)
+        except ValueError as error:
+            raise BadInput(f"--voices: {share} is no number; hibari=3,kokoro=1 is right") from error
+    return shares
