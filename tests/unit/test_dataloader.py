@@ -403,6 +403,9 @@ def test_a_set_without_usable_utterance_does_not_spin(tmp_path: Path) -> None:
 def test_errors_of_the_loading_side_arrive(corpus: Path, workers: int) -> None:
     class Broken:
         def normalize(self, text: str) -> str:
+            return text
+
+        def encode(self, text: str) -> list[int]:
             raise RuntimeError("broken tokenizer")
 
     loader = make(read_manifest(corpus), Broken(), replace(DATA, workers=workers))  # type: ignore[arg-type]
