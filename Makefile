@@ -14,8 +14,8 @@ endif
 
 .DEFAULT_GOAL := help
 # What rounding touches: these tests also pass as other processors compute.
-NUMERICS := tests/golden tests/parity tests/property tests/unit/test_encoder.py tests/unit/test_prepack.py \
-	tests/unit/test_fused.py tests/unit/test_losses.py tests/unit/test_optim.py tests/e2e/test_shipped.py
+NUMERICS := tests/golden tests/parity tests/property tests/unit/test_encoder.py tests/unit/test_packed.py \
+	tests/unit/test_bias_relu.py tests/unit/test_losses.py tests/unit/test_optim.py tests/e2e/test_shipped.py
 
 .PHONY: help demo test test-all test-cpus check lint fmt docs clean
 

@@ -34,7 +34,7 @@ from lhotse import CutSet
 from numpy.random import default_rng
 from small_english import ANCHOR, all_sets, history, machine
 
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
 from omnirouter.config import (
     PRETRAINED_DIR,

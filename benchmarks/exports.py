@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from program import RESULTS
 
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.bench import timing
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import PRETRAINED_DIR, VadOptions

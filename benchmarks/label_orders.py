@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 import omnirouter
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.text import Tokenizer
 
 RATE = 16_000

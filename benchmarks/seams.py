@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.config import VadOptions
 from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.chunking import LONGEST_S

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import AudioError
+from omnirouter.audio.reader import AudioError
 from omnirouter.data.dataset import read_cut
 from omnirouter.data.manifests import read_manifest
 from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, find_speech

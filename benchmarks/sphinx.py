@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from small_english import TESTS, machine
 
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.data.multiprocess import in_parallel, shown
 from omnirouter.metrics.wer import edit_counts, rate_of_counts
 

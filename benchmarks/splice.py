@@ -32,7 +32,7 @@ import soundfile
 from numpy.typing import NDArray
 
 import omnirouter
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.data.multiprocess import in_parallel, shown
 from omnirouter.decoding import ctc_forced_align
 from omnirouter.serve.recognizer import WORD_START, Recognizer

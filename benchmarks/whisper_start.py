@@ -36,7 +36,7 @@ from omnirouter.audio.features import (
     log_mel_spectrogram,
     num_mel_frames,
 )
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import save_checkpoint
 from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.data.manifests import read_manifest

@@ -13,7 +13,7 @@ import pytest
 from lhotse import CutSet
 from safetensors import safe_open
 
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import WEIGHTS, load_checkpoint
 from omnirouter.config import (
     PRETRAINED_DIR,

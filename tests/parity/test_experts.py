@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,10 +14,16 @@ import torch
 from torch import Tensor
 
 from omnirouter.config import ModelConfig
-from omnirouter.model import cpu_experts, layers, native
-from omnirouter.model.cpu_experts import ACTIVATIONS, ROUND_TO, fused
+from omnirouter.model.kernels import (
+    ACTIVATIONS,
+    avx512_bf16,
+    cpu,
+    cuda,
+    grouped_mlp_reference,
+)
+from omnirouter.model.kernels.cpu import FEWEST, Paths, cast_weights, onednn_available, padded_rows
+from omnirouter.model.kernels.packed import CompiledExperts, PackedExperts
 from omnirouter.model.layers import Experts
-from omnirouter.model.prepack import CompiledExperts, PackedExperts
 from omnirouter.model.routing import Routing
 
 N = 4
@@ -54,15 +63,22 @@ def route(loads: list[int], *, top_2: bool) -> tuple[Tensor, Routing]:
 
 
 def with_gradients(
-    module: Experts, method: str, x_TD: Tensor, routing: Routing
+    module: Experts,
+    x_TD: Tensor,
+    routing: Routing,
+    run: Callable[[Experts, Tensor, Routing], Tensor] = Experts.forward,
 ) -> tuple[Tensor, list[Tensor]]:
     """Output, and gradients of input, gates and weights of a fixed weighted sum of it."""
     x_TD = x_TD.clone().requires_grad_()
     gate_A = routing.gate_A.clone().requires_grad_()
-    y_TD = getattr(module, method)(x_TD, routing._replace(gate_A=gate_A))
+    y_TD = run(module, x_TD, routing._replace(gate_A=gate_A))
     weight = torch.linspace(-1, 1, y_TD.numel()).reshape(y_TD.shape)
     gradients = torch.autograd.grad((y_TD * weight).sum(), [x_TD, gate_A, *module.parameters()])
     return y_TD.detach(), list(gradients)
+
+
+def reference(module: Experts, x_TD: Tensor, routing: Routing) -> Tensor:
+    return grouped_mlp_reference(x_TD, routing, module.weights, module.activation)
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -76,8 +92,8 @@ def test_float32(loads: list[int], top_2: bool) -> None:
     """In float32 output and all gradients are those of the definition, however uneven the load."""
     module = experts()
     x_TD, routing = route(loads, top_2=top_2)
-    fast, gradients = with_gradients(module, "forward", x_TD, routing)
-    slow, expected = with_gradients(module, "reference", x_TD, routing)
+    fast, gradients = with_gradients(module, x_TD, routing)
+    slow, expected = with_gradients(module, x_TD, routing, reference)
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     for ours, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -90,13 +106,13 @@ def test_bfloat16(how: str, loads: list[int], top_2: bool) -> None:
     """In bfloat16, by autocast or by weights, it rounds no worse than the definition does."""
     module = experts()
     x_TD, routing = route(loads, top_2=top_2)
-    exact, expected = with_gradients(module, "reference", x_TD, routing)
+    exact, expected = with_gradients(module, x_TD, routing, reference)
     rounded = experts().bfloat16()
-    slow, slow_gradients = with_gradients(rounded, "reference", x_TD.bfloat16(), routing)
+    slow, slow_gradients = with_gradients(rounded, x_TD.bfloat16(), routing, reference)
     if how == "weights":
         module, x_TD = rounded, x_TD.bfloat16()
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
-        fast, gradients = with_gradients(module, "forward", x_TD, routing)
+        fast, gradients = with_gradients(module, x_TD, routing)
     assert fast.dtype == torch.bfloat16
     for ours, theirs, truth in zip(
         [fast, *gradients], [slow, *slow_gradients], [exact, *expected], strict=True
@@ -112,13 +128,8 @@ def test_grouped_products(loads: list[int], top_2: bool, monkeypatch: pytest.Mon
     def plain(y_AF: Tensor, bias_NF: Tensor, expert_A: Tensor) -> Tensor:
         return (y_AF + bias_NF[expert_A]).relu()
 
-    def grouped(
-        self: Experts, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        return self._grouped(x_TD, frame_A, expert_A.sort().values, dtype)
-
-    monkeypatch.setattr(layers, "bias_relu", plain)  # not compiled
-    monkeypatch.setattr(Experts, "_one_by_one", grouped)
+    monkeypatch.setattr(cuda, "bias_relu", plain)  # not compiled
+    monkeypatch.setattr(cpu, "run_experts", cuda.run_experts)
     test_float32(loads, top_2)
 
 
@@ -126,7 +137,7 @@ def test_grouped_products(loads: list[int], top_2: bool, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
 def test_the_loop(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processors that need no compiled experts get the same from oneDNN's products."""
-    monkeypatch.setattr(native, "usable", lambda *given: False)
+    monkeypatch.setattr(avx512_bf16, "is_supported", lambda *given: False)
     test_bfloat16("autocast", loads, top_2)
 
 
@@ -134,8 +145,8 @@ def test_the_loop(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
 def test_plain_products(loads: list[int], top_2: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where oneDNN's products with bias and ReLU are missing, plain ones give the same."""
-    monkeypatch.setattr(cpu_experts, "fused", lambda dtype: False)
-    monkeypatch.setattr(native, "usable", lambda *given: False)
+    monkeypatch.setattr(cpu, "onednn_available", lambda dtype: False)
+    monkeypatch.setattr(avx512_bf16, "is_supported", lambda *given: False)
     test_float32(loads, top_2)
     test_bfloat16("autocast", loads, top_2)
 
@@ -161,7 +172,7 @@ def test_gelu(loads: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "CONFIG", replace(CONFIG, activation="gelu"))
     test_gradients_in_double_precision(loads)
     test_bfloat16("weights", loads, top_2=True)
-    if fused(torch.float32):
+    if onednn_available(torch.float32):
         test_prepacked(loads, top_2=False)
     with monkeypatch.context() as patch:
         test_grouped_products(loads, top_2=True, monkeypatch=patch)
@@ -195,12 +206,12 @@ def test_dropout_scales_what_it_keeps_and_its_gradient(activation: Literal["relu
 def test_rows_of_other_experts_leave_no_trace() -> None:
     """In bfloat16 groups are rounded up; huge frames of one expert do not reach the others."""
     module = experts().bfloat16()
-    loads = [ROUND_TO + 1, 3, 2 * ROUND_TO, 5]
+    loads = [FEWEST + 1, 3, 2 * FEWEST, 5]
     x_TD, routing = route(loads, top_2=False)
     x_TD = x_TD.bfloat16()
-    clean, expected = with_gradients(module, "forward", x_TD, routing)
+    clean, expected = with_gradients(module, x_TD, routing)
     x_TD[routing.expert_A == 1] = 1e20
-    spoilt, gradients = with_gradients(module, "forward", x_TD, routing)
+    spoilt, gradients = with_gradients(module, x_TD, routing)
     own = routing.expert_A != 1
     assert torch.equal(spoilt[own], clean[own])
     assert torch.equal(gradients[0][own], expected[0][own])
@@ -208,7 +219,9 @@ def test_rows_of_other_experts_leave_no_trace() -> None:
         assert torch.equal(ours[[0, 2, 3]], theirs[[0, 2, 3]])
 
 
-@pytest.mark.skipif(not fused(torch.float32), reason="oneDNN cannot rearrange weights here")
+@pytest.mark.skipif(
+    not onednn_available(torch.float32), reason="oneDNN cannot rearrange weights here"
+)
 @pytest.mark.parametrize("top_2", [False, True], ids=["top-1", "top-2"])
 @pytest.mark.parametrize("loads", LOADS.values(), ids=LOADS.keys())
 def test_prepacked(loads: list[int], top_2: bool) -> None:
@@ -221,7 +234,7 @@ def test_prepacked(loads: list[int], top_2: bool) -> None:
 
 
 compiled = pytest.mark.skipif(
-    not native.usable(CONFIG.dim, CONFIG.ffn_dim, torch.bfloat16),
+    not avx512_bf16.is_supported(CONFIG.dim, CONFIG.ffn_dim, torch.bfloat16),
     reason="no compiled experts here: they need AVX-512 BF16 without AMX, and a C++ compiler",
 )
 
@@ -240,11 +253,11 @@ def test_compiled_experts(loads: list[int], d: int, f: int) -> None:
     weights = (module.up_NFD, module.up_bias_NF, module.down_NDF, module.down_bias_ND)
     x, d_y = torch.randn(2, sum(loads), d).bfloat16()
     drawn = torch.randint(256, (len(x), f), dtype=torch.uint8)
-    groups = native.Groups.of(torch.tensor(loads))
-    y, hidden = native.forward(x, weights, groups, native.Dropout(drawn, 100, scale))
-    grads = native.backward(x, d_y, hidden, weights[0], weights[2], groups, scale)
-    plain, _ = native.forward(x, weights, groups)
-    assert torch.equal(native.forward(x, CompiledExperts(module).weights, groups)[0], plain)
+    groups = avx512_bf16.ExpertOffsets.of(torch.tensor(loads))
+    y, hidden = avx512_bf16.forward(x, weights, groups, avx512_bf16.Dropout(drawn, 100, scale))
+    grads = avx512_bf16.backward(x, d_y, hidden, weights[0], weights[2], groups, scale)
+    plain, _ = avx512_bf16.forward(x, weights, groups)
+    assert torch.equal(avx512_bf16.forward(x, CompiledExperts(module).weights, groups)[0], plain)
 
     def rounded(tensor: Tensor) -> Tensor:
         return tensor.bfloat16().float()
@@ -279,7 +292,7 @@ def test_compiled_experts_do_not_depend_on_threads() -> None:
         torch.set_num_threads(threads)
         try:
             with torch.autocast("cpu", torch.bfloat16):
-                found.append(with_gradients(module, "forward", x_TD, routing))
+                found.append(with_gradients(module, x_TD, routing))
         finally:
             torch.set_num_threads(before)
     (one, gradients), (more, others) = found
@@ -292,7 +305,7 @@ def test_compiled_experts_do_not_depend_on_threads() -> None:
 def test_compiled_dropout() -> None:
     """Output and gradients are those of a layer whose hidden units are multiplied by that mask."""
     module = experts().train()
-    module.dropout.dropped = 100
+    module.dropout.p = 100 / 256
     x_TD, routing = route([7, 20, 0, 33], top_2=False)
     drawn = torch.randint(256, (len(x_TD), CONFIG.ffn_dim), dtype=torch.uint8)
     order = routing.expert_A.argsort(stable=True)
@@ -310,8 +323,8 @@ def test_compiled_dropout() -> None:
         return y.detach(), list(torch.autograd.grad((y * weight).sum(), [x, *module.parameters()]))
 
     with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
-        patch.setattr(cpu_experts, "random_bytes", lambda *shape: drawn.view(shape))
-        ours, (x_grad, _, *grads) = with_gradients(module, "forward", x_TD, routing)
+        patch.setattr(cpu, "random_bytes", lambda *shape: drawn.view(shape))
+        ours, (x_grad, _, *grads) = with_gradients(module, x_TD, routing)
     exact, expected = masked(x_TD)
     for found, truth in zip([ours, x_grad, *grads], [exact, *expected], strict=True):
         assert distance(found, truth) < 0.02
@@ -338,13 +351,13 @@ def test_a_damaged_compiled_form_is_made_again(
     """Loading a file that was cut short would end the process."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
-        native.library.cache_clear()
-        assert native.library() is not None
+        avx512_bf16.load_library.cache_clear()
+        assert avx512_bf16.load_library() is not None
         (made,) = tmp_path.rglob("*.*")
         content = made.read_bytes()
         made.unlink()  # not emptied: the process has it in its memory
         made.write_bytes(content[: len(content) // 2])
-    native.library.cache_clear()
+    avx512_bf16.load_library.cache_clear()
 
 
 @compiled
@@ -354,7 +367,7 @@ def test_compiled_experts_take_other_numbers_as_well() -> None:
     x_TD, routing = route(LOADS["skewed"], top_2=False)
     packed = CompiledExperts(module)
     with torch.no_grad():
-        exact = module.reference(x_TD, routing)
+        exact = reference(module, x_TD, routing)
         assert distance(packed(x_TD, routing), exact) < 0.01
         with torch.autocast("cpu", torch.float16):
             assert distance(packed(x_TD, routing), exact) < 0.01
@@ -377,16 +390,16 @@ def test_without_compiled_experts(
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         names = {"a compiler that fails": "false", "a name that is none": 'c++ "'}
         monkeypatch.setenv("CXX", names.get(why, str(tmp_path / "none")))
-    before = native.library()
-    native.library.cache_clear()
+    before = avx512_bf16.load_library()
+    avx512_bf16.load_library.cache_clear()
     try:
         if why != "no place to keep it":
-            assert native.library() is None
+            assert avx512_bf16.load_library() is None
         else:
-            assert (native.library() is None) == (before is None)
+            assert (avx512_bf16.load_library() is None) == (before is None)
         test_bfloat16("autocast", LOADS["skewed"], top_2=False)
     finally:
-        native.library.cache_clear()
+        avx512_bf16.load_library.cache_clear()
     assert not list(tmp_path.rglob("*.so"))
 
 
@@ -394,7 +407,7 @@ def test_without_compiled_experts(
 def test_no_frames(top_2: bool) -> None:
     """Without a frame the output is empty and the gradients are zero, not missing."""
     x_TD, routing = route([0, 0, 0, 0], top_2=top_2)
-    y_TD, gradients = with_gradients(experts(), "forward", x_TD, routing)
+    y_TD, gradients = with_gradients(experts(), x_TD, routing)
     assert y_TD.shape == (0, CONFIG.dim)
     assert not any(gradient.any() for gradient in gradients)
 
@@ -408,7 +421,7 @@ def test_a_frame_without_an_expert_gets_zero() -> None:
     )
     y_TD = module(x_TD, routing)
     assert not y_TD[:2].any()
-    torch.testing.assert_close(y_TD, module.reference(x_TD, routing), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(y_TD, reference(module, x_TD, routing), rtol=1e-5, atol=1e-5)
 
 
 def test_the_gate_scales_the_output() -> None:
@@ -418,3 +431,81 @@ def test_the_gate_scales_the_output() -> None:
     once = module(x_TD, routing)
     twice = module(x_TD, routing._replace(gate_A=2 * routing.gate_A))
     torch.testing.assert_close(twice, 2 * once)
+
+
+@pytest.mark.parametrize("product", [cpu._mm, cpu._onednn_mm], ids=["plain", "oneDNN"])
+@pytest.mark.skipif(not onednn_available(torch.float32), reason="no products of oneDNN here")
+def test_gradients_by_either_product(
+    product: Callable[[Tensor, Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever product this processor does not take gives the same gradients."""
+    mixed = Paths(cpu.linear, product, padded=True, name="mixed")
+    monkeypatch.setattr(cpu, "paths", lambda dtype: mixed)
+    for loads in LOADS.values():
+        test_float32(loads, top_2=True)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_cast_weights_follow_every_change(fused: bool) -> None:
+    """Weights in bfloat16 are cast once, and again after each way in which weights change."""
+    weight = torch.nn.Parameter(torch.randn(3, 4))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+    first = cast_weights(weight, torch.bfloat16)
+    assert cast_weights(weight, torch.bfloat16) is first
+    weight.grad = torch.ones_like(weight)
+    changes = [
+        optimizer.step,  # a fused one does not count as a change of the tensor
+        lambda: weight.detach().mul_(2),
+        lambda: weight.detach().copy_(torch.randn(3, 4)),
+        lambda: setattr(weight, "data", torch.randn(3, 4)),
+    ]
+    for change in changes:
+        change()
+        assert torch.equal(cast_weights(weight, torch.bfloat16), weight.detach().bfloat16())
+    with torch.inference_mode():
+        weight.mul_(2)
+        assert torch.equal(cast_weights(weight, torch.bfloat16), weight.bfloat16())
+    weight.detach().mul_(3)
+    assert torch.equal(cast_weights(weight, torch.bfloat16), weight.detach().bfloat16())
+    assert not cast_weights(weight, torch.bfloat16).is_inference()
+
+
+def test_cast_weights_end_with_the_weight() -> None:
+    """A copy does not outlive what it was made of."""
+    weight = torch.nn.Parameter(torch.randn(3, 4))
+    copy = weakref.ref(cast_weights(weight, torch.bfloat16))
+    assert copy() is not None
+    del weight
+    gc.collect()
+    assert copy() is None
+
+
+def test_weights_are_cast_once_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several micro-batches read the same copy, and train as if each had cast its own."""
+    monkeypatch.setattr(avx512_bf16, "is_supported", lambda *given: False)
+
+    def trained(cast: Callable[[Tensor, torch.dtype], Tensor]) -> list[Tensor]:
+        monkeypatch.setattr(cpu, "cast_weights", cast)
+        module = experts()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=0.01, fused=True)
+        for seed in range(6):
+            x_TD, routing = route([9, 3 + seed, 0, 20], top_2=True)
+            with torch.autocast("cpu", torch.bfloat16):
+                module(x_TD, routing).square().sum().backward()
+            if seed % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+        return list(module.parameters())
+
+    anew = trained(lambda weight, dtype: weight.detach().to(dtype))
+    for ours, theirs in zip(trained(cast_weights), anew, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_rows_are_rounded_up_on_a_grid() -> None:
+    """Few sizes, so that oneDNN remembers them all, at most a sixteenth more than asked for."""
+    padded = [padded_rows(size) for size in range(1, 4097)]
+    assert all(size <= rows for size, rows in enumerate(padded, 1))
+    assert all(rows <= max(size + 7, size * 17 / 16 + 1) for size, rows in enumerate(padded, 1))
+    assert padded == sorted(padded)
+    assert len(set(padded)) < 100

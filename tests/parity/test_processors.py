@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import PRETRAINED_DIR, ModelConfig
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from omnirouter.audio.features import num_frames
-from omnirouter.audio.loading import resample
+from omnirouter.audio.reader import resample
 from omnirouter.config import AugmentConfig, BadInput, DataConfig, FeatureConfig
 from omnirouter.data.augment import Augmenter, add_noise, mix, reverberate
 from omnirouter.data.dataloader import AsrDataLoader

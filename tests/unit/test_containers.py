@@ -1,4 +1,4 @@
-"""Files of which libsndfile reads a part: every way of reading hears them to their end."""
+"""Files whose headers lie, or that hold several recordings: read to their end, or refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from omnirouter.audio.containers import recordings
-from omnirouter.audio.loading import AudioError, load_audio, open_sound, sound_length
-from omnirouter.audio.reader import AudioReader
+from omnirouter.audio.reader import AudioError, AudioReader, audio_info, load_audio, sound_length
 
 RATE = 16_000
 SHAPES = [(44_100, 2), (48_000, 1), (16_000, 1), (24_000, 2), (8_000, 1)]  # of all three versions
@@ -42,7 +40,8 @@ def without_header(data: bytes) -> bytes:
 def heard(path: Path) -> np.ndarray:
     with AudioReader(path, RATE) as stream:
         samples = np.concatenate(list(stream.blocks()))
-        assert stream.duration == pytest.approx(len(samples) / RATE, abs=0.01)
+        # of joined MP3 a decoder drops a frame or two that its parser counts
+        assert stream.duration == pytest.approx(len(samples) / RATE, abs=0.05)
         return samples
 
 
@@ -62,7 +61,7 @@ def test_mp3_without_a_header(tmp_path: Path, rate: int, channels: int) -> None:
     np.testing.assert_allclose(read[:-100], samples[: len(read) - 100], atol=1e-3)
     assert sound_length(bare) == pytest.approx(len(samples) / RATE, abs=0.01)
     later = load_audio(bare, RATE, offset=5.5, duration=1.0)
-    inside = slice(3_000, 15_900)  # libmpg123 lands among frames that need those before them
+    inside = slice(100, 15_900)  # the resampler knows nothing beyond
     np.testing.assert_allclose(later[inside], read[round(5.5 * RATE) :][inside], atol=1e-3)
 
 
@@ -89,21 +88,19 @@ def test_joined_mp3(tmp_path: Path, join: Callable[[bytes, bytes], bytes]) -> No
 
 
 def test_joined_mp3_of_other_rates_and_channels(tmp_path: Path) -> None:
-    """Music in stereo before a talk: heard as it is, but no recording to train on."""
+    """Music in stereo before a talk."""
     one = mp3(tmp_path / "a.mp3", sound(1, 44_100, 2), 44_100)
     other = mp3(tmp_path / "b.mp3", sound(2))
     both = tmp_path / "both.mp3"
     both.write_bytes(one + other + one)
     assert len(heard(both)) == pytest.approx(21 * RATE, abs=0.5 * RATE)
-    with pytest.raises(AudioError, match="holds 3 recordings after one another; convert it to one"):
-        load_audio(both, RATE)
-    assert sound_length(both) == 0
+    assert len(load_audio(both, RATE)) == pytest.approx(21 * RATE, abs=0.5 * RATE)
 
 
 def test_joined_ogg_is_no_recording_to_train_on(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.ogg", sound(0), RATE)
     (tmp_path / "b.ogg").write_bytes(2 * (tmp_path / "a.ogg").read_bytes())
-    with pytest.raises(AudioError, match="holds 2 recordings after one another; convert it to one"):
+    with pytest.raises(AudioError, match="holds 2 recordings one after another; convert it to one"):
         load_audio(tmp_path / "b.ogg", RATE)
 
 
@@ -116,29 +113,123 @@ def test_blocks_of_mp3_are_the_whole(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("mode", ["CONSTANT", "AVERAGE", "VARIABLE"])
-def test_mp3_with_a_right_header_is_left_alone(tmp_path: Path, mode: str) -> None:
-    soundfile.write(tmp_path / "a.mp3", sound(0), RATE, format="MP3", bitrate_mode=mode)
-    data = (tmp_path / "a.mp3").read_bytes()
-    for end in (len(data), len(data) // 2):  # a part of it too: its header says too much
-        (tmp_path / "b.mp3").write_bytes(TAG + data[:end])
-        with (tmp_path / "b.mp3").open("rb") as file:
-            assert recordings(file) == []
-
-
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.aiff"])
-def test_other_files_are_left_alone(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.aiff", "a.mp3"])
+def test_whole_files_are_read_without_a_note(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, sound(0), RATE)
-    with (tmp_path / name).open("rb") as file:
-        assert recordings(file) == []
-    with open_sound(tmp_path / name) as opened:
-        assert opened.frames == 7 * RATE
+    with AudioReader(tmp_path / name, RATE) as reader:
+        assert sum(map(len, reader.blocks())) == pytest.approx(7 * RATE, abs=2)
+        assert reader.notes == []
+    assert audio_info(tmp_path / name) == (RATE, 1, 7 * RATE)
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_noise_is_no_mp3(tmp_path: Path, seed: int) -> None:
+    """Reading it ends, and whatever a decoder raises is one line about the file."""
     random = np.random.default_rng(seed)
     data = bytes(random.choice([0, 0xFF, 0xFB, 0x90, 0xE3, 73, 68, 51], 20_000).astype(np.uint8))
-    (tmp_path / "a.mp3").write_bytes(b"ID3" + data)
-    with (tmp_path / "a.mp3").open("rb") as file:
-        assert len(recordings(file)) <= len(data) // 100  # and it ends
+    for name, head in (
+        ("a.mp3", b"ID3"),
+        ("b.mp3", b"\xff\xfb\x90"),
+        ("c.flac", b"fLaC"),
+        ("d.ogg", b"OggS"),
+    ):
+        (tmp_path / name).write_bytes(head + data)
+        try:
+            load_audio(tmp_path / name, RATE)
+        except AudioError as error:
+            assert name in str(error) and "\n" not in str(error)
+
+
+def claiming(data: bytes, samples: int) -> bytes:
+    """FLAC whose header counts so many samples, in 36 bits of the stream's description."""
+    patched = bytearray(data)
+    patched[21] = (patched[21] & 0xF0) | samples >> 32
+    patched[22:26] = (samples & 0xFFFFFFFF).to_bytes(4, "big")
+    return bytes(patched)
+
+
+def half_riff(data: bytes) -> bytes:
+    """WAV of which both sizes count half."""
+    patched, at = bytearray(data), data.index(b"data")
+    length = int.from_bytes(data[at + 4 : at + 8], "little") // 2
+    patched[at + 4 : at + 8] = length.to_bytes(4, "little")
+    patched[4:8] = (length + at).to_bytes(4, "little")
+    return bytes(patched)
+
+
+def half_data(data: bytes) -> bytes:
+    """WAV of which the size of the samples counts half."""
+    patched = bytearray(half_riff(data))
+    patched[4:8] = data[4:8]
+    return bytes(patched)
+
+
+GOES_ON = {
+    "joined WAV": (".wav", lambda data: data + data, 14),
+    "joined WAV with metadata": (".wav", lambda data: data + b"LIST\4\0\0\0abcd" + data, 14),
+    "three WAV": (".wav", lambda data: 3 * data, 21),
+    "joined FLAC": (".flac", lambda data: data + data, 14),
+    "three FLAC": (".flac", lambda data: 3 * data, 21),
+    "joined Ogg": (".ogg", lambda data: data + data, 14),
+    "WAV counting half": (".wav", half_riff, 7),
+    "WAV counting half its samples": (".wav", half_data, 7),
+    "FLAC counting half": (".flac", lambda data: claiming(data, 3 * RATE), 7),
+}
+
+
+@pytest.mark.parametrize("kind", GOES_ON)
+def test_a_file_that_goes_on_behind_its_header(tmp_path: Path, kind: str) -> None:
+    """Transcription reads on and says so; nobody trains on half of the audio with all words."""
+    suffix, change, seconds = GOES_ON[kind]
+    soundfile.write(tmp_path / f"a{suffix}", sound(3), RATE)
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(change((tmp_path / f"a{suffix}").read_bytes()))
+    if kind == "joined WAV with metadata":
+        seconds = 7  # what stands between two files is not told apart from the first one's end
+    with AudioReader(path, RATE) as reader:
+        samples = np.concatenate(list(reader.blocks()))
+        assert reader.notes
+    assert len(samples) >= seconds * RATE - 1
+    with pytest.raises(AudioError, match=r"recordings one after another|goes on|was not read"):
+        load_audio(path, RATE)
+
+
+def test_what_follows_the_audio_of_a_file_is_no_audio(tmp_path: Path) -> None:
+    """A picture in a chunk behind the samples, as taggers write it."""
+    soundfile.write(tmp_path / "a.wav", sound(0)[:RATE], RATE)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    picture = b"id3 " + (400_000).to_bytes(4, "little") + bytes(400_000)
+    data[4:8] = (len(data) + len(picture) - 8).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(bytes(data) + picture)
+    with AudioReader(tmp_path / "a.wav", RATE) as reader:
+        assert sum(map(len, reader.blocks())) == RATE
+        assert reader.notes == []
+    assert len(load_audio(tmp_path / "a.wav", RATE)) == RATE
+
+
+@pytest.mark.parametrize("samples", [0, RATE * 86_400 * 16, 2**36 - 1])
+def test_a_length_that_is_nonsense_is_unknown(tmp_path: Path, samples: int) -> None:
+    soundfile.write(tmp_path / "a.flac", sound(0), RATE)
+    (tmp_path / "b.flac").write_bytes(claiming((tmp_path / "a.flac").read_bytes(), samples))
+    assert sound_length(tmp_path / "b.flac") == 7.0
+    expected = load_audio(tmp_path / "a.flac", RATE)
+    np.testing.assert_array_equal(load_audio(tmp_path / "b.flac", RATE), expected)
+    part = load_audio(tmp_path / "b.flac", RATE, offset=2.5, duration=1.5)
+    np.testing.assert_array_equal(part, expected[40_000:64_000])
+
+
+def test_a_format_in_which_no_place_can_be_sought(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", sound(0), RATE, subtype="GSM610")
+    whole = load_audio(tmp_path / "a.wav", RATE)
+    part = load_audio(tmp_path / "a.wav", RATE, offset=3.0, duration=2.0)
+    np.testing.assert_array_equal(part, whole[3 * RATE : 5 * RATE])
+
+
+def test_a_file_that_ends_before_its_header_says(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.flac", sound(0), RATE)
+    (tmp_path / "b.flac").write_bytes(claiming((tmp_path / "a.flac").read_bytes(), 14 * RATE))
+    with AudioReader(tmp_path / "b.flac", RATE) as reader:
+        assert sum(map(len, reader.blocks())) == 7 * RATE
+        assert reader.notes == ["ends after 7.0 s, its header says 14.0"]
+    with pytest.raises(AudioError, match=r"ends after 7\.0 s, its header says 14\.0"):
+        load_audio(tmp_path / "b.flac", RATE)

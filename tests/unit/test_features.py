@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from omnirouter.audio.features import extract_features, log_mel_spectrogram, normalize
-from omnirouter.audio.loading import AudioError, load_audio
+from omnirouter.audio.reader import AudioError, load_audio
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 
 RATE = 16_000

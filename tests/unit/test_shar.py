@@ -17,7 +17,7 @@ import soundfile
 from lhotse import CutSet
 from lhotse.utils import fastcopy
 
-from omnirouter.audio.loading import AudioError
+from omnirouter.audio.reader import AudioError
 from omnirouter.cli import main
 from omnirouter.config import BadInput, DataConfig, FeatureConfig, OmnirouterError, SharConfig
 from omnirouter.corpora import shar_export

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.kernels import grouped_mlp_reference, prepack_experts
 from omnirouter.model.layers import Experts, FeedForward
-from omnirouter.model.prepack import packed_experts
 from omnirouter.model.routing import Routing
 
 Layer = Callable[[Tensor, Routing], Tensor]
@@ -59,15 +59,19 @@ class Peers:
         yield "dense", lambda x, routing: self.dense(x)
         yield "ours", self.experts
         if self.mode == "infer" and self.experts.up_NFD.device.type == "cpu":
-            packed = packed_experts(self.experts, self.dtype)
-            if packed is not self.experts:
+            packed = prepack_experts(self.experts, self.dtype)
+            if packed is not None:
                 yield "ours, prepacked", packed
-        yield "masked loop", self.experts.reference
+        yield "masked loop", self.reference
         yield "padded bmm", self.padded
         if importlib.util.find_spec("transformers") is None:
             return
         yield "transformers eager (Switch)", self.eager()
         yield "transformers grouped_mm", self.theirs("grouped_mm")
+
+    def reference(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """One masked expert after the other."""
+        return grouped_mlp_reference(x_TD, routing, self.experts.weights)
 
     def padded(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """One batched product over experts, each padded to the fullest."""

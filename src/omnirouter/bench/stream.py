@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import load_audio
+from omnirouter.audio.reader import load_audio
 from omnirouter.bench import timing
 from omnirouter.bench.models import LOUDNESS, SEED, TOKENS_PER_SECOND, family, tiny
 from omnirouter.bench.program import options

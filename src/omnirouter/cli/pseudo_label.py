@@ -61,6 +61,7 @@ def pseudo_label(
         seed: of that draw.
         json: print the summary as JSON.
     """
+    from omnirouter.audio.folders import find_audio
     from omnirouter.pseudo_labels.backends import find_backend
     from omnirouter.pseudo_labels.pipeline import NothingKept, PseudoLabelSummary
     from omnirouter.pseudo_labels.pipeline import pseudo_label as run
@@ -98,6 +99,8 @@ def pseudo_label(
         if len(error.summary.failed) == len(sources):
             raise BadInput(str(error)) from error
         raise
+    if src.is_dir() and (note := find_audio(src).note()):
+        console.note(f"omnirouter pseudo-label: {src}: {note}")
     name_failed(summary)
     if json:
         console.as_json(summary.to_dict())

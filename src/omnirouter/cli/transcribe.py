@@ -202,10 +202,14 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
 
 
 def _in_folder(folder: Path) -> list[AudioSource]:
-    from omnirouter.audio.reader import SUFFIXES
+    from omnirouter.audio.folders import find_audio
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return [AudioSource(str(file), file.relative_to(folder).with_suffix("")) for file in files]
+    found = find_audio(folder)
+    if note := found.note():
+        console.note(f"omnirouter transcribe: {folder}: {note}")
+    return [
+        AudioSource(str(file), file.relative_to(folder).with_suffix("")) for file in found.files
+    ]
 
 
 def _require_targets(sources: Sequence[AudioSource], folder: Path) -> None:

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import soundfile
 from lhotse import AudioSource, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 
-from omnirouter.audio.loading import open_sound
+from omnirouter.audio.reader import AudioError, NamedFile, audio_info
 from omnirouter.config import BadInput
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.validate import REJECT
@@ -219,7 +218,7 @@ def _read_wav_scp(folder: Path, lines: Mapping[str, _Line]) -> dict[str, _Audio]
             raise BadInput(f"{path}, line {line.number}: no path behind {key}")
         try:
             audio[key] = _inspect(line.value, folder)
-        except (OSError, soundfile.SoundFileError) as error:
+        except (OSError, AudioError) as error:
             failure = failure or f"{line.value}: {error}"
             gone = not line.value.endswith("|") and not _find(line.value, folder).is_file()
             kind = "missing" if gone else "unreadable"
@@ -233,24 +232,24 @@ def _read_wav_scp(folder: Path, lines: Mapping[str, _Line]) -> dict[str, _Audio]
 def _inspect(source: str, folder: Path) -> _Audio:
     if not source.endswith("|"):
         path = _find(source, folder)
-        with open_sound(path) as sound:
-            return _Audio(str(path), sound.samplerate, sound.frames, sound.channels)
+        info = audio_info(path)
+        return _Audio(str(path), info.sample_rate, info.samples, info.channels)
     program, *arguments = shlex.split(source[:-1])
     paths = [a for a in arguments if not a.startswith("-") and _find(a, folder).is_file()]
     options = set(arguments) - set(paths)
     if len(paths) == 1 and program in _UNPACKERS and options <= _UNPACKERS[program]:
         path = _find(paths[0], folder)
         try:
-            info = soundfile.info(str(path))
-            return _Audio(str(path), info.samplerate, info.frames, info.channels)
-        except soundfile.SoundFileError:
+            info = audio_info(path)
+            return _Audio(str(path), info.sample_rate, info.samples, info.channels)
+        except AudioError:
             pass  # compressed SPHERE: only the command reads it
     done = subprocess.run(source[:-1], shell=True, capture_output=True, check=False)
     if done.returncode or not done.stdout:
         reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
         raise OSError(reason or f"exit status {done.returncode}")
-    info = soundfile.info(io.BytesIO(done.stdout))
-    return _Audio(source, info.samplerate, info.frames, info.channels)
+    info = audio_info(NamedFile(io.BytesIO(done.stdout), source))
+    return _Audio(source, info.sample_rate, info.samples, info.channels)
 
 
 def _find(path: str, folder: Path) -> Path:

@@ -23,7 +23,7 @@ from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 from lhotse.shar.writers import SharWriter
 
-from omnirouter.audio.loading import AudioError
+from omnirouter.audio.reader import AudioError
 from omnirouter.config import BadInput, OmnirouterError, SharConfig
 from omnirouter.corpora.validate import (
     NothingUsable,

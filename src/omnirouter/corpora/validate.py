@@ -13,17 +13,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
-import soundfile
 from lhotse import AudioSource, MonoCut, MultiCut, Recording
 from lhotse.audio.backend import Sph2pipeSubprocessBackend
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
-from omnirouter.audio.loading import open_sound
+from omnirouter.audio.downmix import Weights
+from omnirouter.audio.reader import AudioError, AudioInfo, audio_info, channel_weights
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.cut_audio import SPHERE, Unusable, has_text, require_inside, text_of
+from omnirouter.data.cut_audio import (
+    SPHERE,
+    WEIGHTS,
+    Unusable,
+    has_text,
+    plain_file,
+    require_inside,
+    text_of,
+)
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
 from omnirouter.files import Progress, json_line, only_writer
@@ -71,12 +79,6 @@ WriteSplit = Callable[[Iterable[Cut], Path, str, Progress | None], SplitReport]
 
 class NothingUsable(BadInput):
     """No utterance of a split can be used."""
-
-
-class _Header(NamedTuple):
-    rate: int
-    channels: int
-    samples: int
 
 
 def prepare_manifests(
@@ -204,7 +206,8 @@ def write_split(
         NothingUsable: no utterance can be used.
         OmnirouterError: the folder cannot be written to.
     """
-    _header.cache_clear()  # files may have changed since another call
+    for cache in (_header, _weights):
+        cache.cache_clear()  # files may have changed since another call
     report = SplitReport(split, out / f"cuts_{split}.jsonl.gz")
     listed = out / f"rejected_{split}.jsonl"
     try:
@@ -298,7 +301,7 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
             require_inside(cut.start, cut.duration, cut.recording.duration)
         return cut
     header = _header(path)
-    length = header.samples / header.rate
+    length = header.samples / header.sample_rate
     duration = cut.duration or length - cut.start  # 0 is a duration nobody knew
     require_inside(cut.start, duration, length)
     duration = min(duration, length - cut.start)
@@ -328,31 +331,31 @@ def _single_file(cut: Cut) -> Path | None:
 
 
 @lru_cache(maxsize=64)  # utterances of one file follow each other
-def _header(path: Path) -> _Header:
+def _header(path: Path) -> AudioInfo:
     try:
         if not path.is_file():
             raise Unusable(f"missing audio: {path}")
-        with open_sound(path) as sound:
-            header = _Header(sound.samplerate, sound.channels, sound.frames)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        return audio_info(path)
+    except AudioError as error:
         if path.suffix.lower() in SPHERE:
             return _compressed_sphere(path)
-        raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
-    if not header.samples:
-        raise Unusable(f"no samples: {path}")
-    return header
+        reason = str(error).removeprefix(f"{path}: ")
+        if reason == "no samples":
+            raise Unusable(f"no samples: {path}") from error
+        reason = reason.removeprefix("not readable as audio (").removesuffix(")")
+        raise Unusable(f"unreadable audio: {path} ({reason})") from error
 
 
-def _compressed_sphere(path: Path) -> _Header:
+def _compressed_sphere(path: Path) -> AudioInfo:
     """Header of a SPHERE file that libsndfile does not read and sph2pipe does."""
     try:
         info = Sph2pipeSubprocessBackend().info(path)
     except Exception as error:  # of the program, of lhotse, or of what reads its output
         raise Unusable(f"unreadable audio: {path} ({' '.join(str(error).split())})") from error
-    return _Header(int(info.samplerate), int(info.channels), int(info.frames))
+    return AudioInfo(int(info.samplerate), int(info.channels), int(info.frames))
 
 
-def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
+def _with_header(cut: Cut, path: Path, header: AudioInfo, duration: float) -> Cut:
     old = cut.recording
     channels = list(old.sources[0].channels)  # a file of several may hold channels 4 and 5
     if len(channels) != header.channels:
@@ -360,9 +363,9 @@ def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
     recording = Recording(
         id=old.id,
         sources=[AudioSource(type="file", channels=channels, source=str(path))],
-        sampling_rate=header.rate,
+        sampling_rate=header.sample_rate,
         num_samples=header.samples,
-        duration=header.samples / header.rate,
+        duration=header.samples / header.sample_rate,
         channel_ids=channels,
     )
     supervisions = [
@@ -371,8 +374,27 @@ def _with_header(cut: Cut, path: Path, header: _Header, duration: float) -> Cut:
     ]
     changed = {"recording": recording, "duration": duration, "supervisions": supervisions}
     if channels == old.sources[0].channels:
-        return fastcopy(cut, **changed)
-    # a JSONL manifest says nothing of channels: all of them, which are averaged on reading
+        return _with_weights(fastcopy(cut, **changed))
+    # a JSONL manifest says nothing of channels: all of them, which are mixed on reading
+    changed["custom"] = cut.custom
     if header.channels == 1:
         return MonoCut(id=cut.id, start=cut.start, channel=0, **changed)
-    return MultiCut(id=cut.id, start=cut.start, channel=channels, **changed)
+    return _with_weights(MultiCut(id=cut.id, start=cut.start, channel=channels, **changed))
+
+
+def _with_weights(cut: MonoCut | MultiCut) -> Cut:
+    """The cut with the weights of its channels, decided over the whole of the file."""
+    if isinstance(cut, MonoCut) or len(cut.channel) < 2:
+        return cut
+    plain = plain_file(cut)
+    assert plain is not None  # its header has been read
+    try:
+        weights = _weights(*plain)
+    except AudioError as error:
+        raise Unusable(f"unreadable audio: {error}") from error
+    return fastcopy(cut, custom={**(cut.custom or {}), WEIGHTS: list(weights)})
+
+
+@lru_cache(maxsize=64)
+def _weights(path: str, channels: tuple[int, ...]) -> Weights:
+    return channel_weights(path, channels)

@@ -15,7 +15,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from omnirouter.audio.features import num_frames
-from omnirouter.audio.loading import resample
+from omnirouter.audio.reader import resample
 from omnirouter.config import AugmentConfig, FeatureConfig
 from omnirouter.data.noise import NoisePool
 from omnirouter.data.rir import draw_room

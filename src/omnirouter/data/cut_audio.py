@@ -11,9 +11,11 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import AudioError, load_audio, resample
+from omnirouter.audio.downmix import decide, downmix
+from omnirouter.audio.reader import AudioError, load_audio, resample
 
 SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
+WEIGHTS = "channel_weights"  # field of a cut: of its channels, as decided over the whole file
 SPHERE = (".sph", ".wv1", ".wv2")  # of the LDC; libsndfile reads those that are not compressed
 
 
@@ -51,7 +53,12 @@ def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
         seconds = cut.duration or None
         try:
             return load_audio(
-                path, sample_rate, offset=cut.start, duration=seconds, channels=channels
+                path,
+                sample_rate,
+                offset=cut.start,
+                duration=seconds,
+                channels=channels,
+                weights=stored_weights(cut),
             )
         except AudioError:
             if not path.lower().endswith(SPHERE):  # lhotse may read these, with sph2pipe
@@ -68,7 +75,18 @@ def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:
         raise AudioError("no samples")
     if not np.isfinite(audio).all():
         raise AudioError("holds samples that are not numbers (NaN or infinite)")
-    return resample(audio.mean(axis=0), cut.sampling_rate, sample_rate)
+    samples_NC = np.ascontiguousarray(audio.T)
+    rate = int(cut.sampling_rate)
+    weights = stored_weights(cut)
+    if weights is None or len(weights) != len(audio):
+        weights = decide(samples_NC, rate)
+    return resample(downmix(samples_NC, weights), rate, sample_rate)
+
+
+def stored_weights(cut: Cut) -> tuple[float, ...] | None:
+    """The weights of a cut's channels that `prepare` found, if it has some."""
+    found = (getattr(cut, "custom", None) or {}).get(WEIGHTS)
+    return None if found is None else tuple(found)
 
 
 def plain_file(cut: Cut) -> tuple[str, tuple[int, ...]] | None:

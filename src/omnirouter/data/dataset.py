@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from omnirouter.audio.features import num_frames
-from omnirouter.audio.loading import AudioError, sound_length
+from omnirouter.audio.reader import AudioError, sound_length
 from omnirouter.config import GROUP_FIELDS, AugmentConfig, DataConfig, FeatureConfig
 from omnirouter.data.augment import Augmenter
 from omnirouter.data.cut_audio import (

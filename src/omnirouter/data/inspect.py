@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import soundfile
 from lhotse.cut import Cut
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import AudioError, open_sound
+from omnirouter.audio.reader import AudioError, AudioReader
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.text import normalize_text, whisper_normalize
 
@@ -313,7 +312,7 @@ def _pauses(samples: NDArray[np.float32]) -> float:
 def _rate(cut: Cut) -> int:
     """Sample rate of the file; a JSONL manifest does not know it."""
     try:
-        with open_sound(str(cut.recording.sources[0].source)) as sound:
-            return int(sound.samplerate)
-    except (soundfile.SoundFileError, OSError, TypeError, AttributeError):
+        with AudioReader(str(cut.recording.sources[0].source), RATE) as sound:
+            return sound.source_rate
+    except (AudioError, AttributeError):  # a mixture has no recording
         return int(getattr(cut, "sampling_rate", 0) or 0)

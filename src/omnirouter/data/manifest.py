@@ -17,7 +17,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.serialization import deserialize_item
 
-from omnirouter.audio.loading import sound_length
+from omnirouter.audio.reader import sound_length
 from omnirouter.config import BadInput
 from omnirouter.files import read_json_lines
 

@@ -9,7 +9,6 @@ not: the loader rejects and lists it.
 from __future__ import annotations
 
 import glob
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -27,8 +26,6 @@ from omnirouter.data.manifest import LazyCut, Manifest
 from omnirouter.data.shar import SharManifest, is_shar
 
 AnyManifest = Manifest | SharManifest
-
-AUDIO = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf")
 
 
 def read_manifest(path: str | Path) -> CutSet:
@@ -106,21 +103,6 @@ def find_manifests(pattern: str) -> list[Path]:
     if not paths:
         raise BadInput(f"{pattern}: no manifest matches this pattern")
     return paths
-
-
-def audio_files(folder: Path) -> list[Path]:
-    """Audio in a folder and those below it, linked ones too, by its extension, in sorted order."""
-    found: list[Path] = []
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
-        if (real := os.path.realpath(place)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        named = (Path(place, name) for name in files)
-        found += [path for path in named if path.suffix.lower() in AUDIO and path.is_file()]
-    return sorted(found)
 
 
 def open_manifest(path: Path) -> AnyManifest:

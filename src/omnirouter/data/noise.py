@@ -14,11 +14,12 @@ from lhotse.cut import Cut
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import load_audio, sound_length
+from omnirouter.audio.folders import find_audio
+from omnirouter.audio.reader import load_audio, sound_length
 from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifest import utterance
-from omnirouter.data.manifests import AUDIO, audio_files, find_manifests, open_manifest
+from omnirouter.data.manifests import find_manifests, open_manifest
 from omnirouter.data.shar import is_shar
 
 LONGEST_RESPONSE_S = 10.0  # what is longer is no impulse response
@@ -42,7 +43,7 @@ class NoisePool:
         for pattern in patterns:
             found = list(_cuts_of(key, pattern))
             if not found:
-                raise BadInput(f"{key}: {pattern} holds no audio ({' '.join(AUDIO)})")
+                raise BadInput(f"{key}: {pattern} holds no audio")
             self.cuts += found
         for cut in self.cuts:
             if not cut.duration > 0:
@@ -108,5 +109,5 @@ def _cuts_of(key: str, pattern: str) -> Iterator[Cut]:
             except BadInput as error:
                 raise BadInput(f"{key}: {error}") from error
         return
-    for path in audio_files(folder):
+    for path in find_audio(folder).files:
         yield utterance(path, "", id=str(path), duration=sound_length(path))

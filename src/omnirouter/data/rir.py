@@ -12,7 +12,7 @@ import scipy.signal
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import resample
+from omnirouter.audio.reader import resample
 
 SOUND_M_S = 340.0
 T60_S = (0.1, 0.8)  # drawn from, as in the paper's program

@@ -10,7 +10,7 @@ from lhotse.augmentation import Compress
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import resample
+from omnirouter.audio.reader import resample
 
 TELEPHONE_RATE = 8_000
 MU = 255  # of G.711

@@ -30,7 +30,7 @@ from omnirouter.evaluate.score_utterances import (
     forward,
 )
 from omnirouter.metrics.wer import error_rate
-from omnirouter.model.prepack import prepack
+from omnirouter.model.kernels import prepack
 from omnirouter.text import Apostrophes, whisper_normalize
 
 NO_WORDS = "{}: there is not one word to compare with; evaluating needs transcripts"

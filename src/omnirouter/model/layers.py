@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import CONVOLVED, ModelConfig
-from omnirouter.model.cpu_experts import ACTIVATIONS, Kept, Way, Weights, experts_on_cpu
-from omnirouter.model.fused import bias_relu
+from omnirouter.model.kernels import ACTIVATIONS, DropoutMask, ExpertWeights, grouped_mlp
 from omnirouter.model.packing import AttentionBackend
 from omnirouter.model.routing import RouterProtocol, Routing, RoutingContext
 
@@ -30,15 +29,15 @@ class Dropout(nn.Module):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
-        self.dropped = min(round(p * 256), 255)  # of the 256 values of a byte
+        self.mask = DropoutMask.of(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero elements of x in training; x itself otherwise."""
-        if not self.training or not self.dropped:
+        if not self.training or not self.mask.dropped:
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        return x * Kept(self.dropped).factors(x)
+        return x * self.mask.factors(x)
 
 
 class RotaryCache(NamedTuple):
@@ -177,69 +176,15 @@ class Experts(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
             nn.init.uniform_(bias, -bound, bound)
 
+    @property
+    def weights(self) -> ExpertWeights:
+        """Weights of all experts."""
+        return ExpertWeights(self.up_NFD, self.up_bias_NF, self.down_NDF, self.down_bias_ND)
+
     def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Sum of the chosen experts' outputs times their gates (Eq. 2)."""
-        order_A = routing.expert_A.argsort(stable=True)
-        frame_A = order_A if routing.frame_A is None else routing.frame_A[order_A]
-        device = x_TD.device.type
-        dtype = x_TD.dtype  # autocast covers neither of the two ways
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            if device == "cpu":
-                y_AD = self._one_by_one(x_TD, frame_A, routing.expert_A, dtype)
-            else:
-                y_AD = self._grouped(x_TD, frame_A, routing.expert_A[order_A], dtype)
-        y_AD = y_AD * routing.gate_A[order_A, None].to(y_AD.dtype)
-        if routing.frame_A is None:
-            return torch.empty_like(y_AD).index_copy(0, order_A, y_AD)
-        return torch.zeros_like(x_TD, dtype=y_AD.dtype).index_add(0, frame_A, y_AD)
-
-    def _one_by_one(
-        self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """All experts over their frames, on a CPU: [A, D], sorted by expert as `frame_A` is."""
-        sizes = torch.bincount(expert_A, minlength=len(self.up_NFD)).tolist()
-        weights = Weights(self.up_NFD, self.up_bias_NF, self.down_NDF, self.down_bias_ND)
-        kept = Kept(self.dropout.dropped if self.training else 0)
-        way = Way(dtype, self.activation, kept)
-        return experts_on_cpu(x_TD, frame_A, sizes, weights, way)
-
-    def _grouped(
-        self, x_TD: Tensor, frame_A: Tensor, expert_A: Tensor, dtype: torch.dtype
-    ) -> Tensor:
-        """All experts over their frames in two grouped products; all sorted by expert."""
-        member_AN = F.one_hot(expert_A, len(self.up_NFD))
-        ends_N = member_AN.sum(0).cumsum(0).to(torch.int32)
-
-        def product(x: Tensor, weight: Tensor) -> Tensor:
-            return F.grouped_mm(x.to(dtype), weight.to(dtype).transpose(1, 2), offs=ends_N)
-
-        h_AF = product(x_TD.index_select(0, frame_A), self.up_NFD)
-        # products, not bias[expert]: the gradient of that indexing is slow
-        if self.activation == "relu":
-            h_AF = bias_relu(h_AF, self.up_bias_NF.to(dtype), expert_A)
-        else:
-            h_AF = F.gelu(h_AF + member_AN.to(dtype) @ self.up_bias_NF.to(dtype))
-        bias_AD = member_AN.to(dtype) @ self.down_bias_ND.to(dtype)
-        return product(self.dropout(h_AF), self.down_NDF) + bias_AD
-
-    def reference(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """What `forward` means: one masked expert after the other (no dropout)."""
-        frame_A = (
-            torch.arange(len(x_TD), device=x_TD.device)
-            if routing.frame_A is None
-            else routing.frame_A
-        )
-        y_TD = torch.zeros_like(x_TD)
-        for n in range(len(self.up_NFD)):
-            own = routing.expert_A == n
-            h = F.linear(x_TD[frame_A[own]], self.up_NFD[n], self.up_bias_NF[n])
-            h = ACTIVATIONS[self.activation](h)
-            y = F.linear(h, self.down_NDF[n], self.down_bias_ND[n])
-            y = (y * routing.gate_A[own, None].to(y.dtype)).to(y_TD.dtype)
-            y_TD = y_TD.index_add(0, frame_A[own], y)
-        return y_TD
+        dropout = self.dropout.p if self.training else 0.0
+        return grouped_mlp(x_TD, routing, self.weights, self.activation, dropout)
 
 
 class EncoderBlock(nn.Module):

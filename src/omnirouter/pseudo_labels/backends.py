@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omnirouter.audio.loading import AudioError, load_audio
+from omnirouter.audio.reader import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.files import json_line, write_text

@@ -21,7 +21,7 @@ from lhotse.cut import Cut, MixedCut
 from lhotse.utils import fastcopy
 from numpy.typing import NDArray
 
-from omnirouter.audio.loading import AudioError
+from omnirouter.audio.reader import AudioError
 from omnirouter.config import OmnirouterError
 from omnirouter.corpora.validate import (
     REJECT,

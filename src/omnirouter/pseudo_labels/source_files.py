@@ -16,9 +16,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omnirouter.audio.loading import sound_length
+from omnirouter.audio.folders import find_audio
+from omnirouter.audio.reader import sound_length
 from omnirouter.config import BadInput
-from omnirouter.data.manifests import AUDIO, audio_files, read_manifest
+from omnirouter.data.manifests import read_manifest
 
 OTHER_S = 0.1  # by which a file is longer or shorter if it is another recording now
 
@@ -71,7 +72,7 @@ def find_sources(src: Path, out: Path) -> list[SourceFile]:
     """
     named = list(_named(src))
     if not named:
-        raise BadInput(f"{src}: holds no audio ({' '.join(AUDIO)})")
+        raise BadInput(f"{src}: holds no audio")
     ids: dict[str, str] = {}
     for path in sorted(out.glob("heard/*/*.json")):
         values = _read(path)
@@ -91,7 +92,7 @@ def find_sources(src: Path, out: Path) -> list[SourceFile]:
 def _named(src: Path) -> Iterator[tuple[str, Path]]:
     """Files with the names they would have if they were alone."""
     if src.is_dir():
-        for path in audio_files(src):
+        for path in find_audio(src).files:
             yield path.relative_to(src).with_suffix("").as_posix(), path
     elif src.suffix.lower() in (".txt", ".lst"):
         try:

@@ -260,7 +260,7 @@ class OwnTeacher(Teacher):
         import torch
 
         from omnirouter.checkpoint import load_checkpoint
-        from omnirouter.model.prepack import prepack
+        from omnirouter.model.kernels import prepack
 
         self.config = config
         cuda = torch.cuda.is_available()
@@ -289,7 +289,7 @@ class OwnTeacher(Teacher):
         import torch
 
         from omnirouter.audio.features import extract_features
-        from omnirouter.audio.loading import resample
+        from omnirouter.audio.reader import resample
         from omnirouter.decoding import greedy
 
         segments: list[LabeledSegment] = []

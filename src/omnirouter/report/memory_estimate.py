@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from omnirouter.config import CONVOLVED, ModelConfig, OptimConfig
-from omnirouter.model import CTCEncoder, native
+from omnirouter.model import CTCEncoder
+from omnirouter.model.kernels import avx512_bf16
 from omnirouter.model.packing import PackedBatch
 from omnirouter.train.optim import MUON_ITERATIONS, decays
 
@@ -56,7 +57,7 @@ def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -
     adam = [p for _, p in named if id(p) not in chosen]
     matrices = [p for n, p in named if p.ndim >= 2 and "bias" not in n and "routers" not in n]
     widths = (config.dim, config.ffn_dim)
-    if half and not cuda and native.usable(*widths, torch.bfloat16, config.activation):
+    if half and not cuda and avx512_bf16.is_supported(*widths, torch.bfloat16, config.activation):
         matrices = [p for p in matrices if p.ndim == 2]  # stacks are the experts', kept as they are
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
     flops = 0.0
@@ -136,7 +137,7 @@ def _feed_forward(config: ModelConfig, w: int, mask: int, cuda: bool) -> float:
     if config.routing == "dense":
         return w * d + hidden
     if not cuda:
-        hidden = kept  # behind dropout, whose mask its zeros tell: model/cpu_experts.py
+        hidden = kept  # behind dropout, whose mask its zeros tell: model/kernels/cpu.py
     # the router reads float32; of each assignment: input, hidden layer, output before and after the
     # gate, indices
     router = FLOAT * config.router_width + 4 * FLOAT * n

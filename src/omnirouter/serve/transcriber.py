@@ -14,8 +14,8 @@ from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
 from omnirouter.config import VadOptions
 from omnirouter.decoding import Decoder
 from omnirouter.model import EncoderOutput
+from omnirouter.model.kernels import prepack
 from omnirouter.model.kv_cache import EncoderCache
-from omnirouter.model.prepack import prepack
 from omnirouter.serve.hub import fetch, is_hub_name, push
 from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.serve.streaming import PartialResult, Stream

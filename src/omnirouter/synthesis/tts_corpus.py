@@ -19,17 +19,16 @@ import subprocess
 import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.random import Generator
 
+from omnirouter.audio.reader import load_audio, sound_length
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
 from omnirouter.data.multiprocess import in_parallel, shown
@@ -467,8 +466,7 @@ def _recorded(text: str, voice: str, stretch: float) -> Wave:
             raise OmnirouterError(
                 f"{command[0]} does not say {text!r} in the voice {voice}: {reason}"
             )
-        samples, rate = soundfile.read(str(path), dtype="float32")
-    return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), np.float32)
+        return load_audio(path, SAMPLE_RATE)
 
 
 def _is_latin(text: str) -> bool:
@@ -478,8 +476,8 @@ def _is_latin(text: str) -> bool:
 def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: TtsUtterance) -> float:
     """Write the audio of a passage if it is not there; its duration in seconds, 0 without sound."""
     path = out / passage.path
-    with suppress(soundfile.SoundFileError):  # not there yet, or damaged
-        return float(soundfile.info(str(path)).duration)
+    if seconds := sound_length(path):  # 0: not there yet, or damaged
+        return seconds
     unfinished = path.with_suffix(".part")
     try:
         seconds = write_wave(unfinished, render(passage, seed, treated, styles))

@@ -1,8 +1,9 @@
-"""The experts of `cpu_experts.cpp`, compiled for processors on which that pays.
+"""The experts of `avx512_bf16.cpp`, compiled for processors with AVX-512 BF16 but no AMX.
 
-Those have AVX-512 BF16 and no matrix unit (AMX), for which oneDNN's products are made. A C++
-compiler is called when experts first run in bfloat16; the result is kept in the user's cache. Where
-there is none, `cpu_experts.py` does without. Letters as in those files.
+With a matrix unit (AMX) oneDNN's products are faster. A C++ compiler is called when experts first
+run in bfloat16, and the library kept in the user's cache; without a compiler `cpu.py` does the
+work. Not `torch.utils.cpp_extension.load`: it needs ninja and Python's headers at run time, and
+fails where the cache cannot be written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("cpu_experts.cpp")
+SOURCE = Path(__file__).with_name("avx512_bf16.cpp")
 SETS = ("f", "bw", "dq", "vl", "bf16")  # of AVX-512
 FLAGS = ("-O3", "-std=c++17", "-w", "-fPIC", "-fno-exceptions", *(f"-mavx512{s}" for s in SETS))
 MINUTES = 5  # that compiling may take; it takes a second or two
@@ -37,7 +38,7 @@ class _Work(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_library() -> ctypes.CDLL | None:
     """The compiled functions; None where they are of no use or cannot be had (the log says why)."""
     can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if not all(can.get(f"avx512_{name}") for name in SETS) or can.get("amx_tile"):
@@ -54,7 +55,7 @@ def library() -> ctypes.CDLL | None:
 def _compiled() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     made_from = repr((compiler, FLAGS)) + SOURCE.read_text(encoding="utf-8")
-    name = f"cpu_experts-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
+    name = f"avx512_bf16-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.so"
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "omnirouter")
         home.mkdir(parents=True, exist_ok=True)
@@ -89,14 +90,14 @@ def _whole(path: Path) -> bool:
     return content[-size:] == hashlib.sha256(content[:-size]).digest()
 
 
-class Groups(NamedTuple):
+class ExpertOffsets(NamedTuple):
     """Rows of every expert, sorted by expert."""
 
     sizes: Tensor  # [N], int64
     begins: Tensor  # [N], int64
 
     @classmethod
-    def of(cls, sizes_N: Tensor) -> Groups:
+    def of(cls, sizes_N: Tensor) -> ExpertOffsets:
         """Of so many rows each, int64."""
         return cls(sizes_N, sizes_N.cumsum(0) - sizes_N)
 
@@ -106,16 +107,16 @@ class Groups(NamedTuple):
         return int(((self.sizes + 1) // 2).sum())
 
 
-def usable(d: int, f: int, dtype: torch.dtype, activation: str = "relu") -> bool:
+def is_supported(d: int, f: int, dtype: torch.dtype, activation: str = "relu") -> bool:
     """Whether there are compiled experts for products of these widths in this dtype."""
     if activation != "relu":
         return False
-    if dtype != torch.bfloat16 or torch.compiler.is_compiling() or library() is None:
+    if dtype != torch.bfloat16 or torch.compiler.is_compiling() or load_library() is None:
         return False
     return d % _constant("TOGETHER") == 0 and f % _constant("TOGETHER") == 0
 
 
-def words(weight_NOI: Tensor) -> Tensor:
+def pack_weights(weight_NOI: Tensor) -> Tensor:
     """Weights of all experts, [N, out, in], in bfloat16 and in the order in which they are read."""
     n, out, wide = weight_NOI.shape
     columns = _constant("TOGETHER")
@@ -134,7 +135,7 @@ class Dropout(NamedTuple):
 def forward(
     x_RD: Tensor,
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
-    groups: Groups,
+    offsets: ExpertOffsets,
     dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each expert's layer over its own rows, where `usable` says so.
@@ -143,7 +144,7 @@ def forward(
         x_RD: bfloat16, sorted by expert.
         weights: up_NFD, up_bias_NF, down_NDF and down_bias_ND, in float32; instead of the two
             matrices also their `words`.
-        groups: rows of the experts.
+        offsets: rows of the experts.
         dropout: of the hidden units.
 
     Returns:
@@ -153,7 +154,7 @@ def forward(
     hidden, y_RD = x_RD.new_empty(rows, f + _constant("HIDDEN_PADS")), torch.empty_like(x_RD)
     ready = int(weights[0].dtype == torch.bfloat16)
     drawn = dropout or (None, 0, 1.0)
-    _call("forward", d, f, groups, ready, x_RD, *weights, *drawn, hidden, y_RD)
+    _call("forward", d, f, offsets, ready, x_RD, *weights, *drawn, hidden, y_RD)
     return y_RD, hidden
 
 
@@ -163,43 +164,45 @@ def backward(
     hidden: Tensor,
     up_NFD: Tensor,
     down_NDF: Tensor,
-    groups: Groups,
+    offsets: ExpertOffsets,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x (bfloat16), of `up` and its bias, of `down` and its bias (float32)."""
-    (n, f, d), pairs = up_NFD.shape, groups.pairs
+    (n, f, d), pairs = up_NFD.shape, offsets.pairs
     d_x_RD = torch.empty_like(x_RD)
     grads = [torch.empty_like(up_NFD), up_NFD.new_empty(n, f)]
     grads += [torch.empty_like(down_NDF), up_NFD.new_empty(n, d)]
-    for idle in (groups.sizes == 0).nonzero().flatten().tolist():
+    for idle in (offsets.sizes == 0).nonzero().flatten().tolist():
         for grad in grads:
             grad[idle].zero_()
     room = torch.empty_like(hidden)
     words_room = torch.empty(2 * pairs * (d + _constant("WORD_PADS")), dtype=torch.int32)
     read = (x_RD, d_y_RD.contiguous(), hidden, up_NFD, down_NDF)
-    _call("backward", d, f, groups, *read, scale, room, words_room, d_x_RD, *grads)
+    _call("backward", d, f, offsets, *read, scale, room, words_room, d_x_RD, *grads)
     up_grad, up_bias_grad, down_grad, down_bias_grad = grads
     return d_x_RD, up_grad, up_bias_grad, down_grad, down_bias_grad
 
 
 @cache
 def _constant(name: str) -> int:
-    return ctypes.c_int64.in_dll(_needed(), name).value
+    return ctypes.c_int64.in_dll(_require(), name).value
 
 
-def _needed() -> ctypes.CDLL:
-    compiled = library()
+def _require() -> ctypes.CDLL:
+    compiled = load_library()
     if compiled is None:
         raise RuntimeError("there are no compiled experts here")
     return compiled
 
 
-def _call(name: str, d: int, f: int, groups: Groups, *values: Tensor | float | None) -> None:
+def _call(
+    name: str, d: int, f: int, offsets: ExpertOffsets, *values: Tensor | float | None
+) -> None:
     threads = torch.get_num_threads()
     rooms = torch.empty(threads * _constant("ROOM"), dtype=torch.float32)
-    places = (tensor.data_ptr() for tensor in (*groups, rooms))
-    work = _Work(len(groups.sizes), d, f, threads, *places)
-    getattr(_needed(), name)(ctypes.byref(work), *map(_as_c, values))
+    places = (tensor.data_ptr() for tensor in (*offsets, rooms))
+    work = _Work(len(offsets.sizes), d, f, threads, *places)
+    getattr(_require(), name)(ctypes.byref(work), *map(_as_c, values))
 
 
 def _as_c(value: Tensor | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:

@@ -1,5 +1,5 @@
 // The experts' two layers and their gradients in bfloat16, for processors with AVX-512 BF16.
-// `native.py` compiles and calls this; what it computes is defined by `layers.Experts.reference`.
+// `avx512_bf16.py` compiles and calls this; `grouped_mlp_reference` defines what it computes.
 //
 // The few frames an expert has in a batch give its weights little to do, so the time goes into
 // bringing weights from memory. Here the next ones are fetched while the present ones are

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnirouter.model import fused
-from omnirouter.model.fused import Compiled, bias_relu
+from omnirouter.model.kernels import bias_relu as module
+from omnirouter.model.kernels.bias_relu import Compiled, bias_relu
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without Triton."""
-    monkeypatch.setattr(fused, "_fused_forward", fused._forward)
-    monkeypatch.setattr(fused, "_fused_backward", fused._backward)
+    monkeypatch.setattr(module, "_fused_forward", module._forward)
+    monkeypatch.setattr(module, "_fused_backward", module._backward)
 
 
 @pytest.mark.usefixtures("eager")

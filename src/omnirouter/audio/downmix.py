@@ -1,0 +1,118 @@
+"""Several channels to one: the mean, what a surround layout says, or one channel turned over.
+
+One rule for training, labeling, transcription and server. Where two channels carry the same voice
+with opposite signs (a microphone connected the wrong way round) their mean cancels it, so a channel
+that correlates negatively with the others is turned over first. The correlation is that of the
+voice's band, so that neither an offset nor rumble nor hiss decides. Letters: C channels, N samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import signal
+
+OPPOSITE = -0.5  # correlation below which channels cancel; ordinary stereo lies above 0
+BAND_HZ = (100.0, 4000.0)  # where voices have their energy
+FRAME_S = 0.25  # of the spectra that are correlated
+DEAD = 1e-6  # of the strongest channel's energy: such a channel decides nothing
+VOICE_HZ = 70.0  # below lies no voice
+VOICE_ORDER = 4
+
+Samples = NDArray[np.float32]
+Weights = tuple[float, ...]
+
+
+def mean_weights(channels: int) -> Weights:
+    """Weights of the plain mean."""
+    return (1 / channels,) * channels
+
+
+def downmix(samples_NC: Samples, weights: Sequence[float]) -> Samples:
+    """One channel [N] of [N, C]; equal weights are the mean, bit for bit."""
+    channels = samples_NC.shape[1]
+    if channels == 1:
+        return samples_NC[:, 0]
+    with np.errstate(over="ignore", invalid="ignore"):  # of samples that are refused later
+        if tuple(weights) == mean_weights(channels):
+            return np.asarray(samples_NC.mean(axis=1))
+        return np.asarray(samples_NC @ np.asarray(weights, dtype=np.float32))
+
+
+class ChannelCorrelation:
+    """Covariance of channels within the voice's band, of blocks that come one after another.
+
+    Args:
+        base: weights of channels that do not cancel.
+    """
+
+    def __init__(self, base: Weights) -> None:
+        self.base = base
+        self._covariance = np.zeros((len(base), len(base)))
+
+    def add(self, samples_NC: Samples, rate: int) -> None:
+        """Take a block [N, C] at `rate` Hz."""
+        size = round(FRAME_S * rate)
+        padded = np.pad(samples_NC, ((0, -len(samples_NC) % size), (0, 0)))
+        frames = padded.reshape(-1, size, samples_NC.shape[1])
+        window = np.hanning(size)[:, None]
+        frequencies = np.fft.rfftfreq(size, 1 / rate)
+        band = (frequencies >= BAND_HZ[0]) & (frequencies <= BAND_HZ[1])
+        for frame in frames:  # one at a time: many channels take much memory
+            spectrum = np.fft.rfft(frame * window, axis=0)[band]
+            self._covariance += (spectrum.conj().T @ spectrum).real
+
+    def weights(self) -> Weights:
+        """The weights that do not let a voice cancel itself."""
+        energy = np.diag(self._covariance)
+        if not np.isfinite(energy).all():  # samples that are no numbers, refused later
+            return self.base
+        alive = energy > DEAD * energy.max()
+        scale = np.sqrt(np.where(alive, energy, np.inf))
+        correlation = self._covariance / np.outer(scale, scale)
+        if not correlation.size or correlation.min() >= OPPOSITE:
+            return self.base
+        _, vectors = np.linalg.eigh(correlation)
+        signs = np.where(vectors[:, -1] < 0, -1.0, 1.0)
+        signs = np.where(alive, signs * signs[np.argmax(alive)], 1.0)
+        return tuple(float(s * w) for s, w in zip(signs, self.base, strict=True))
+
+
+def decide(samples_NC: Samples, rate: int, base: Weights | None = None) -> Weights:
+    """Weights of a recording [N, C] that is in memory as a whole."""
+    correlation = ChannelCorrelation(base or mean_weights(samples_NC.shape[1]))
+    if samples_NC.shape[1] > 1:
+        correlation.add(samples_NC, rate)
+    return correlation.weights()
+
+
+class HighPass:
+    """Takes out an offset and what lies below voices, block by block, to measure what is left.
+
+    Levels and the speech detector look at this; features are those of the audio as it is.
+
+    Args:
+        rate: of the samples, in Hz.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._sections = _high_pass(rate)
+        self._state: NDArray[np.float64] | None = None
+
+    def __call__(self, samples: Samples) -> Samples:
+        """The next samples [N], filtered."""
+        if not len(samples):
+            return samples
+        if self._state is None:  # as if the first sample had always been there: no step
+            self._state = signal.sosfilt_zi(self._sections) * float(samples[0])
+        filtered, self._state = signal.sosfilt(self._sections, samples, zi=self._state)
+        return np.asarray(filtered, dtype=np.float32)
+
+
+@lru_cache(maxsize=16)
+def _high_pass(rate: int) -> NDArray[np.float64]:
+    found = signal.butter(VOICE_ORDER, VOICE_HZ, "highpass", fs=rate, output="sos")
+    return np.asarray(found, dtype=np.float64)

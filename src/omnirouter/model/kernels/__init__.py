@@ -1,0 +1,24 @@
+"""Feed-forward experts: one function, `grouped_mlp`, its reference, and what makes it fast."""
+
+from omnirouter.model.kernels.grouped_mlp import (
+    ACTIVATIONS,
+    ComputeSpec,
+    DropoutMask,
+    ExpertWeights,
+    grouped_mlp,
+    grouped_mlp_reference,
+    random_bytes,
+)
+from omnirouter.model.kernels.packed import prepack, prepack_experts
+
+__all__ = [
+    "ACTIVATIONS",
+    "ComputeSpec",
+    "DropoutMask",
+    "ExpertWeights",
+    "grouped_mlp",
+    "grouped_mlp_reference",
+    "prepack",
+    "prepack_experts",
+    "random_bytes",
+]
