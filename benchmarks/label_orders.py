@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     parser.add_argument("--out", type=Path, default=Path("runs/orders.jsonl"))
     args = parser.parse_args()
-    recognizer = omnirouter.load(args.checkpoint)
+    recognizer = omnirouter.load(args.checkpoint, language_model="none")
     rows = []
     for line in (args.speech / "untranscribed.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -21,8 +21,9 @@ from omnirouter.audio.reader import load_audio
 from omnirouter.config import VadOptions
 from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.chunking import LONGEST_S
+from omnirouter.serve.load import load
 from omnirouter.serve.recognizer import Samples
-from omnirouter.serve.transcriber import Transcriber, load
+from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Transcript
 
 PAUSE_S = 1.5
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=100)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    model = load(options.checkpoint, listening=VadOptions(vad="off"))
+    model = load(options.checkpoint, listening=VadOptions(vad="off"), language_model="none")
     rate = model.features.sample_rate
     lines = options.manifest.read_text(encoding="utf-8").splitlines()[: options.utterances]
     rows = [json.loads(line) for line in lines]

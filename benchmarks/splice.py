@@ -245,7 +245,7 @@ def main() -> None:
     rows = rows_of(args.manifest)
     files = {row["id"]: args.manifest.parent / row["audio_filepath"] for row in rows}
     if args.way == "align":
-        recognizer = omnirouter.load(args.checkpoint)
+        recognizer = omnirouter.load(args.checkpoint, language_model="none")
         with args.cuts.open("w", encoding="utf-8") as file:
             for row in shown(rows, len(rows), True, "aligning"):
                 samples = np.asarray(load_audio(files[row["id"]], RATE), np.float32)

@@ -19,7 +19,7 @@ import numpy as np
 import soxr
 
 from omnirouter.config import VadOptions
-from omnirouter.serve.transcriber import load
+from omnirouter.serve.load import load
 from omnirouter.synthesis import voices
 from omnirouter.synthesis.grammar import sentence
 from omnirouter.synthesis.voices import SAMPLE_RATE, VARIANTS, Speech, Wave, draw_speech
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    model = load(options.checkpoint, listening=VadOptions(vad="off"))
+    model = load(options.checkpoint, listening=VadOptions(vad="off"), language_model="none")
     rng = np.random.default_rng(0)
     errors: dict[str, list[float]] = {"starts": [], "starts_of_right_words": [], "ends": []}
     for _ in range(options.utterances):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omnirouter.config import PRESETS, ModelConfig
     from omnirouter.model import CTCEncoder
-    from omnirouter.serve.transcriber import load
+    from omnirouter.serve.load import load
 
     __version__: str
 
@@ -28,7 +28,7 @@ _HOMES = {
     "CTCEncoder": "omnirouter.model",
     "ModelConfig": "omnirouter.config",
     "PRESETS": "omnirouter.config",
-    "load": "omnirouter.serve.transcriber",
+    "load": "omnirouter.serve.load",
 }
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.config import BLANK, BadInput, BeamSearchOptions
+from omnirouter.config import BLANK, PRETRAINED_LANGUAGE_MODEL, BadInput, BeamSearchOptions
 from omnirouter.text import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PLAIN = re.compile("[a-z]+").fullmatch
+BINARY = ".klm"  # suffix of KenLM's binary form beside an ARPA file, which is read at once
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
 WORST = 30.0  # below the best hypothesis, in nats: what the beam search drops
 # The search keeps Python's other threads waiting; after so many frames they get their turn.
@@ -183,7 +187,7 @@ class BeamSearch:
 
     def __init__(self, tokenizer: Tokenizer, config: BeamSearchOptions) -> None:
         if find_spec("flashlight") is None:
-            raise BadInput('language_model: needs flashlight-text: pip install "omnirouter[lm]"')
+            raise BadInput(f"language_model: needs flashlight-text: {_how_to_install()}")
         from flashlight.lib.text import decoder
         from flashlight.lib.text.dictionary import Dictionary
 
@@ -193,7 +197,12 @@ class BeamSearch:
         hot = {
             clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
         }
-        self._spelled = {word: clean for word in words if (clean := tokenizer.normalize(word))}
+        # words of plain small letters, nearly all, are as any tokenizer leaves them
+        self._spelled = {
+            word: clean
+            for word in words
+            if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
+        }
         known = set(self._spelled.values())
         self._spelled |= {word: word for word in sorted(hot - known)}
         index = {word: number for number, word in enumerate(self._spelled)}
@@ -203,8 +212,8 @@ class BeamSearch:
         self._lm = _language_model(config.language_model, Dictionary(list(self._spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
         start = self._lm.start(False)
-        for word, clean in self._spelled.items():
-            ids = tokenizer.encode(clean)
+        spellings = tokenizer.encode_all(list(self._spelled.values()))
+        for (word, clean), ids in zip(self._spelled.items(), spellings, strict=True):
             if clean in hot and UNKNOWN in ids:
                 raise BadInput(
                     f"hot_words: the model has no letters for {clean!r}; write it with "
@@ -266,6 +275,45 @@ class BeamSearch:
             return self._decoder.get_all_final_hypothesis()
 
 
+def decoder_for(
+    tokenizer: Tokenizer,
+    options: BeamSearchOptions,
+    *,
+    bundled: bool = False,
+    note: Callable[[str], None] = lambda text: None,
+) -> BeamSearch | None:
+    """The decoder that `options` ask for; None is greedy decoding.
+
+    Args:
+        tokenizer: of the model.
+        options: the language model; where none is named, the bundled model takes its own.
+        bundled: the model is the one that comes with omnirouter.
+        note: told in one line if the bundled language model cannot be used.
+
+    Raises:
+        BadInput: the language model cannot be used, or hot words have none to go with.
+    """
+    if options.language_model is None and bundled and PRETRAINED_LANGUAGE_MODEL.exists():
+        if find_spec("flashlight") is not None:
+            options = replace(options, language_model=PRETRAINED_LANGUAGE_MODEL)
+        else:
+            note(
+                "the language model of english-small is not used, so about half as many words "
+                f"again are wrong; it needs flashlight-text: {_how_to_install()} "
+                "(--language-model none: no such line)"
+            )
+    if options.greedy:
+        if options.hot_words:
+            raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        return None
+    return BeamSearch(tokenizer, options)
+
+
+def _how_to_install() -> str:
+    line = "pip install -c constraints.txt '.[lm]'"
+    return line if sys.version_info < (3, 13) else f"{line} with Python 3.11 or 3.12"
+
+
 def _words_of(model: Path, listed: Path | None) -> list[str]:
     """The words of a language model: as listed, or its ARPA file's unigrams."""
     words: list[str] = []
@@ -321,9 +369,10 @@ def _language_model(path: Path, words: Any, bonuses: Mapping[int, float]) -> Any
     from flashlight.lib.text.decoder import LM
     from flashlight.lib.text.decoder.kenlm import KenLM
 
+    binary = path.with_name(path.name + BINARY)
     try:
         with _unheard():
-            model = KenLM(str(path), words)
+            model = KenLM(str(binary if binary.exists() else path), words)
     except RuntimeError as error:
         reason = " ".join(str(error).split()).split("Exception. ")[-1]
         raise BadInput(f"{path}: not readable as a language model ({reason})") from error

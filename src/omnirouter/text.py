@@ -158,6 +158,10 @@ class Tokenizer:
         """Text to ids; characters the tokenizer has never seen become the unknown id."""
         return list(self._pieces.EncodeAsIds(text))
 
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text; several times as fast as one by one."""
+        return [list(ids) for ids in self._pieces.EncodeAsIds(texts)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text; blanks vanish."""
         return str(self._pieces.DecodeIds(list(ids)))

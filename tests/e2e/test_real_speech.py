@@ -10,7 +10,7 @@ from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score, score_groups
-from omnirouter.serve.transcriber import load
+from omnirouter.serve.load import load
 from omnirouter.train import train
 
 SHORT = 24  # utterances

@@ -7,10 +7,12 @@ training. Limits are a little above what was measured when the model was taken i
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from lhotse import CutSet
+from numpy.typing import NDArray
 from safetensors import safe_open
 
 from omnirouter.audio.reader import load_audio
@@ -18,14 +20,13 @@ from omnirouter.checkpoint import WEIGHTS, load_checkpoint
 from omnirouter.config import (
     PRETRAINED_DIR,
     PRETRAINED_LANGUAGE_MODEL,
-    BeamSearchOptions,
     VadOptions,
 )
 from omnirouter.data.manifests import read_manifest
 from omnirouter.decoding import BeamSearch
 from omnirouter.evaluate.score import score
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.transcriber import load
+from omnirouter.serve.load import load
 
 MEBIBYTE = 2**20
 RATE = 16_000
@@ -73,11 +74,44 @@ def test_a_whole_window_is_heard() -> None:
 def test_its_language_model_finds_words(capfd: pytest.CaptureFixture[str]) -> None:
     """And it loads without a word on standard error."""
     recognizer = load()
-    search = BeamSearchOptions(language_model=Path("english"))
-    recognizer.decoder = BeamSearch(recognizer.tokenizer, search)
+    assert isinstance(recognizer.decoder, BeamSearch)
     assert capfd.readouterr().err == ""
     recording = Path(__file__).parent / "speech" / "0.flac"
-    assert recognizer.transcribe(recording).words
+    found = recognizer.transcribe(recording)
+    greedy = load("english-small", language_model="none")
+    assert greedy.decoder is None
+    assert found.words and found.text != greedy.transcribe(recording).text
+    hot = load(hot_words=["strange"])
+    assert hot.transcribe(recording).words
+
+
+def noises() -> dict[str, NDArray[np.float32]]:
+    """Ten seconds each of what is no speech."""
+    rng, time = np.random.default_rng(0), np.arange(10 * RATE) / RATE
+    white = rng.standard_normal(len(time))
+    brown = np.cumsum(white) - np.convolve(np.cumsum(white), np.ones(800) / 800, mode="same")
+    chords = np.array([[220, 277, 330], [262, 330, 392], [196, 247, 294], [175, 220, 262]])
+    notes = chords[time.astype(int) % 4].T
+    music = np.exp(-3 * (time % 1)) * np.sin(2 * np.pi * notes * time).sum(axis=0)
+    found = {
+        "white": 0.3 * white,
+        "quiet": 0.001 * white,
+        "brown": 0.1 * brown / brown.std(),
+        "bursts": 0.3 * white * (np.sin(6 * np.pi * time) > 0.3),
+        "music": 0.1 * music,
+        "silence": 0.0 * white,
+    }
+    return {name: samples.astype(np.float32) for name, samples in found.items()}
+
+
+@pytest.mark.parametrize("vad", ["off", "auto"])
+def test_its_language_model_finds_no_words_in_noise(vad: Literal["off", "auto"]) -> None:
+    """No more than greedy decoding finds."""
+    recognizer = load(listening=VadOptions(vad=vad))
+    greedy = recognizer.without_decoder()
+    for name, samples in noises().items():
+        found, least = recognizer.transcribe(samples), greedy.transcribe(samples)
+        assert len(found.words) <= len(least.words), (name, found.text, least.text)
 
 
 def test_recordings(speech: Path) -> None:

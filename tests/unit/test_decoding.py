@@ -12,12 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flashlight.lib.text.decoder.kenlm import KenLM
+from flashlight.lib.text.dictionary import Dictionary
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from omnirouter.config import BLANK, BadInput, BeamSearchOptions
-from omnirouter.decoding import STEP, BeamSearch, ctc_forced_align, greedy
+from omnirouter.config import BLANK, PRETRAINED_LANGUAGE_MODEL, BadInput, BeamSearchOptions
+from omnirouter.decoding import (
+    BINARY,
+    STEP,
+    BeamSearch,
+    _words_of,
+    ctc_forced_align,
+    decoder_for,
+    greedy,
+)
 from omnirouter.text import Tokenizer, train_tokenizer
 
 
@@ -192,6 +202,49 @@ def test_a_penalty_on_the_blank_finds_what_was_said_faintly(letters: Tokenizer, 
     aligned = ctc_forced_align(sounds, found.ids)
     assert aligned is not None
     assert found.score == aligned.score
+    assert found.frames == aligned.peak  # of the sounds alone: the language model moves no word
+
+
+def test_the_bundled_model_alone_is_searched_by_default(letters: Tokenizer, arpa: Path) -> None:
+    plain = BeamSearchOptions()
+    assert decoder_for(letters, plain) is None
+    assert (
+        decoder_for(letters, BeamSearchOptions(language_model=Path("none")), bundled=True) is None
+    )
+    assert decoder_for(letters, BeamSearchOptions(language_model=arpa)) is not None
+    assert decoder_for(letters, plain, bundled=True) is not None
+    with pytest.raises(BadInput, match="hot_words: they need a language model"):
+        decoder_for(letters, BeamSearchOptions(hot_words="a"))
+
+
+def test_without_the_decoder_one_line_says_what_is_missed(
+    letters: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnirouter.decoding.find_spec", lambda name: None)
+    notes: list[str] = []
+    assert decoder_for(letters, BeamSearchOptions(), bundled=True, note=notes.append) is None
+    (line,) = notes
+    assert "pip install -c constraints.txt '.[lm]'" in line
+    off = BeamSearchOptions(language_model=Path("none"))
+    assert decoder_for(letters, off, bundled=True, note=notes.append) is None
+    assert len(notes) == 1
+    with pytest.raises(BadInput, match="hot_words"):
+        decoder_for(letters, BeamSearchOptions(hot_words="a"), bundled=True)
+
+
+def test_the_binary_language_model_is_the_arpa_files() -> None:
+    words = Dictionary(_words_of(PRETRAINED_LANGUAGE_MODEL, None)[::40])
+    binary = PRETRAINED_LANGUAGE_MODEL.with_name(PRETRAINED_LANGUAGE_MODEL.name + BINARY)
+    models = [KenLM(str(path), words) for path in (PRETRAINED_LANGUAGE_MODEL, binary)]
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        states = [model.start(False) for model in models]
+        for word in rng.integers(words.index_size(), size=4):
+            found = [
+                model.score(state, int(word)) for model, state in zip(models, states, strict=True)
+            ]
+            states = [state for state, _ in found]
+            assert found[0][1] == pytest.approx(found[1][1], abs=1e-5)
 
 
 def test_hot_words_are_favored_even_if_unknown(letters: Tokenizer, arpa: Path) -> None:
@@ -273,7 +326,7 @@ def test_language_models_that_are_none(
         ({"lm_weight": 0}, "lm_weight"),
         ({"blank_penalty": -1.0}, "blank_penalty"),
         ({"beam_size": 10**11}, "beam_size: at most"),
-        ({"hot_words": "a"}, "hot"),
+        ({"hot_words": "a", "language_model": Path("none")}, "hot"),
         ({"lm_words": Path("words.txt")}, "lm_words: are those of a language model"),
     ],
 )

@@ -152,7 +152,7 @@ def test_load_takes_a_name(
         asked.append(name)
         return hub.fetch(name, endpoint=stand_in.url)
 
-    monkeypatch.setattr("omnirouter.serve.transcriber.fetch", fetch)
+    monkeypatch.setattr("omnirouter.serve.load.fetch", fetch)
     assert omnirouter.load("org/model").checkpoint.config == checkpoint.config
     assert asked == ["org/model"]
 

@@ -23,8 +23,8 @@ from omnirouter.cli import main
 from omnirouter.cli import stream as listening
 from omnirouter.config import AttentionContext, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
+from omnirouter.serve.load import load
 from omnirouter.serve.streaming import PartialResult, Stream
-from omnirouter.serve.transcriber import load
 from omnirouter.serve.transcript import Word
 from omnirouter.text import Tokenizer
 

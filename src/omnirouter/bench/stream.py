@@ -34,10 +34,10 @@ from omnirouter.bench import timing
 from omnirouter.bench.models import LOUDNESS, SEED, TOKENS_PER_SECOND, family, tiny
 from omnirouter.bench.program import options
 from omnirouter.bench.speech import bias_for, made_up_words
-from omnirouter.checkpoint import Checkpoint
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import AttentionContext, BadInput, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
-from omnirouter.serve.transcriber import Transcriber, load
+from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer
 
 PACKAGES: tuple[str, ...] = ()
@@ -199,9 +199,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         models[case] = model_of(case, configs[case.model], tokenizer, arguments)
     values: dict[str, Any] = {"family": arguments.family, "dtype": arguments.dtype}
     if arguments.checkpoint is not None:
-        own = load(arguments.checkpoint, arguments.device, listening=VadOptions(vad="off"))
+        checkpoint = load_checkpoint(arguments.checkpoint, arguments.device)
+        own = Transcriber(checkpoint, listening=VadOptions(vad="off"))
         own.stream()  # or say that it cannot
-        context = own.checkpoint.config.attention_context
+        context = checkpoint.config.attention_context
         models[Case(arguments.checkpoint.name, context.chunk, context.left)] = own
         rate = own.features.sample_rate
         late: dict[str, list[float]] = {"shown": [], "final": []}

@@ -49,8 +49,9 @@ def evaluate(
         hypotheses: write what was recognized, and what was rejected and why, to this JSONL file.
     """
     from omnirouter.checkpoint import load_checkpoint
+    from omnirouter.cli import console
     from omnirouter.data.manifests import read_manifest
-    from omnirouter.decoding import BeamSearch
+    from omnirouter.decoding import decoder_for
 
     if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
         raise BadInput(f"hypotheses: {hypotheses} is where --output goes too; give another file")
@@ -65,13 +66,16 @@ def evaluate(
         "batch_seconds": compute.batch_seconds,
         "precision": compute.precision,
         "apostrophes": scoring.apostrophes,
-        "decoder": None if search.language_model is None else BeamSearch(model.tokenizer, search),
+        "decoder": decoder_for(model.tokenizer, search),
     }
     results: dict[str, SetResult] = {}
     try:
         failed = _score_all(sets, model, results, group_by=scoring.group_by, **options)
     finally:  # whatever stops a later set, the finished ones are reported
         _report(results, scoring, json=json, output=output, hypotheses=hypotheses)
+        if results and not json:
+            found = "greedy" if search.greedy else f"beam search with {search.language_model}"
+            console.note(f"decoding: {found}")
     return status(failed, len(sets))
 
 

@@ -83,13 +83,13 @@ def serve(
     """Serve models to OpenAI clients and browsers, by default on this machine only.
 
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
-    of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it. A language
-    model decodes files only: streams over the WebSocket go without it.
+    of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it. The bundled
+    model uses its language model; streams over the WebSocket go without one.
 
     Args:
         compute: where to run.
         listening: how audio is taken apart and batched.
-        search: beam search with a language model, the same for all models.
+        search: beam search with a language model; one that is named is used for all models.
         limits: what the server takes on.
         network: where it listens.
         model: checkpoint folder, such as best/ of a run, an export, or org/name on the Hugging Face
@@ -135,13 +135,11 @@ def _served(
     from omnirouter.serve import vad
     from omnirouter.serve.http.models import ServedModel
     from omnirouter.serve.hub import fetch, is_hub_name
-    from omnirouter.serve.onnx import OnnxTranscriber
 
     if listening.vad == "silero" and not vad.available():
         raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
     path = fetch(place) if is_hub_name(place) else Path(place)
     recognizer = recognizer_of(path, compute, listening, search)
-    config = None
-    if not isinstance(recognizer, OnnxTranscriber):
-        config = recognizer.checkpoint.config  # type: ignore[attr-defined]
+    checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
+    config = None if checkpoint is None else checkpoint.config
     return ServedModel(name, recognizer, config, int(path.stat().st_mtime))

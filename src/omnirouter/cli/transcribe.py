@@ -135,32 +135,24 @@ def transcribe(
 
 
 def recognizer_of(
-    model: Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
+    model: str | Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
 ) -> Recognizer:
     """A checkpoint or an export ready for use; the model of the package if none is given.
 
     Raises:
         BadInput: it is not whole.
     """
-    from omnirouter.decoding import BeamSearch
-    from omnirouter.serve.onnx import OnnxTranscriber, is_export
+    from omnirouter.cli import console
+    from omnirouter.serve.load import open_model
 
-    recognizer: Recognizer
-    if model is not None and is_export(model):
-        if compute.device == "cuda" or compute.precision == "bf16":
-            raise BadInput(
-                "device and precision: an exported model runs on the CPU as it is; leave them out"
-            )
-        recognizer = OnnxTranscriber(model, listening=listening)
-    else:
-        from omnirouter.checkpoint import load_checkpoint, shipped
-        from omnirouter.serve.transcriber import Transcriber
-
-        checkpoint = load_checkpoint(model or shipped(), compute.torch_device())
-        recognizer = Transcriber(checkpoint, precision=compute.precision, listening=listening)
-    if search.language_model is not None:
-        recognizer.decoder = BeamSearch(recognizer.tokenizer, search)
-    return recognizer
+    return open_model(
+        model,
+        compute.device,
+        precision=compute.precision,
+        listening=listening,
+        search=search,
+        note=lambda text: console.note(f"omnirouter: {text}"),
+    )
 
 
 def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:

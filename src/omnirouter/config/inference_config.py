@@ -16,6 +16,7 @@ PRETRAINED_DIR = Path(__file__).parents[1] / "pretrained" / "english-small"
 PRETRAINED_LANGUAGE_MODEL = (
     PRETRAINED_DIR / "words.arpa"
 )  # and the language model that goes with it
+GREEDY = Path("none")  # in place of a language model
 MOST_HYPOTHESES = 1_000_000  # in a search; memory would end long before
 RATES = (100, 1_000_000)  # Hz; any other is no audio
 
@@ -78,7 +79,8 @@ class BeamSearchOptions:
 
     Attributes:
         language_model: n-gram model, an ARPA file or KenLM's binary form; `english` for the one
-            that comes with omnirouter; none if not given.
+            that comes with omnirouter, `none` for greedy decoding. If not given, `transcribe` and
+            `serve` use the bundled one with the bundled model; all else is greedy.
         lm_words: its words, one per line; needed with a binary model, which does not tell them.
         lm_weight: weight of its log-probabilities (base 10) beside the model's (natural).
         word_score: added for each word; higher gives more, shorter words.
@@ -107,11 +109,16 @@ class BeamSearchOptions:
             raise BadInput(f"blank_penalty: a number of 0 or more, not {self.blank_penalty:g}")
         if self.lm_weight <= 0:
             raise BadInput(f"lm_weight: more than 0, not {self.lm_weight:g}")
-        if self.hot_words and self.language_model is None:
+        if self.hot_words and self.language_model == GREEDY:
             raise BadInput("hot_words: they need a language model; give --language-model FILE")
-        if self.lm_words and self.language_model is None:
+        if self.lm_words and self.greedy:
             raise BadInput("lm_words: are those of a language model; give --language-model FILE")
         if self.language_model == Path("english") and not self.language_model.exists():
             if not PRETRAINED_LANGUAGE_MODEL.exists():
                 raise BadInput("language_model: none comes with this installation; name a file")
             object.__setattr__(self, "language_model", PRETRAINED_LANGUAGE_MODEL)
+
+    @property
+    def greedy(self) -> bool:
+        """No language model is named: best-path decoding."""
+        return self.language_model is None or self.language_model == GREEDY

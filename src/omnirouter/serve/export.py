@@ -27,7 +27,14 @@ from torch import Tensor, nn
 
 from omnirouter.audio.features import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import CONVOLVED, BadInput, FeatureConfig, ModelConfig, OmnirouterError
+from omnirouter.config import (
+    CONVOLVED,
+    PRETRAINED_DIR,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    OmnirouterError,
+)
 from omnirouter.files import clear_leftovers, copy_entry, flush, write_atomically
 from omnirouter.model import CTCEncoder
 from omnirouter.model.attention_mask import distance_slopes, visible_range
@@ -41,7 +48,8 @@ from omnirouter.model.layers import (
     apply_rotary_emb,
 )
 from omnirouter.model.routing import Router, Routing, RoutingContext
-from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, TOKENIZER, OnnxTranscriber
+from omnirouter.serve.load import is_bundled
+from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, PRETRAINED, TOKENIZER, OnnxTranscriber
 from omnirouter.serve.transcriber import Transcriber
 
 OPSET = 20  # newest with every operator that the graph needs in torch's exporter and onnxruntime
@@ -106,7 +114,10 @@ def export(
         _quantize(checkpoint.config, folder / GRAPHS["fp32"], folder / GRAPHS["int8"])
         checkpoint.tokenizer.save(folder / TOKENIZER)
         features = asdict(checkpoint.config.features)
-        text = json.dumps({"format": FORMAT, "features": features}, indent=2) + "\n"
+        described = {"format": FORMAT, "features": features}
+        if is_bundled(checkpoint.path):
+            described[PRETRAINED] = PRETRAINED_DIR.name
+        text = json.dumps(described, indent=2) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
         note("comparing with the checkpoint")
         found.update(_compare(checkpoint, folder))

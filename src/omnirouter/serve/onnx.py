@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.config import BadInput, FeatureConfig, VadOptions
+from omnirouter.config import PRETRAINED_DIR, BadInput, FeatureConfig, VadOptions
 from omnirouter.decoding import Decoder
 from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.text import Tokenizer
 
 FORMAT = "omnirouter-onnx-1"
 CONFIG, TOKENIZER = "config.json", "tokenizer.model"
+PRETRAINED = "pretrained"  # key: name of the bundled model, if it was exported
 SUFFIX = ".onnx"
 GRAPHS = {"fp32": "model.onnx", "int8": "model.int8.onnx"}
 
@@ -34,6 +35,9 @@ class OnnxTranscriber(Recognizer):
         threads: of onnxruntime; as many as it chooses if 0.
         listening: how audio is taken apart and batched.
         decoder: log-probabilities to a hypothesis; the best path if not given.
+
+    Attributes:
+        bundled: it was made of the model that comes with omnirouter.
 
     Raises:
         BadInput: the folder is no whole export, or onnxruntime is not installed.
@@ -52,7 +56,7 @@ class OnnxTranscriber(Recognizer):
         for name in (CONFIG, TOKENIZER, graph.name):
             if not (folder / name).is_file():
                 raise BadInput(f"{folder}: {name} is missing, this is not a whole export")
-        features = _features(folder / CONFIG)
+        features, self.bundled = _features(folder / CONFIG)
         super().__init__(features, Tokenizer.load(folder / TOKENIZER), listening, decoder)
         self._session = _session(graph, threads)
 
@@ -76,7 +80,8 @@ def is_export(path: str | Path) -> bool:
     return is_graph(path) or any((Path(path) / name).is_file() for name in names)
 
 
-def _features(path: Path) -> FeatureConfig:
+def _features(path: Path) -> tuple[FeatureConfig, bool]:
+    """The features of an export, and whether it is one of the bundled model."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -87,7 +92,7 @@ def _features(path: Path) -> FeatureConfig:
     try:
         given = data["features"].items()
         values: Any = {key: tuple(v) if isinstance(v, list) else v for key, v in given}
-        return FeatureConfig(**values)
+        return FeatureConfig(**values), data.get(PRETRAINED) == PRETRAINED_DIR.name
     except (KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: features: {error}; export the checkpoint again") from error
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
-from omnirouter.checkpoint import Checkpoint, load_checkpoint, shipped
+from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import VadOptions
 from omnirouter.decoding import Decoder
 from omnirouter.model import EncoderOutput
 from omnirouter.model.kernels import prepack
 from omnirouter.model.kv_cache import EncoderCache
-from omnirouter.serve.hub import fetch, is_hub_name, push
+from omnirouter.serve.hub import push
 from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
-__all__ = ["PartialResult", "Segment", "Stream", "Transcriber", "Transcript", "Word", "load"]
+__all__ = ["PartialResult", "Segment", "Stream", "Transcriber", "Transcript", "Word"]
 
 
 class Transcriber(Recognizer):
@@ -101,25 +100,3 @@ class Transcriber(Recognizer):
             OmnirouterError: the Hub refuses or cannot be reached.
         """
         return push(self.checkpoint, name, private=private, token=token)
-
-
-def load(
-    path: str | Path | None = None, device: str = "cpu", *, listening: VadOptions | None = None
-) -> Transcriber:
-    """Load a model for use.
-
-    Args:
-        path: a checkpoint folder, such as the `best` of a training run; or `org/name` of a model
-            on the Hugging Face Hub; the English model that comes with this version if not given.
-        device: `cpu` or `cuda`.
-        listening: how audio is taken apart and batched.
-
-    Raises:
-        BadInput: the folder is not a whole checkpoint, or there is no such model.
-        OmnirouterError: the Hub cannot be reached.
-    """
-    if path is None:
-        path = shipped()
-    if is_hub_name(path):
-        path = fetch(str(path))
-    return Transcriber(load_checkpoint(path, device), listening=listening)

@@ -1,0 +1,106 @@
+"""Open a model for use by name: bundled, checkpoint, export or Hub. Loads torch only if needed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from omnirouter.config import (
+    PRETRAINED_DIR,
+    BadInput,
+    BeamSearchOptions,
+    VadOptions,
+)
+from omnirouter.decoding import decoder_for
+from omnirouter.serve.hub import fetch, is_hub_name
+from omnirouter.serve.onnx import OnnxTranscriber, is_export
+from omnirouter.serve.recognizer import Recognizer
+
+BUNDLED = PRETRAINED_DIR.name  # its name
+
+
+def load(
+    path: str | Path | None = None,
+    device: str = "auto",
+    *,
+    language_model: str | Path | None = None,
+    hot_words: str | Sequence[str] = (),
+    listening: VadOptions | None = None,
+) -> Recognizer:
+    """Load a model for use.
+
+    Args:
+        path: a checkpoint folder, such as the `best` of a training run; the folder of an export or
+            one of its graphs; `org/name` of a model on the Hugging Face Hub; `english-small`, or
+            None, for the English model that comes with this version.
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
+        language_model: an ARPA or KenLM file, `english` for the one that comes with omnirouter, or
+            `none` for greedy decoding. If not given, the bundled model uses the bundled one and
+            any other model is decoded greedily.
+        hot_words: words to favor, as a list or separated by commas.
+        listening: how audio is split and batched.
+
+    Raises:
+        BadInput: the folder is neither a whole checkpoint nor an export, there is no such model or
+            device, or the language model cannot be used.
+        OmnirouterError: the Hub cannot be reached.
+    """
+    search = BeamSearchOptions(
+        language_model=None if language_model is None else Path(language_model),
+        hot_words=hot_words if isinstance(hot_words, str) else ",".join(hot_words),
+    )
+    return open_model(path, device, listening=listening, search=search)
+
+
+def open_model(
+    path: str | Path | None,
+    device: str = "auto",
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    listening: VadOptions | None = None,
+    search: BeamSearchOptions | None = None,
+    note: Callable[[str], None] = warnings.warn,
+) -> Recognizer:
+    """As `load`, with all settings of the search; `note` is told of a missing language model."""
+    from omnirouter.checkpoint import shipped
+
+    if path is None or (str(path) == BUNDLED and not Path(path).exists()):
+        path = shipped()
+    if is_hub_name(path):
+        path = fetch(str(path))
+    recognizer: Recognizer
+    if is_export(path):
+        if device == "cuda" or precision == "bf16":
+            raise BadInput(
+                "device and precision: an exported model runs on the CPU as it is; remove them"
+            )
+        recognizer = OnnxTranscriber(path, listening=listening)
+        bundled = recognizer.bundled
+    else:
+        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.serve.transcriber import Transcriber
+
+        checkpoint = load_checkpoint(path, _torch_device(device))
+        recognizer = Transcriber(checkpoint, precision=precision, listening=listening)
+        bundled = is_bundled(path)
+    search = search or BeamSearchOptions()
+    recognizer.decoder = decoder_for(recognizer.tokenizer, search, bundled=bundled, note=note)
+    return recognizer
+
+
+def is_bundled(path: str | Path | None) -> bool:
+    """The checkpoint is the one that comes with omnirouter."""
+    return path is not None and Path(path).resolve() == PRETRAINED_DIR.resolve()
+
+
+def _torch_device(device: str) -> str:
+    import torch
+
+    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+        raise BadInput(f"device: auto, cpu or cuda, not {device!r}")
+    available = device != "cpu" and torch.cuda.is_available()
+    if device.startswith("cuda") and not available:
+        raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+    return device if device != "auto" else "cuda" if available else "cpu"
