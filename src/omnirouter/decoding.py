@@ -137,11 +137,10 @@ def ctc_forced_align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> A
         return None if len(ids) else Alignment((), (), (), (), 0.0)
     label_S = np.full(states, BLANK)
     label_S[1::2] = ids
-    emit_TS = log_probs_TV[:, label_S].astype(np.float64)
     may_skip_S = np.zeros(states, dtype=bool)  # the blank between two different pieces
     may_skip_S[3::2] = label_S[3::2] != label_S[1:-2:2]
     best_S = np.full(states, -np.inf)
-    best_S[:2] = emit_TS[0, :2]
+    best_S[:2] = log_probs_TV[0, label_S[:2]]
     step_TS = np.zeros((frames, states), dtype=np.int8)  # how many states back the path came from
     for t in range(1, frames):
         options_3S = np.full((3, states), -np.inf)
@@ -149,7 +148,7 @@ def ctc_forced_align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> A
         options_3S[1, 1:] = best_S[:-1]
         options_3S[2, 2:] = np.where(may_skip_S[2:], best_S[:-2], -np.inf)
         step_TS[t] = options_3S.argmax(axis=0)
-        best_S = options_3S.max(axis=0) + emit_TS[t]
+        best_S = options_3S.max(axis=0) + log_probs_TV[t, label_S]
     state = states - 1 if states == 1 or best_S[-1] >= best_S[-2] else states - 2
     score = float(best_S[state])
     if not np.isfinite(score):
@@ -162,12 +161,14 @@ def ctc_forced_align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> A
     first = np.searchsorted(path_T, wanted)
     after = np.searchsorted(path_T, wanted, side="right")
     spans = list(zip(first.tolist(), after.tolist(), strict=True))
-    peak = [a + int(emit_TS[a:b, s].argmax()) for (a, b), s in zip(spans, wanted, strict=True)]
+    peak = [
+        a + int(log_probs_TV[a:b, piece].argmax()) for (a, b), piece in zip(spans, ids, strict=True)
+    ]
     return Alignment(
         first=tuple(a for a, _ in spans),
         peak=tuple(peak),
         last=tuple(b - 1 for _, b in spans),
-        peaks=tuple(float(emit_TS[t, s]) for t, s in zip(peak, wanted, strict=True)),
+        peaks=tuple(float(log_probs_TV[t, piece]) for t, piece in zip(peak, ids, strict=True)),
         score=score,
     )
 

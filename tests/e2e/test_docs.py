@@ -80,7 +80,14 @@ def test_every_command_is_described() -> None:
         options = build_parser(name, load_command(name))._option_string_actions
         # `--cuts+` is how the parser names adding to a list
         own = {option.rstrip("+") for option in options if option.startswith("--")} - ANY_KEY
-        shared = {"--device", "--precision"}  # described once, on top
+        # described once, on top
+        shared = {
+            "--device",
+            "--precision",
+            "--threads",
+            "--quiet",
+            "--verbose",
+        }
         if name == "plan":  # takes a recipe's keys too
             shared |= {
                 o.rstrip("+")

@@ -31,14 +31,14 @@ TALK = spoken(("turn", 0.5, 0.8), ("the", 0.9, 1.0), ("light", 1.1, 1.5), ("off"
 
 def test_srt() -> None:
     assert WRITERS["srt"]("a.wav", TALK, SubtitleOptions()) == (
-        "1\n00:00:00,500 --> 00:00:01,500\nturn the light\n\n2\n01:01:01,200 --> 01:01:01,700\noff"
+        "1\n00:00:00,500 --> 00:00:01,500\nturn the light\n\n2\n01:01:01,200 --> 01:01:02,200\noff"
     )
 
 
 def test_vtt() -> None:
     transcript = spoken(("a<b", 0.0, 0.2), ("&c", 0.3, 0.9))
     assert WRITERS["vtt"]("a.wav", transcript, SubtitleOptions(max_line_width=3)) == (
-        "WEBVTT\n\n00:00:00.000 --> 00:00:00.900\na&lt;b\n&amp;c"
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.000\na&lt;b\n&amp;c"
     )
 
 
@@ -121,3 +121,27 @@ def test_capitals_and_punctuation_reach_words_and_subtitles() -> None:
     assert [word.text for word in words] == ["Hello,", "World!", "It's", "well-known."]
     transcript = Transcript(text=text, segments=(Segment.of(words),), duration=5.0)
     assert WRITERS["srt"]("a.wav", transcript, SubtitleOptions()).endswith(text)
+
+
+def test_txt_is_a_line_for_each_segment() -> None:
+    one, two, three = (
+        spoken((w, s, s + 1.0)).segments[0] for w, s in (("a", 0), ("b", 2), ("c", 6))
+    )
+    talk = Transcript(text="a b c", segments=(one, two, three), duration=7.0)
+    assert WRITERS["txt"]("x", talk, SubtitleOptions()) == "a\nb\n\nc"
+    stamped = WRITERS["txt"]("x", talk, SubtitleOptions(timestamps=True))
+    assert stamped.splitlines()[1] == "[00:02.00 -> 00:03.00] b"
+    assert "[1:01:01.20 -> " in WRITERS["txt"](
+        "x", spoken(("late", 3661.2, 3661.5)), SubtitleOptions(timestamps=True)
+    )
+
+
+@given(letters=st.lists(st.integers(1, 9), min_size=2, max_size=40), seconds=st.floats(0.1, 0.9))
+def test_no_cue_holds_a_last_word_alone(letters: list[int], seconds: float) -> None:
+    """Speech without a pause never ends in a cue of one word."""
+    words = [
+        (size * "a", seconds * number, seconds * number + 0.9 * seconds)
+        for number, size in enumerate(letters)
+    ]
+    found = cues(spoken(*words).words, SubtitleOptions())
+    assert all(len(" ".join(cue.lines).split()) > 1 for cue in found)

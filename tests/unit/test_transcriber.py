@@ -230,6 +230,6 @@ def test_load_without_a_path_gives_the_model_of_the_package(
 ) -> None:
     if PRETRAINED_DIR.is_dir():
         assert omnirouter.load().checkpoint.path == PRETRAINED_DIR
-    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
+    monkeypatch.setattr("omnirouter.pretrained.PRETRAINED_DIR", tmp_path / "nothing")
     with pytest.raises(BadInput, match="name a checkpoint folder"):
         omnirouter.load()

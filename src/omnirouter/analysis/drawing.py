@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.config import OmnirouterError
+from omnirouter.config import missing_extra
 from omnirouter.files import write_atomically
 from omnirouter.metrics.expert_load import Floats
 
@@ -26,9 +26,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 except ImportError as error:
-    raise OmnirouterError(
-        "figures need matplotlib, which is not installed: pip install 'omnirouter[figures]'"
-    ) from error
+    raise missing_extra("figures need matplotlib", "figures") from error
 
 __all__ = [
     "Axes",

@@ -14,9 +14,11 @@ import io
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from omnirouter.cli import console
 from omnirouter.cli.options import BAD, DONE, FAILED
 from omnirouter.config import BadInput, OmnirouterError
 
@@ -36,12 +38,15 @@ COMMANDS = (
     "tables",
     "report",
     "transcribe",
+    "align",
     "serve",
+    "models",
     "average",
     "upcycle",
     "export",
     "bench",
     "plan",
+    "completion",
 )
 SPELLINGS = {"analyse": "analyze"}  # accepted, not shown
 
@@ -83,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(command, str(error), BAD)
     except KeyboardInterrupt:
         return _fail(command, "interrupted", FAILED)
-    except (OmnirouterError, OSError, MemoryError, RuntimeError) as error:
+    except (OmnirouterError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
         if (reason := _reason(error)) is None:
             raise
         return _fail(command, reason, FAILED)
@@ -95,6 +100,11 @@ def _reason(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         return _describe(error)
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "omnirouter").startswith("omnirouter"):
+            return None
+        install = "pip install -c constraints.txt '.' (in the folder of omnirouter's source)"
+        return f"needs {error.name}, which is not installed: {install}"
     lacking = ("can't allocate memory", "out of memory")  # torch's words, which says no more
     if isinstance(error, MemoryError) or any(words in str(error) for words in lacking):
         return "out of memory; give it less audio at once (--batch-seconds, where it has that)"
@@ -102,11 +112,9 @@ def _reason(error: Exception) -> str | None:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from omnirouter.cli.parser import parse
+    from omnirouter.cli.parser import run
 
-    function = load_command(command)
-    parsed = parse(command, function, arguments)
-    return DONE if parsed is None else function(**parsed)
+    return run(command, load_command(command), arguments)
 
 
 def _without_command(arguments: list[str]) -> int:
@@ -131,7 +139,7 @@ def _without_command(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `omnirouter --help`."""
-    rows = [f"  {name:<14}{_first_line(load_command(name))}" for name in COMMANDS]
+    rows = [f"  {name:<14}{summary(name)}" for name in COMMANDS]
     return "\n".join(
         [
             "usage: omnirouter COMMAND ... | --help | --version",
@@ -146,12 +154,15 @@ def overview() -> str:
     )
 
 
-def _first_line(function: Callable[..., int]) -> str:
-    return (introspection.getdoc(function) or "").split("\n", 1)[0]
+def summary(command: str) -> str:
+    """The first line of a command's help."""
+    return (introspection.getdoc(load_command(command)) or "").split("\n", 1)[0]
 
 
 def _fail(command: str, message: str, status: int) -> int:
     line = " ".join(message.split())
+    if console.is_verbose():
+        traceback.print_exc()
     name = f"omnirouter {command}" if command in COMMANDS else "omnirouter"
     print(f"{name}: {line}", file=sys.stderr)
     return status

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    checkpoint: Path,
+    checkpoint: str,
     cuts: str,
     compute: Compute,
     *,
-    out: Path,
+    output_dir: Path,
     limit: int = 500,
     examples: int = 3,
     random_experts: bool = False,
@@ -32,11 +32,15 @@ def analyze(
     inputs are. Dependence on speaker, accent, condition and the like needs those fields in the
     manifest.
 
+    Examples:
+        omnirouter analyze english-small test.jsonl --output-dir routing
+
     Args:
-        checkpoint: folder of a switch or omni model.
+        checkpoint: folder of a switch or omni model; english-small; or org/name on the Hugging
+            Face Hub.
         cuts: manifest, JSONL or lhotse cuts.
         compute: where to run.
-        out: folder to write to.
+        output_dir: folder to write to.
         limit: utterances, from the beginning of the manifest; 0 for all.
         examples: utterances whose experts are drawn under their spectrogram.
         random_experts: also measure word errors with frames sent to random experts: five shares,
@@ -50,7 +54,7 @@ def analyze(
 
     if limit < 0 or examples < 1:
         raise BadInput(f"limit and examples: at least 0 and 1, not {limit} and {examples}")
-    require_writable(out / "routing.json")
+    require_writable(output_dir / "routing.json")
     utterances = read_manifests([cuts])
     model = load_checkpoint(checkpoint, compute.torch_device())
     passes = 2 if random_experts else 1
@@ -59,7 +63,7 @@ def analyze(
         numbers = run_analysis(
             model,
             utterances,
-            out,
+            output_dir,
             limit=limit or None,
             examples=examples,
             precision=compute.precision,
@@ -67,7 +71,7 @@ def analyze(
             progress=console.counting(update),
         )
     console.list_rejected(cuts, numbers.rejected, "routing.json lists all")
-    console.note(f"routing.json and figures: {out}")
+    console.note(f"routing.json and figures: {output_dir}")
     if json:
         console.as_json(asdict(numbers))
     else:

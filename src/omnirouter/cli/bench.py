@@ -17,15 +17,20 @@ def bench(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     rounds: int | None = None,
     quick: bool = False,
-    out: Path | None = None,
+    output_dir: Path | None = None,
     json: bool = False,
 ) -> int:
     """Measure speed on this machine: training, recognition, experts, attention, loading.
 
     Models have random weights and take turns on the same input; figures are medians. train-step and
     transcribe compare Dense, Switch and Omni of a family, a FastConformer (needs transformers) and
-    Whisper (needs faster-whisper; both: pip install "omnirouter[bench]"). Leave the machine alone
-    meanwhile. All at full size take hours on a CPU; --quick takes a minute and measures nothing.
+    Whisper (needs faster-whisper; both: pip install -c constraints.txt '.[bench]'). Leave the
+    machine alone meanwhile. All at full size take hours on a CPU; --quick takes a minute and
+    measures nothing.
+
+    Examples:
+        omnirouter bench transcribe --quick
+        omnirouter bench train-step --family small --output-dir results
 
     Args:
         names: experts, attention, loader, stream, train-step, transcribe; all if none is named.
@@ -34,8 +39,8 @@ def bench(
         device: where to run; auto is CUDA where there is a device.
         rounds: measured rounds; each benchmark's own number if not given.
         quick: tiny sizes, one round, to see that everything runs.
-        out: folder for a result file of each benchmark; none are written if not given, or with
-            --quick.
+        output_dir: folder for a result file of each benchmark; none are written if not given, or
+            with --quick.
         json: print a JSON object, benchmark to figures, machine and versions.
     """
     from omnirouter.bench import models
@@ -51,21 +56,21 @@ def bench(
             )
     if rounds is not None and rounds < 1:
         raise BadInput(f"rounds: at least 1, not {rounds}")
-    if out is not None:
-        require_writable(out / "result.json")
+    if output_dir is not None:
+        require_writable(output_dir / "result.json")
     models.family(family)
     common = ["--device", Compute(device=device).torch_device()]
     common += ["--quick"] if quick else []
     common += [] if rounds is None else ["--rounds", str(rounds)]
     found = {}
     for name in names or BENCHMARKS:
-        console.note(f"{name}: {BENCHMARKS[name]}")
+        console.note(f"measuring {name}")
         own = ["--family", family] if name in ("stream", "train-step", "transcribe") else []
-        folder = None if out is None else out.resolve()
+        folder = None if output_dir is None else output_dir.resolve()
         values, table = run(name, [*common, *own], folder=folder, allocator_tuned=tune_allocator())
         found[name] = values
         if not json:
-            print(f"\n{name}: {BENCHMARKS[name]}\n\n{table}\n", flush=True)
+            console.markdown(f"{name}: {BENCHMARKS[name]}\n\n{table}")
     if json:
         console.as_json(found)
     return DONE

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     cuts: list[str],
     compute: Running,
     search: BeamSearchOptions,
@@ -35,8 +35,13 @@ def evaluate(
     utterances. Utterances without a transcript or with audio that cannot be used are skipped,
     counted, and named on standard error.
 
+    Examples:
+        omnirouter evaluate english-small test.jsonl
+        omnirouter evaluate runs/mine/best test.jsonl noisy.jsonl --output wer.json
+
     Args:
-        checkpoint: folder of the model, such as best/ of a run.
+        checkpoint: folder of the model, such as best/ of a run; english-small; or org/name on the
+            Hugging Face Hub.
         cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded. Of a
             folder of prepared corpora, such as prepared/ami/cuts_test.jsonl.gz, the test split of
             each corpus is scored, as ami-test.
@@ -102,7 +107,9 @@ def _score_all(
                     groups = score_groups(model, utterances, group_by=group_by, **options)
                     found = {f"{name}/{group}": result for group, result in groups.items()}
         except (BadInput, KeyboardInterrupt) as error:
-            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            console.complain(
+                f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted"
+            )
             failed += 1
             if isinstance(error, BadInput):
                 continue

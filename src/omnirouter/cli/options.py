@@ -25,13 +25,19 @@ class Compute:
     Attributes:
         device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
         precision: `fp32`, or `bf16` (autocast, float32 weights).
+        threads: of the CPU; as many as there are cores if not given.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise BadInput(f"threads: at least 1, not {self.threads}")
 
     def torch_device(self) -> str:
-        """`cpu` or `cuda`.
+        """`cpu` or `cuda`; torch is told how many threads to use.
 
         Raises:
             BadInput: `cuda` without a device.
@@ -41,6 +47,8 @@ class Compute:
         available = self.device != "cpu" and torch.cuda.is_available()
         if self.device == "cuda" and not available:
             raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         return "cuda" if available else "cpu"
 
 
@@ -51,6 +59,7 @@ class Running(Compute):
     Attributes:
         device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
         precision: `fp32`, or `bf16` (autocast, float32 weights).
+        threads: of the CPU; as many as there are cores if not given.
         batch_seconds: audio in one batch, in seconds.
     """
 

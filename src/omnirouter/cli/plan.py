@@ -26,6 +26,9 @@ def plan(
     estimate; times are work counted from the recipe over published peak rates, of which a share is
     assumed, or over the rates that a benchmark measured. Every key of the recipe is also an option.
 
+    Examples:
+        omnirouter plan recipe.yaml --devices 16 --device-kind h100
+
     Args:
         recipe: YAML file, as for omnirouter train.
         run: the configuration.

@@ -35,25 +35,29 @@ class BackendConfig:
 
 def pseudo_label(
     src: Path,
-    out: Path,
     teacher: TeacherConfig,
     filters: FilterConfig,
     engine: BackendConfig,
     *,
+    output_dir: Path,
     dev_files: int = 24,
     seed: int = 0,
     json: bool = False,
 ) -> int:
     """Turn long recordings into segments with transcripts by a teacher.
 
-    Writes OUT/cuts_train.jsonl.gz and OUT/cuts_dev.jsonl.gz, every rejected segment with its filter
-    and figure to OUT/rejected.jsonl, recordings that failed to OUT/failed.jsonl, and prints hours
+    Writes DIR/cuts_train.jsonl.gz and DIR/cuts_dev.jsonl.gz, every rejected segment with its filter
+    and figure to DIR/rejected.jsonl, recordings that failed to DIR/failed.jsonl, and prints hours
     in and out of every filter. Killed or interrupted, the same command goes on where it stopped;
     with other filters it sorts anew without transcribing again.
 
+    Examples:
+        omnirouter pseudo-label recordings --output-dir corpus
+        omnirouter pseudo-label recordings --output-dir corpus --teacher large-v3 --language any
+
     Args:
         src: folder of recordings, a list of paths (.txt), or a manifest.
-        out: folder to write to.
+        output_dir: folder to write to.
         teacher: Whisper, or an own checkpoint.
         filters: what is kept.
         engine: where the work is done.
@@ -75,15 +79,15 @@ def pseudo_label(
 
     def name_failed(summary: PseudoLabelSummary) -> None:
         for name, reason in summary.failed.items():
-            console.note(f"omnirouter pseudo-label: {name}: {reason}")
+            console.complain(f"omnirouter pseudo-label: {name}: {reason}")
 
-    sources = find_sources(src, out)
-    hours = sum(s.seconds for s in sources if s.transcript(out) is None) / 3600
+    sources = find_sources(src, output_dir)
+    hours = sum(s.seconds for s in sources if s.transcript(output_dir) is None) / 3600
     try:
         with console.progress("transcribing", hours, "hours", "hours per hour") as update:
             summary = run(
                 sources,
-                out,
+                output_dir,
                 teacher,
                 dev_files=dev_files,
                 seed=seed,

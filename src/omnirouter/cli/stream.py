@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omnirouter.cli.options import DONE
-from omnirouter.config import BadInput, VadOptions
+from omnirouter.config import BadInput, VadOptions, missing_extra
 
 if TYPE_CHECKING:
     from omnirouter.serve.streaming import PartialResult, Stream
@@ -181,7 +181,7 @@ def _sounddevice() -> Any:
     try:
         import sounddevice
     except ImportError as error:
-        raise BadInput('microphone: needs sounddevice: pip install "omnirouter[mic]"') from error
+        raise missing_extra("microphone: needs sounddevice", "mic") from error
     except OSError as error:  # it finds no PortAudio
         raise BadInput(
             "microphone: sounddevice needs the library PortAudio; on Debian: apt install "

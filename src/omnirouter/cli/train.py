@@ -18,6 +18,11 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
     --optim.peak_lr 1e-3 --data.train '[a.jsonl, b.jsonl]'. The run folder holds config.yaml,
     metrics.jsonl, TensorBoard files, checkpoints/ (training states) and best/ (the model).
 
+    Examples:
+        omnirouter train recipe.yaml
+        omnirouter train recipe.yaml --init english-small --out runs/tuned
+        omnirouter train runs/tuned --resume
+
     Args:
         recipe: YAML file with keys of the options below; with --resume also the folder of a run.
         run: the configuration.

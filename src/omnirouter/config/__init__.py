@@ -39,7 +39,7 @@ from omnirouter.config.train_config import (
     TextConfig,
     TokenizerConfig,
 )
-from omnirouter.errors import BadInput, OmnirouterError, require_numbers
+from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
 
 __all__ = [
     "BALANCED_BY_FORM",
@@ -70,6 +70,7 @@ __all__ = [
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "missing_extra",
     "require_numbers",
     "require_rate",
 ]

@@ -227,7 +227,8 @@ class RunConfig:
         out: run folder.
         preset: name of a preset that `model` starts from.
         model: the model; what a recipe gives here wins over the preset.
-        init: checkpoint folder whose weights the run starts from (fine-tuning).
+        init: checkpoint folder whose weights the run starts from (fine-tuning); english-small, or
+            org/name on the Hugging Face Hub.
         seed: of weights, order and augmentation.
         steps: optimizer steps; the run ends here at the latest.
         precision: `bf16` (autocast, float32 weights) or `fp32`.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from omnirouter.audio.reader import AudioError, load_audio
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.files import json_line, write_text
 from omnirouter.pseudo_labels.source_files import SourceFile
@@ -100,7 +100,7 @@ def find_backend(name: str, workers: int | None = None) -> Backend:
 def require_ray() -> None:
     """Raise `BadInput` that names the extra to install, if Ray is not there."""
     if importlib.util.find_spec("ray") is None:
-        raise BadInput('--engine ray needs Ray: pip install "omnirouter[ray]"')
+        raise missing_extra("--engine ray needs Ray", "ray")
 
 
 class _Worker:

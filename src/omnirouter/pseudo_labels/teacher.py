@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.pseudo_labels.filters import LabeledSegment
 
 RATE = 16_000
@@ -111,7 +111,7 @@ def weights_digest(teacher: str) -> str:
 def require_teacher() -> None:
     """Raise `BadInput` that names the extra to install, if faster-whisper is not there."""
     if importlib.util.find_spec("faster_whisper") is None:
-        raise BadInput('pseudo-labels need faster-whisper: pip install "omnirouter[teacher]"')
+        raise missing_extra("pseudo-labels need faster-whisper", "teacher")
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:

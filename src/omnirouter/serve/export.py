@@ -34,6 +34,7 @@ from omnirouter.config import (
     FeatureConfig,
     ModelConfig,
     OmnirouterError,
+    missing_extra,
 )
 from omnirouter.files import clear_leftovers, copy_entry, flush, write_atomically
 from omnirouter.model import CTCEncoder
@@ -134,7 +135,7 @@ def require_packages() -> None:
     """Raise `BadInput` that names the extra to install, if a package for exporting is missing."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(name) is None:
-            raise BadInput(f'export needs {name}: pip install "omnirouter[onnx]"')
+            raise missing_extra(f"export needs {name}", "onnx")
 
 
 def _replaceable(out: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.config import PRETRAINED_DIR, BadInput, FeatureConfig, VadOptions
+from omnirouter.config import PRETRAINED_DIR, BadInput, FeatureConfig, VadOptions, missing_extra
 from omnirouter.decoding import Decoder
 from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
 from omnirouter.text import Tokenizer
@@ -99,7 +99,7 @@ def _features(path: Path) -> tuple[FeatureConfig, bool]:
 
 def _session(path: Path, threads: int) -> Any:
     if find_spec("onnxruntime") is None:
-        raise BadInput('an exported model needs onnxruntime: pip install "omnirouter[onnx]"')
+        raise missing_extra("an exported model needs onnxruntime", "onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

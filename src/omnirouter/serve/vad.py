@@ -15,7 +15,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, missing_extra
 
 RATE = 16_000  # Hz; all that the sequence model knows
 HOP = 512  # samples per probability
@@ -93,16 +93,14 @@ def _level(samples: Samples) -> float:
 @cache
 def _session() -> Any:
     if not available():
-        raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
+        raise missing_extra("vad: silero needs silero-vad (or choose off)", "vad")
     import onnxruntime
 
     package = importlib.util.find_spec("silero_vad")
     assert package is not None and package.submodule_search_locations
     path = Path(package.submodule_search_locations[0], MODEL)
     if not path.is_file():
-        raise BadInput(
-            'vad: this silero-vad lacks its sequence model: pip install "silero-vad>=6.2"'
-        )
+        raise BadInput("vad: this silero-vad lacks its sequence model; install 6.2 or newer of it")
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = options.intra_op_num_threads = 1
     providers = ["CPUExecutionProvider"]

@@ -135,8 +135,9 @@ def verbose(
 
 def as_text(kind: str, transcript: Transcript) -> str:
     """The transcript as a text file: `text`, `srt` or `vtt`."""
-    writer = WRITERS["txt" if kind == "text" else kind]
-    return writer("", transcript, SubtitleOptions()) + "\n"
+    if kind == "text":
+        return transcript.text + "\n"
+    return WRITERS[kind]("", transcript, SubtitleOptions()) + "\n"
 
 
 def usage(transcript: Transcript) -> Usage:
