@@ -30,8 +30,9 @@ from omnirouter.data.manifests import read_manifest
 from omnirouter.files import write_text
 from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.export import export
+from omnirouter.serve.inputs import Samples
 from omnirouter.serve.onnx import GRAPHS, OnnxTranscriber
-from omnirouter.serve.recognizer import Recognizer, Samples
+from omnirouter.serve.recognizer import Recognizer
 from omnirouter.serve.transcriber import Transcriber
 
 ROUNDS = 3

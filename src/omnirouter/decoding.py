@@ -234,12 +234,16 @@ class BeamSearch:
             log_add=False,
             criterion_type=decoder.CriterionType.CTC,
         )
+        self._model = config.language_model
         self._blank_penalty = config.blank_penalty
         none: list[float] = []  # transitions, which CTC has not
         self._decoder = decoder.LexiconDecoder(
             options, self._trie, self._lm, BLANK, BLANK, -1, none, False
         )
         self._alone = Lock()  # the decoder holds the hypotheses of one utterance
+
+    def __repr__(self) -> str:
+        return f"BeamSearch({self._model.name})"
 
     def __call__(self, log_probs_TV: NDArray[np.float32]) -> Hypothesis:
         """The best hypothesis for one utterance [T, V]."""

@@ -25,6 +25,7 @@ SPOKEN = TextConfig()  # lower case without punctuation
 # marks that can be kept
 PUNCTUATION = frozenset('.,?!;:-"\u00a1\u00bf\u3001\u3002\u060c\u061b\u061f\u0964')
 _QUOTES = str.maketrans("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2010\u2011", '""""""--')
+WORD_START = "▁"  # begins the pieces that begin a word
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4\uff07", "''''''")
 # outside of words they are quotation marks, which Whisper's normalizer would join to a word
 _INNER_APOSTROPHE = re.compile("(?<=\\w)[\u2019\u2018\u02bc\u0060\u00b4\uff07](?=\\w)")

@@ -134,5 +134,5 @@ def test_what_the_cluster_cannot_give_is_named(cluster: Any, src: Path, tmp_path
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BadInput, match=r'pip install "omnirouter\[ray\]"'):
+    with pytest.raises(BadInput, match=r"pip install -c constraints.txt '\.\[ray\]'"):
         list(run_on_ray([], Path("out"), CONFIG))

@@ -21,9 +21,9 @@ from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.model import EncoderOutput
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.recognizer import TAIL_S, WORD_START
+from omnirouter.serve.recognizer import TAIL_S
 from omnirouter.serve.transcriber import Transcriber
-from omnirouter.text import Tokenizer
+from omnirouter.text import WORD_START, Tokenizer
 
 RATE = 16_000
 ALL = VadOptions(vad="off")  # random models hear words in noise, which is no speech

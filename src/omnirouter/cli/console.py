@@ -1,12 +1,13 @@
-"""What commands print: tables and JSON on standard output, notes and progress on standard error."""
+"""Printing: tables and JSON on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def set_level(*, quiet: bool, verbose: bool) -> None:
 
 
 def is_verbose() -> bool:
-    """Whether more shall be told than usual."""
+    """True with --verbose."""
     return _level["verbose"]
 
 
@@ -34,6 +35,16 @@ def note(text: str) -> None:
     """One line on standard error, unless --quiet."""
     if not _level["quiet"]:
         complain(text)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """With --quiet, keep back what others write to standard error."""
+    if not _level["quiet"]:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stderr(nothing):
+        yield
 
 
 def complain(text: str) -> None:

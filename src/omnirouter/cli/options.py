@@ -1,4 +1,4 @@
-"""What several commands share: exit statuses, the choice of device, and checks before long work."""
+"""Shared by several commands: exit statuses, the choice of device, and checks before long work."""
 
 from __future__ import annotations
 

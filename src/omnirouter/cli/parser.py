@@ -22,6 +22,7 @@ from omnirouter.cli.complaints import explain
 from omnirouter.cli.recipe import take_recipe
 from omnirouter.cli.spelling import CommandLine
 from omnirouter.config import BadInput
+from omnirouter.pretrained import describe_bundled
 
 Command = Callable[..., int]
 GROUP_HELP = "Path to a configuration file."  # jsonargparse's words for --model, --data, ...
@@ -106,7 +107,7 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
     about = [part for part in (doc.short_description, *examples, doc.long_description) if part]
     parser = ArgumentParser(
         prog=f"omnirouter {command}",
-        description="\n\n".join(about),
+        description="\n\n".join(about).replace("{english-small}", describe_bundled()),
         formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,
@@ -163,7 +164,7 @@ def _finish(parser: ArgumentParser) -> None:
 
 
 def _metavar(dest: str, kind: Any) -> str:
-    """What stands for an option's value in help: short, and telling of its kind."""
+    """A short name for an option's value in help, which tells its kind."""
     if kind is bool:
         return "" if "." not in dest else "true|false"
     kinds = [part for part in (kind, *get_args(kind)) if part is not type(None)]
@@ -200,7 +201,7 @@ def _needs_folder(function: Command) -> bool:
 
 
 def _item(kind: Any) -> Any:
-    """Type of the items of a list, or of a list that may be left out; None of other types."""
+    """Type of the items of a list, or of an optional list; None of other types."""
     kinds = [kind, *get_args(kind)]
     return next((get_args(k)[0] for k in kinds if get_origin(k) is list), None)
 

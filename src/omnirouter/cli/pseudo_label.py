@@ -28,7 +28,7 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         if self.engine == "local" and self.workers is not None:
-            raise BadInput("--workers: only for --engine ray; leave it out")
+            raise BadInput("--workers: only for --engine ray; remove it")
         if self.workers is not None and self.workers < 1:
             raise BadInput(f"--workers: at least 1, not {self.workers}")
 
@@ -49,7 +49,7 @@ def pseudo_label(
     Writes DIR/cuts_train.jsonl.gz and DIR/cuts_dev.jsonl.gz, every rejected segment with its filter
     and figure to DIR/rejected.jsonl, recordings that failed to DIR/failed.jsonl, and prints hours
     in and out of every filter. Killed or interrupted, the same command goes on where it stopped;
-    with other filters it sorts anew without transcribing again.
+    with other filters it filters again without transcribing again.
 
     Examples:
         omnirouter pseudo-label recordings --output-dir corpus

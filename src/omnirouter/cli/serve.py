@@ -86,6 +86,7 @@ def serve(
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
     of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it. The bundled
     model uses its language model; streams over the WebSocket go without one.
+    It writes {english-small}.
 
     Examples:
         omnirouter serve
@@ -146,4 +147,5 @@ def _served(
     recognizer = recognizer_of(path, compute, listening, search)
     checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
     config = None if checkpoint is None else checkpoint.config
-    return ServedModel(name, recognizer, config, int(path.stat().st_mtime))
+    language = "en" if checkpoint is None else str(checkpoint.meta.get("language", "en"))
+    return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language)

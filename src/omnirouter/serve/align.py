@@ -10,7 +10,8 @@ import numpy as np
 
 from omnirouter.config import BadInput
 from omnirouter.decoding import Alignment, ctc_forced_align
-from omnirouter.serve.recognizer import TAIL_S, Audio, LogProbs, Progress, Recognizer
+from omnirouter.serve.inputs import Audio
+from omnirouter.serve.recognizer import TAIL_S, LogProbs, Progress, Recognizer
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import UNKNOWN, normalize_text
 

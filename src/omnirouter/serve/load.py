@@ -7,12 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from omnirouter.config import (
-    PRETRAINED_DIR,
-    BadInput,
-    BeamSearchOptions,
-    VadOptions,
-)
+from omnirouter.config import PRETRAINED_DIR, BadInput, BeamSearchOptions, VadOptions
 from omnirouter.decoding import decoder_for
 from omnirouter.pretrained import resolve_model
 from omnirouter.serve.onnx import OnnxTranscriber, is_export
