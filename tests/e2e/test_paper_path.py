@@ -130,7 +130,7 @@ def test_recipes_of_the_bundled_model_name_what_a_header_says_how_to_make() -> N
     [
         "libriheavy/omni-559m",
         "spikes/omni-fisher",
-        "spikes/omni-librispeech-relabelled",
+        "spikes/omni-librispeech-relabeled",
         "speechcrawl/omni-246m",
         "small-english/start/omni",
     ],

@@ -26,7 +26,7 @@ def sample(
     )
     return [
         (item.epoch, item.index, tuple((c.id, c.duration) for c in item.cuts))
-        for item in loader._sample(loader._bins, *where)
+        for item in loader._sample(loader._overview[1], *where)
     ]
 
 

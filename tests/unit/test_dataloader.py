@@ -282,7 +282,7 @@ def test_a_long_way_to_the_first_batch_can_be_left(corpus: Path, index: int) -> 
                     stop.set()
                 yield first
 
-    bins = loader._bins
+    bins = loader._overview[1]
     loader.cuts = CutSet(Cuts())
     found = islice(loader._sample(bins, 0, index, True, stop), 1)
     assert len(list(found)) == (index == 14), "an item may come, of a place on the way"

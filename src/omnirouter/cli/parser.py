@@ -83,7 +83,7 @@ def parse(
         if "recipe" in values:
             line.by_key = False
             # then once more: what the recipe says are defaults, the command line wins
-            source = f"{take_recipe(parser, values.recipe, values.preset)}: "
+            source = f"{take_recipe(parser, values)}: "
             values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise BadInput(_explained(source, str(error), parser, line)) from error

@@ -23,7 +23,7 @@ from omnirouter.config.model_config import (
     ParameterCount,
     count_parameters,
 )
-from omnirouter.config.presets import PAPER_MODELS, PRESETS
+from omnirouter.config.presets import PAPER_MODELS, PRESETS, training_defaults
 from omnirouter.config.router_config import (
     BALANCED_BY_FORM,
     GROUP_FIELDS,
@@ -38,6 +38,7 @@ from omnirouter.config.train_config import (
     RunConfig,
     TextConfig,
     TokenizerConfig,
+    dotted,
 )
 from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
 
@@ -70,7 +71,9 @@ __all__ = [
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "dotted",
     "missing_extra",
     "require_numbers",
     "require_rate",
+    "training_defaults",
 ]

@@ -58,7 +58,7 @@ class FeatureConfig:
 
     @property
     def learned(self) -> bool:
-        """Whether mean and deviation are those of the training set."""
+        """True if mean and deviation are those of the training set."""
         return self.normalisation != "utterance"
 
     @property
@@ -98,7 +98,7 @@ class AttentionContext:
     left: int = 0
 
     def problem(self) -> str | None:
-        """What is wrong with it, in one line that starts with the key to change."""
+        """Problem, in one line that starts with the key to change; None if there is none."""
         for name in ("chunk", "left"):
             if getattr(self, name) < 0:
                 return f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
@@ -115,7 +115,7 @@ class ModelConfig:
 
     Attributes:
         routing: `dense` has no router, `switch` one per layer, `omni` one for all layers (Eq. 6);
-            the others are of related work, see `model/routing_variants.py`.
+            the others are of related work, see `model/router_variants.py`.
         num_experts: experts N in every block's feed-forward layer; 1 for `dense`.
         dim: model width D.
         ffn_dim: feed-forward width F.
@@ -136,7 +136,7 @@ class ModelConfig:
         features: what the model was trained to read.
         router: what is unlike the paper's routers.
         attention_context: what a frame sees; for models that stream.
-        attention_bias: whether the four projections of attention add one, as Whisper's do.
+        attention_bias: the four projections of attention add one, as Whisper's do.
         activation: of the feed-forward layers and experts.
         longest_wave: of the sinusoids or of RoPE, in frames over 2 pi.
     """
@@ -275,7 +275,7 @@ class ModelConfig:
 
     @property
     def streams(self) -> bool:
-        """Whether the output never depends on what comes after the chunk."""
+        """True if the output never depends on what comes after the chunk."""
         return self.attention_context.chunk > 0
 
     @property
@@ -366,7 +366,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 
 def _embedding_parameters(config: ModelConfig) -> int:
-    """Of SpeechMoE's embedding network; its own CTC head counts, every frame passes through it."""
+    """Parameters of SpeechMoE's embedding network and its CTC head; every frame passes them."""
     if config.embedder is None:
         return 0
     values = sum(map(len, config.router.groups.values())) if config.routing == "speechmoe2" else 0

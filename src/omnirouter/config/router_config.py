@@ -1,6 +1,6 @@
 """Configuration of routers: the kinds there are, and what may differ from the paper's (Eq. 1).
 
-A part of `config.py`, which everything else imports it through.
+Everything else imports it from `omnirouter.config`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SOFTMAX_ROUTERS = ("switch", "omni", "omni-once", "speechmoe", "speechmoe2")
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """How routers differ from the paper's (Eq. 1); with the defaults they do not.
+    """Differences of routers from the paper's (Eq. 1); with the defaults there are none.
 
-    Sources and what each option means stand in `model/routing_variants.py`.
+    Sources and what each option means stand in `model/router_variants.py`.
 
     Attributes:
         top_k: experts a frame goes to; for `expert-choice` on average.
@@ -63,7 +63,7 @@ class RouterConfig:
         return {name: values for name, values in known if values}
 
     def problem(self, routing: RoutingKind, num_experts: int, num_layers: int) -> str | None:
-        """What keeps a model with this `routing` from having these routers; None if nothing does.
+        """Problem of these routers in a model with this `routing`; None if there is none.
 
         One line that starts with the key to change.
         """

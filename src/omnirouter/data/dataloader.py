@@ -84,6 +84,14 @@ class RankSharding(NamedTuple):
                     yield replace(turn[-1], cuts=[])
 
 
+class DataSize(NamedTuple):
+    """Utterances and seconds of audio; not `whole` if there are more."""
+
+    utterances: int
+    seconds: float
+    whole: bool
+
+
 class AsrDataLoader:
     """Iterates over batches of a `CutSet`.
 
@@ -136,7 +144,7 @@ class AsrDataLoader:
                 rejected.
         """
         stop = threading.Event()
-        items = self._sample(self._bins, epoch, index, endless, stop)
+        items = self._sample(self._overview[1], epoch, index, endless, stop)
         if deal is not None:
             items = deal(items)
         if self.data.workers:
@@ -147,7 +155,7 @@ class AsrDataLoader:
 
     def cut_batches(self, epoch: int) -> Iterator[list[Cut]]:
         """Cuts of each batch of an epoch; no audio is read."""
-        for item in self._sample(self._bins, epoch, 0, False):
+        for item in self._sample(self._overview[1], epoch, 0, False):
             yield item.cuts
 
     def _sample(
@@ -199,18 +207,28 @@ class AsrDataLoader:
         sampler.set_epoch(epoch)
         return sampler
 
+    @property
+    def size(self) -> DataSize:
+        """Utterances and seconds, of the first `BUFFER_CUTS` at most; no audio is read.
+
+        Raises:
+            BadInput: there is no utterance.
+        """
+        return self._overview[0]
+
     @cached_property
-    def _bins(self) -> list[float]:
-        """Inner boundaries of the duration buckets, in seconds."""
+    def _overview(self) -> tuple[DataSize, list[float]]:
+        """Size of the data, and inner boundaries of the duration buckets, in seconds."""
         cuts = list(islice(self.cuts, BUFFER_CUTS))
         if not cuts:
             raise BadInput("no utterance to load: the manifests are empty")
         seconds = sum(cut.duration for cut in cuts)
+        size = DataSize(len(cuts), seconds, whole=len(cuts) < BUFFER_CUTS)
         full = int(seconds / (BATCHES_PER_BUCKET * self.data.device_seconds))
         buckets = min(self.data.buckets, full, len(cuts))
         if buckets < 2:
-            return [math.inf]  # lhotse wants a boundary; everything is below this one
-        return [float(b) for b in estimate_duration_buckets(cuts, num_buckets=buckets)]
+            return size, [math.inf]  # lhotse wants a boundary; everything is below this one
+        return size, [float(b) for b in estimate_duration_buckets(cuts, num_buckets=buckets)]
 
 
 def _passing(cuts: CutSet, count: int) -> Iterator[Cut | None]:

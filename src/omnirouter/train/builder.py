@@ -22,8 +22,15 @@ from omnirouter.audio.features import (
     log_mel_spectrogram,
     normalize_level,
 )
-from omnirouter.checkpoint import TOKENIZER, load_checkpoint, model_config
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig, TextConfig
+from omnirouter.checkpoint import TOKENIZER, load_checkpoint
+from omnirouter.config import (
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    RunConfig,
+    TextConfig,
+    dotted,
+)
 from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
@@ -33,7 +40,15 @@ from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import ParallelModel
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.progress import ProgressReporter, start_line, too_large_a_step
+from omnirouter.train.resume import (
+    changes_on_resume,
+    digests,
+    load_state,
+    load_weights,
+    require_resumable,
+    resumed_config,
+)
 from omnirouter.train.run_dir import RunDir
 from omnirouter.train.state import TrainState
 from omnirouter.train.step import ExtraLossFactory, TrainStep
@@ -44,9 +59,8 @@ HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabula
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
 
-FeatureStatistics = tuple[
-    tuple[float, ...], tuple[float, ...]
-]  # mean and deviation, a value per mel bin
+FeatureStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation, a value per mel bin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +69,6 @@ class Run:
 
     Attributes:
         config: with the model as it was built.
-        resumed: true if the state is that of an earlier session.
         reporter: silent in all processes but the first.
     """
 
@@ -67,7 +80,6 @@ class Run:
     state: TrainState
     train_step: TrainStep
     validator: Validator
-    resumed: bool
 
 
 def build_run(
@@ -97,11 +109,13 @@ def build_run(
         folder = RunDir(config, resume=resume, writes=world.first)
         there = resume or not world.first
         tokenizer = build_tokenizer(config, folder.path, resume=there)
+    was = dotted(folder.read_config()) if resume else {}
+    require_resumable(config, was, folder)
     newest = folder.newest_state() if resume else None
     saved = folder.load_state(newest) if newest is not None else None
 
     torch.manual_seed(config.seed)
-    network = build_model(config, tokenizer, saved, folder)
+    network = build_model(config, tokenizer, saved)
     config = replace(config, model=network.config)
     loader = train_loader(config, tokenizer)
     network.config = with_statistics(network.config, loader, saved, world)
@@ -114,6 +128,7 @@ def build_run(
     model = ParallelModel(network, world, config)
     state = TrainState(model, build_optimizers(model.network, config.optim))
     state.sums = state.sums.to(world.device)
+    state.data = world.all_gather(digests(config) if world.first else {})[0]
     train_step = TrainStep(config, model, state.optimizers, extra_loss)
     validator = Validator(config, tokenizer, dev_loader(config, tokenizer), folder, reporter, world)
     validator.require_usable()
@@ -122,8 +137,14 @@ def build_run(
     else:
         load_state(state, saved, folder)
         reporter.note(f"resumed at step {state.progress.step}")
+        for note in changes_on_resume(config, was, state, saved):
+            reporter.note(note)
+    if world.first:
+        reporter.note(start_line(config, loader.size, world))
+        if warning := too_large_a_step(config, loader.size):
+            reporter.note(warning)
     folder.describe(config)
-    folder.rewind_metrics(state.progress.step)
+    folder.rewind_metrics(-1 if saved is None else state.progress.step)  # step 0 comes again
     return Run(
         config=config,
         world=world,
@@ -133,7 +154,6 @@ def build_run(
         state=state,
         train_step=train_step,
         validator=validator,
-        resumed=saved is not None,
     )
 
 
@@ -153,7 +173,14 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     if not config.data.train:
         raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
     if resume:
-        return Tokenizer.load(own)
+        tokenizer = Tokenizer.load(own)
+        given = _model_file(config.tokenizer.path)
+        if config.tokenizer.path and given.is_file() and Tokenizer.load(given) != tokenizer:
+            raise BadInput(
+                f"tokenizer.path: {given} is not the vocabulary of the run, {own}; it cannot go on "
+                "with another"
+            )
+        return tokenizer
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(_model_file(config.tokenizer.path))
     elif config.init:
@@ -192,14 +219,14 @@ def _sentences(config: RunConfig) -> Iterator[str]:
 
 
 def build_model(
-    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None, folder: RunDir
+    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None
 ) -> CTCEncoder:
     """A fresh model, with `init` the weights of a checkpoint, or the model of a saved state.
 
     With another tokenizer than the checkpoint's the CTC head is fresh.
     """
     if saved is not None and "config" in saved:  # first versions wrote none
-        return CTCEncoder(resumed_config(config, saved, folder))
+        return CTCEncoder(resumed_config(config, saved))
     if not config.init:
         return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
     start = load_checkpoint(config.init)
@@ -209,54 +236,6 @@ def build_model(
         weights = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
     model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
     return model
-
-
-def resumed_config(config: RunConfig, saved: dict[str, Any], folder: RunDir) -> ModelConfig:
-    """Model of a saved state, with the dropout and layer drop that are asked for now.
-
-    The checkpoint that it started from may be gone.
-
-    Raises:
-        BadInput: another model is asked for.
-    """
-    known, wanted = model_config(saved["config"]), config.model
-    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
-    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
-    own = replace(wanted, vocab_size=known.vocab_size, features=features)
-    if own != model and not config.init:
-        raise _misfit(folder)
-    return model
-
-
-def load_weights(network: CTCEncoder, saved: dict[str, Any], folder: RunDir) -> None:
-    """Take up the weights of a state, before they are shared out.
-
-    Raises:
-        BadInput: they are of another model than the configuration's.
-    """
-    try:
-        network.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise _misfit(folder) from error
-
-
-def load_state(state: TrainState, saved: dict[str, Any], folder: RunDir) -> None:
-    """Take up the rest of a state.
-
-    Raises:
-        BadInput: it is of another optimizer than the configuration's.
-    """
-    try:
-        state.load_state_dict(saved)
-    except ValueError as error:
-        raise _misfit(folder) from error
-
-
-def _misfit(folder: RunDir) -> BadInput:
-    return BadInput(
-        f"{folder.path}: holds a run of another model or optimizer; go on with its "
-        f"own configuration: omnirouter train {folder.path} --resume"
-    )
 
 
 def planned_model(config: RunConfig) -> ModelConfig:
