@@ -35,13 +35,13 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from program import RESULTS
 
-from omnirouter.bench import timing
 from omnirouter.config import DataConfig, FeatureConfig, SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest, read_training
 from omnirouter.data.tokenizer_training import VocabularyConfig, build_vocabulary, read_texts
+from omnirouter.report import timing
 
 RATE = 16_000
 HOUR_S = 3600

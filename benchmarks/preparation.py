@@ -23,19 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.models import TOKENS_PER_SECOND
+from common.whisper import SIZES, make_whisper
 from numpy.typing import NDArray
 from program import RESULTS
 from segmentation import HALF_HOUR_S, recordings
 
-from omnirouter.bench import timing
-from omnirouter.bench.models import TOKENS_PER_SECOND
-from omnirouter.bench.whisper import SIZES, make_whisper
 from omnirouter.config import SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.files import write_text
 from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, WhisperTeacher, find_speech
+from omnirouter.report import timing
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 
 TEACHERS = ("tiny", "base", "small")

@@ -281,6 +281,6 @@ def test_out_of_memory_names_the_knob() -> None:
 
 
 def test_parts_of_the_plan_are_those_of_the_benchmark() -> None:
-    from omnirouter.bench import parts
+    from common import parts
 
     assert set(PARTS) == set(parts.PARTS)

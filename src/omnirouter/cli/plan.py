@@ -35,7 +35,7 @@ def plan(
         devices: how many.
         device_kind: of which kind; cpu is this machine, timed for a moment.
         utterance_seconds: a typical utterance, in seconds.
-        measured: result files of omnirouter bench train-step (and loader) on that kind, as
+        measured: result files of benchmarks/train_step.py (and loader.py) on that kind, as
             '[a.json, b.json]'.
         json: print a JSON object; times in seconds, memory in bytes.
     """

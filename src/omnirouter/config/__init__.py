@@ -23,7 +23,14 @@ from omnirouter.config.model_config import (
     ParameterCount,
     count_parameters,
 )
-from omnirouter.config.presets import PAPER_MODELS, PRESETS, training_defaults
+from omnirouter.config.presets import (
+    PAPER_MODELS,
+    PRESETS,
+    ROUTINGS,
+    families,
+    family,
+    training_defaults,
+)
 from omnirouter.config.router_config import (
     BALANCED_BY_FORM,
     GROUP_FIELDS,
@@ -52,6 +59,7 @@ __all__ = [
     "PRETRAINED_DIR",
     "PRETRAINED_LANGUAGE_MODEL",
     "RATES",
+    "ROUTINGS",
     "AttentionContext",
     "AugmentConfig",
     "BadInput",
@@ -72,6 +80,8 @@ __all__ = [
     "VadOptions",
     "count_parameters",
     "dotted",
+    "families",
+    "family",
     "missing_extra",
     "require_numbers",
     "require_rate",

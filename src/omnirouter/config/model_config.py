@@ -236,6 +236,8 @@ class ModelConfig:
                 )
         if problem := self.router.problem(self.routing, self.num_experts, self.num_layers):
             return problem
+        if self.router_of_layer is not None and self.router.experts_every > 1:
+            raise BadInput("router_of_layer: does not go with router.experts_every; leave one out")
         if self.router_of_layer is not None:
             routers = set(self.router_of_layer)
             if len(self.router_of_layer) != self.num_layers or routers != set(range(len(routers))):
@@ -292,8 +294,17 @@ class ModelConfig:
             return self.router_of_layer
         if self.router.layers_per_router:
             return tuple(layer // self.router.layers_per_router for layer in range(self.num_layers))
-        routers = 1 if self.routing in ONE_ROUTER else self.num_layers
-        return tuple(layer % routers for layer in range(self.num_layers))
+        routers = 1 if self.routing in ONE_ROUTER else len(self.expert_layers)
+        every = self.router.experts_every
+        return tuple(min(layer // every, routers - 1) for layer in range(self.num_layers))
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Layers that have experts, from 0: every k-th; none in a dense model."""
+        if self.routing == "dense":
+            return ()
+        every = self.router.experts_every
+        return tuple(range(every - 1, self.num_layers, every))
 
     @property
     def num_routers(self) -> int:
@@ -353,15 +364,19 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     attention = 4 * d * (d + config.attention_bias)
     norm = 2 * d
     feed_forward = d * f + f + f * d + d
-    block = config.local_width * d + attention + 2 * norm + n * feed_forward
+    block = config.local_width * d + attention + 2 * norm
+    routed = len(config.expert_layers)
+    copies = n * (1 if config.router.share_experts and routed else routed)
+    chosen = min(copies, routed * config.router.top_k)
+    apart = config.num_layers - routed + (routed if config.router.shared_expert else 0)
     router = 0 if config.routing == "hash" else config.router_width * n
     stem = config.features.width * d + d
     if config.stem == "convolutions":
         stem = CONVOLVED * (config.features.num_mels + d) * d + 2 * d
-    inner = stem + config.num_layers * block + norm
+    inner = stem + config.num_layers * block + (copies + apart) * feed_forward + norm
     head = d * config.vocab_size + config.vocab_size
     total = inner + config.num_routers * router + _embedding_parameters(config) + head
-    idle = config.num_layers * (n - config.router.top_k) * feed_forward
+    idle = (copies - chosen) * feed_forward
     return ParameterCount(total=total, active=total - idle, without_head=total - head)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from omnirouter.config.model_config import ModelConfig
 from omnirouter.config.router_config import RoutingKind
+from omnirouter.errors import BadInput
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:
@@ -66,6 +67,32 @@ PRESETS: dict[str, ModelConfig] = {
     ),
 }
 PAPER_MODELS = tuple(PRESETS)[:13]
+ROUTINGS = ("dense", "switch", "omni")
+
+
+def families() -> dict[str, dict[str, ModelConfig]]:
+    """Dense, Switch and Omni of equal active size, by the name they share in `PRESETS`."""
+    found = {}
+    for name, omni in PRESETS.items():
+        label = name.removeprefix("omni-")
+        if label == name or f"switch-{label}" not in PRESETS:
+            continue
+        shape = replace(omni, routing="dense", num_experts=1)
+        dense = next(config for config in PRESETS.values() if config == shape)
+        found[label] = {"dense": dense, "switch": PRESETS[f"switch-{label}"], "omni": omni}
+    return found
+
+
+def family(name: str) -> dict[str, ModelConfig]:
+    """Dense, Switch and Omni of one of `families`.
+
+    Raises:
+        BadInput: there is none of this name.
+    """
+    known = families()
+    if name not in known:
+        raise BadInput(f"family: there is no '{name}'; choose one of {', '.join(known)}")
+    return known[name]
 
 
 def training_defaults(preset: str, steps: int) -> dict[str, Any]:

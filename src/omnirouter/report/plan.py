@@ -60,7 +60,7 @@ def plan(
         devices: how many.
         kind: of which kind.
         utterance_s: seconds of a typical utterance; attention and CTC depend on it.
-        measured: result files of `omnirouter bench` on the same kind: train-step, loader.
+        measured: result files of benchmarks/train_step.py and loader.py on the same kind.
 
     Returns:
         Plain values; see docs/cli.md.

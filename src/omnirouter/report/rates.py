@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.bench.models import ROUTINGS, family
-from omnirouter.config import BadInput, ModelConfig, RunConfig
+from omnirouter.config import ROUTINGS, BadInput, ModelConfig, RunConfig, family
 from omnirouter.report.cost import training_flops
 from omnirouter.report.devices import BANDWIDTH_SHARE, DeviceKind
 from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes

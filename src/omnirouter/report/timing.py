@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved medians, the best matrix product, the machine, a table."""
+"""Measuring speed: interleaved medians, the best matrix product, the machine, a table."""
 
 from __future__ import annotations
 
@@ -18,10 +18,22 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 
+from omnirouter.model.kernels.cpu import processor
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NOTE_EVERY_S = 30.0
 LARGEST_SQUARE = 8192  # rows of a square matrix product that is measured
-SETTINGS = ("ONEDNN_", "MALLOC_", "THP_", "LD_PRELOAD", "OMP_", "MKL_", "CUBLAS_", "CUDA_VISIBLE")
+SETTINGS = (
+    "ATEN_",
+    "ONEDNN_",
+    "MALLOC_",
+    "THP_",
+    "LD_PRELOAD",
+    "OMP_",
+    "MKL_",
+    "CUBLAS_",
+    "CUDA_VISIBLE",
+)
 
 
 Key = TypeVar("Key")  # by which contestants are known
@@ -41,6 +53,7 @@ def interleaved(
     rounds: int,
     warm_up: int = 2,
     device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Key, dict[str, float]]:
     """Time functions in turns, in another order each round, so that a slow spell hits all alike.
 
@@ -49,6 +62,7 @@ def interleaved(
         rounds: measured rounds.
         warm_up: rounds before.
         device: on `cuda` the device is waited for before and after.
+        clock: seconds; `time.process_time` with one thread for a machine that others use too.
 
     Returns:
         By name: `median_s`, and the quartiles `low_s` and `high_s`.
@@ -63,11 +77,11 @@ def interleaved(
             shuffle(order)
             for name in order:
                 wait(device)
-                began = time.perf_counter()
+                began = clock()
                 contestants[name](number)
                 wait(device)
                 if number >= warm_up:
-                    times[name].append(time.perf_counter() - began)
+                    times[name].append(clock() - began)
             if time.monotonic() - noted >= NOTE_EVERY_S:  # between rounds, never within one
                 noted = time.monotonic()
                 print(f"round {number + 1} of {warm_up + rounds}", file=sys.stderr, flush=True)
@@ -90,7 +104,14 @@ def summary(seconds: list[float]) -> dict[str, float]:
     return {"median_s": median, "low_s": low, "high_s": high}
 
 
-def gemm_rate(shapes: Iterable[Shape], dtype: str, *, rounds: int, device: str) -> float:
+def gemm_rate(
+    shapes: Iterable[Shape],
+    dtype: str,
+    *,
+    rounds: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Best rate of a plain matrix product over these shapes, in GFLOP/s (medians)."""
     best = 0.0
     for m, k, n in shapes:
@@ -100,9 +121,19 @@ def gemm_rate(shapes: Iterable[Shape], dtype: str, *, rounds: int, device: str) 
         def product(number: int, a: torch.Tensor = a, b: torch.Tensor = b) -> torch.Tensor:
             return F.linear(a, b)
 
-        times = interleaved({"gemm": product}, rounds=rounds, device=device)
+        times = interleaved({"gemm": product}, rounds=rounds, device=device, clock=clock)
         best = max(best, 2 * m * k * n / times["gemm"]["median_s"] / 1e9)
     return best
+
+
+def copy_rate(*, rounds: int, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes a second that a copy of a large tensor reads and writes, in GB/s (median)."""
+    source = torch.zeros(2**26, device=device)
+    target = torch.empty_like(source)
+    copies = interleaved(
+        {"copy": lambda number: target.copy_(source)}, rounds=rounds, device=device, clock=clock
+    )
+    return 2 * source.nbytes / copies["copy"]["median_s"] / 1e9
 
 
 def resident_mb(process: int | str = "self") -> float | None:
@@ -133,6 +164,7 @@ def machine(device: str, packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("omnirouter", "torch", *packages)},
         "threads": torch.get_num_threads(),
+        "processor_kind": processor().kind,
         "load_before": os.getloadavg()[0],
         "environment": {k: Path(v).name if "/" in v else v for k, v in environment.items()},
     }

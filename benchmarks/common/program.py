@@ -1,4 +1,4 @@
-"""The benchmarks by name, and what all of them do: parse, measure, print, write the result file."""
+"""Running a benchmark: parse, measure, print a table, write the result file."""
 
 from __future__ import annotations
 
@@ -10,19 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from omnirouter.bench import timing
-from omnirouter.bench.models import SEED
-from omnirouter.files import write_text
+from common.models import SEED
+from omnirouter.cli import tune_allocator
+from omnirouter.config import OmnirouterError
+from omnirouter.report import timing
 
-# name: what it asks; the module has the name with `_` for `-`
-BENCHMARKS = {
-    "experts": "a layer of N experts against a dense one and against other implementations",
-    "attention": "packed against padded attention and blocks",
-    "loader": "audio-hours a second, the cost of resuming, memory over a million cuts",
-    "stream": "what a chunk of a stream costs, and how late words are",
-    "train-step": "training steps of Dense, Switch and Omni, and of a FastConformer",
-    "transcribe": "recognition with Dense, Switch and Omni, a FastConformer and Whisper",
-}
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 class Benchmark(Protocol):
@@ -48,9 +41,8 @@ class Benchmark(Protocol):
 
 
 def benchmark(name: str) -> Benchmark:
-    """The module of a benchmark."""
-    module = importlib.import_module(f"omnirouter.bench.{name.replace('-', '_')}")
-    return cast(Benchmark, module)
+    """The program of that name in the folder `benchmarks`, its `-` as `_`."""
+    return cast(Benchmark, importlib.import_module(name.replace("-", "_")))
 
 
 def options(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
@@ -71,15 +63,14 @@ def options(doc: str | None, *, rounds: int) -> argparse.ArgumentParser:
 
 
 def run(
-    name: str, arguments: Sequence[str], *, folder: Path | None = None, allocator_tuned: bool
+    name: str, arguments: Sequence[str], *, folder: Path | None = None
 ) -> tuple[dict[str, Any], str]:
     """Run one benchmark and write its result file.
 
     Args:
-        name: of `BENCHMARKS`.
+        name: of the benchmark.
         arguments: options of its parser.
         folder: for the result file where `--out` names none; quick runs leave none there.
-        allocator_tuned: whether glibc was told to keep memory, see `omnirouter.cli`.
 
     Returns:
         What was written, and a table for people.
@@ -89,7 +80,7 @@ def run(
     values = {
         "benchmark": name,
         **timing.machine(parsed.device, module.PACKAGES),
-        "allocator_tuned": allocator_tuned,
+        "allocator_tuned": tune_allocator(),
         "quick": parsed.quick,
         "seed": SEED,
     }
@@ -97,7 +88,15 @@ def run(
     path = parsed.out or (folder and not parsed.quick and folder / f"{module.stem(parsed)}.json")
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(values, indent=2) + "\n"
-        write_text(path, text)
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         print(f"written: {path}", file=sys.stderr)
     return values, module.report(values)
+
+
+def main(name: str) -> None:
+    """Run a benchmark with the arguments of the command line; print its table."""
+    try:
+        _, table = run(name, sys.argv[1:], folder=RESULTS)
+    except OmnirouterError as error:
+        raise SystemExit(f"{name}: {error}") from error
+    print(table)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.bench.models import SEED, TOKENS_PER_SECOND
+from common.models import SEED, TOKENS_PER_SECOND
 
 RATE = 16_000
 HEAD_WIDTH = 64

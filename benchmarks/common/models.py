@@ -1,7 +1,4 @@
-"""The models that whole-model benchmarks compare: families of ours, FastConformers of equal size.
-
-A family is Dense, Switch and Omni of equal active size. All have random weights.
-"""
+"""Inputs of whole-model benchmarks, and FastConformers as large as our models are active."""
 
 from __future__ import annotations
 
@@ -10,42 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from omnirouter.config import PRESETS, BadInput, ModelConfig, count_parameters
+from omnirouter.config import ModelConfig, count_parameters
 
 if TYPE_CHECKING:
     from omnirouter.data.dataset import Batch
 
 SEED = 0
 TOKENS_PER_SECOND = 3  # of transcripts and of what the models are made to say
-ROUTINGS = ("dense", "switch", "omni")
 LOUDNESS = 0.1  # standard deviation of the noise that stands for speech
 FASTCONFORMER_EXPANSION = 4  # F / D of its feed-forward layers
 FASTCONFORMER_CHANNELS = 256  # of its subsampling
-
-
-def families() -> dict[str, dict[str, ModelConfig]]:
-    """Dense, Switch and Omni of equal active size, by the name they share in `PRESETS`."""
-    found = {}
-    for name, omni in PRESETS.items():
-        label = name.removeprefix("omni-")
-        if label == name or f"switch-{label}" not in PRESETS:
-            continue
-        shape = replace(omni, routing="dense", num_experts=1)
-        dense = next(config for config in PRESETS.values() if config == shape)
-        found[label] = {"dense": dense, "switch": PRESETS[f"switch-{label}"], "omni": omni}
-    return found
-
-
-def family(name: str) -> dict[str, ModelConfig]:
-    """One of `families`.
-
-    Raises:
-        BadInput: there is none of this name.
-    """
-    known = families()
-    if name not in known:
-        raise BadInput(f"family: there is no '{name}'; choose one of {', '.join(known)}")
-    return known[name]
 
 
 def tiny(configs: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
