@@ -144,7 +144,7 @@ class RouterLossConfig:
 
     def problem(self) -> str | None:
         """A weight that cannot be, in one line that starts with its key; None if all can."""
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) < math.inf:
-                return f"router_losses.{field.name}: 0 or more, not {getattr(self, field.name)}"
+        for weight in fields(self):
+            if not 0 <= getattr(self, weight.name) < math.inf:
+                return f"router_losses.{weight.name}: 0 or more, not {getattr(self, weight.name)}"
         return None
