@@ -180,7 +180,7 @@ def score(
 ) -> SetResult:
     """Word error rate of a checkpoint on one set of cuts.
 
-    Utterances whose audio cannot be used are listed in `rejected` and left out of the error rate.
+    Utterances whose audio cannot be used are listed in `rejected` and do not count in the error rate.
     An utterance without a transcript counts as one in which nothing was said.
 
     Args:
