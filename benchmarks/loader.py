@@ -33,8 +33,8 @@ import numpy as np
 import soundfile
 from common.program import main, options
 
-from omnirouter.config import AugmentConfig, FeatureConfig
-from omnirouter.data.dataloader import PART_CUTS, SAMPLED_AHEAD, AsrDataLoader, LoaderConfig
+from omnirouter.config import AugmentConfig, DataConfig, FeatureConfig
+from omnirouter.data.dataloader import PART_CUTS, SAMPLED_AHEAD, AsrDataLoader
 from omnirouter.data.manifests import read_training
 from omnirouter.report import timing
 
@@ -74,7 +74,8 @@ def loader_of(manifest: Path, batch_s: float, workers: int) -> AsrDataLoader:
         read_training([str(manifest)]),
         features=FeatureConfig(),
         tokenizer=None,
-        data=LoaderConfig(max_seconds=batch_s, shuffle=True, workers=workers),
+        data=DataConfig(device_seconds=batch_s, workers=workers),
+        shuffle=True,
         augment=AugmentConfig(speeds=(0.9, 1.0, 1.1)),
     )
 

@@ -192,6 +192,24 @@ def test_a_step_is_as_large_as_it_is_asked_to_be(tmp_path: Path) -> None:
     assert min(heard.values()) > 0.5 * max(heard.values()), heard
 
 
+def test_one_good_utterance_beside_one_that_cannot_be_used_is_enough(tmp_path: Path) -> None:
+    """Wherever the shuffled order of an epoch puts the one that is rejected."""
+    manifest = write_corpus(tmp_path)
+    good, bad = map(json.loads, manifest.read_text().splitlines()[:2])
+    bad |= {"duration": 0.05}  # too few frames for its words
+    manifest.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+    tokenizer = train_tokenizer(TEXTS, 24)
+    tokenizer.save(tmp_path / "tokenizer.model")
+    config = config_for(manifest, tmp_path / "run", steps=12, validate_every=50)
+    config = replace(
+        config,
+        data=replace(config.data, dev=(), min_s=0.0, device_seconds=1.0, batch_hours=1 / 3600),
+        tokenizer=TokenizerConfig(path=str(tmp_path / "tokenizer.model")),
+    )
+    train(config)
+    assert len(losses(tmp_path / "run")) == 12
+
+
 @pytest.mark.parametrize("routing", ["switch", "omni"])
 def test_routing_is_logged_for_every_layer(tmp_path: Path, routing: str) -> None:
     """Layer drop leaves layers out of steps but not out of the log."""

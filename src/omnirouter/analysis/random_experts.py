@@ -153,7 +153,7 @@ def random_expert_test(
     rejected = []
     model, device = checkpoint.model, next(checkpoint.model.parameters()).device
     with evaluating(model), torch.no_grad():
-        for batch in evaluation_loader(checkpoint, cuts):
+        for batch in evaluation_loader(checkpoint, cuts, references=True):
             rejected += batch.rejected
             if not batch.waveforms:
                 continue

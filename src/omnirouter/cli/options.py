@@ -66,6 +66,22 @@ class Running(Compute):
     batch_seconds: float = 120.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How texts are compared.
+
+    Attributes:
+        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
+        apostrophes: `plain` takes typographic apostrophes inside words for plain ones on both
+            sides; `strict` leaves them to Whisper's normalizer, which takes them for spaces.
+        punctuation: `report` also measures casing and punctuation, of models that write them.
+    """
+
+    group_by: str | None = None
+    apostrophes: Literal["plain", "strict"] = "plain"
+    punctuation: Literal["ignore", "report"] = "ignore"
+
+
 def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Find out before the work, not after it, whether a file can be written.
 

@@ -43,6 +43,7 @@ from omnirouter.config.train_config import (
     DataConfig,
     OptimConfig,
     RunConfig,
+    TextConfig,
     TokenizerConfig,
     dotted,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "RoutingKind",
     "RunConfig",
     "SharConfig",
+    "TextConfig",
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",

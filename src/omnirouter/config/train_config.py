@@ -210,6 +210,19 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How transcripts are written in training, and so by the model.
+
+    Attributes:
+        casing: `lower`, or `keep` for letters as they are.
+        punctuation: `strip`, or `keep` for the marks `.,?!;:"`, and hyphens inside words.
+    """
+
+    casing: Literal["lower", "keep"] = "lower"
+    punctuation: Literal["strip", "keep"] = "strip"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Word pieces (Sec. V-B).
 
@@ -265,6 +278,7 @@ class RunConfig:
     preset: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -27,9 +28,10 @@ from omnirouter.config import (
     FeatureConfig,
     ModelConfig,
     RunConfig,
+    TextConfig,
     dotted,
 )
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
@@ -160,10 +162,12 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
 
     On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
     transcripts of `data.train` and the sentences of `tokenizer.texts` (of more than
-    `tokenizer.sentences` so many are drawn), with `model.vocab_size` pieces.
+    `tokenizer.sentences` so many are drawn), written as `text` says, with `model.vocab_size`
+    pieces.
 
     Raises:
-        BadInput: no training data is given, or the tokenizer cannot be read or trained.
+        BadInput: no training data is given, the tokenizer cannot be read or trained, or it writes
+            text in another way than `text` asks for.
     """
     own = folder / TOKENIZER
     if not config.data.train:
@@ -184,8 +188,18 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     else:
         drawn = reservoir(_sentences(config), config.tokenizer.sentences, config.seed)
         tokenizer = train_tokenizer(drawn, config.model.vocab_size)
+    if tokenizer.style != config.text != TextConfig():
+        raise BadInput(
+            f"text: asks for {_described(config.text)}, but the word pieces have "
+            f"{_described(tokenizer.style)}; make others with omnirouter tokenizer --casing "
+            f"{config.text.casing} --punctuation {config.text.punctuation}, or change text"
+        )
     tokenizer.save(own)
     return tokenizer
+
+
+def _described(style: TextConfig) -> str:
+    return f"casing: {style.casing}, punctuation: {style.punctuation}"
 
 
 def _model_file(path: str) -> Path:
@@ -195,11 +209,11 @@ def _model_file(path: str) -> Path:
 
 def _sentences(config: RunConfig) -> Iterator[str]:
     for text in read_texts(config.data.train):
-        yield normalize_text(text)
+        yield normalize_text(text, config.text)
     for name in config.tokenizer.texts:
         try:
             with open(name, encoding="utf-8") as file:
-                yield from map(normalize_text, file)
+                yield from (normalize_text(line, config.text) for line in file)
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"tokenizer.texts: cannot read {name} as text ({error})") from error
 
@@ -358,16 +372,9 @@ def train_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader:
         read_training(data.train, data.weights),
         features=config.model.features,
         tokenizer=tokenizer,
-        data=LoaderConfig(
-            max_seconds=data.micro_batch_s,
-            shuffle=True,
-            seed=config.seed,
-            buckets=data.buckets,
-            min_s=data.min_s,
-            max_s=data.max_s,
-            workers=data.workers,
-            cache_gb=data.cache_gb,
-        ),
+        data=replace(data, device_seconds=data.micro_batch_s),
+        shuffle=True,
+        seed=config.seed,
         augment=config.augment,
     )
 
@@ -381,5 +388,6 @@ def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
         read_manifests(data.dev),
         features=config.model.features,
         tokenizer=None,
-        data=LoaderConfig(max_seconds=DEV_SECONDS, workers=data.workers, cache_gb=data.cache_gb),
+        data=replace(data, device_seconds=DEV_SECONDS, min_s=0.0, max_s=math.inf),
+        references=True,
     )

@@ -184,7 +184,8 @@ class Trainer:
             BadInput: in a whole epoch no process had one.
         """
         progress = self.progress
-        barren = (progress.epoch + 1, progress.index)
+        # an epoch is over when the next one begins; the one at hand counts only from its start
+        barren = progress.epoch + (2 if progress.index else 1)
         while True:
             count = self.config.data.accumulation_steps(self.world.size)
             taken = [next(batches) for _ in range(count)]
@@ -199,7 +200,7 @@ class Trainer:
                 progress.audio_s += seconds
                 used = [batch for batch, size in zip(taken, counts, strict=True) if size]
                 return MicroBatches(used, int(sum(counts)))
-            if position >= barren:
+            if position[0] >= barren:
                 log = self.state.rejected
                 example = next(iter(log.rejected.values()))
                 raise BadInput(

@@ -10,6 +10,7 @@ Letters: L layers, T frames, D model width, N experts, C directions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.config import BadInput, DataConfig, FeatureConfig, ModelConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.dataset import RejectLog
 from omnirouter.data.manifests import read_manifest
 from omnirouter.model import CTCEncoder, Router
@@ -213,8 +214,14 @@ def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
     Raises:
         BadInput: the manifest is wrong, or holds no audio that can be read.
     """
-    data = LoaderConfig(max_seconds=BATCH_SECONDS, shuffle=True, seed=seed)
-    loader = AsrDataLoader(read_manifest(manifest), features=features, tokenizer=None, data=data)
+    loader = AsrDataLoader(
+        read_manifest(manifest),
+        features=features,
+        tokenizer=None,
+        data=DataConfig(device_seconds=BATCH_SECONDS, min_s=0.0, max_s=math.inf),
+        shuffle=True,
+        seed=seed,
+    )
     parts, rejected, seconds = [], RejectLog(), 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:

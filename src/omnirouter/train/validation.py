@@ -154,7 +154,7 @@ class Validator:
         sums = np.zeros(4)  # loss, utterances, blank frames, frames
 
         def measure(batch: Batch, output: EncoderOutput) -> None:
-            tokens = [self.tokenizer.encode(normalize_text(text)) for text in batch.texts]
+            tokens = [self.tokenizer.encode(self.tokenizer.normalize(text)) for text in batch.texts]
             nll_B = ctc_loss(output.log_probs, output.lengths, tokens)
             frames = len(output.log_probs)
             sums[:] += [float(nll_B.sum()), len(nll_B), blank_share(output) * frames, frames]

@@ -1,8 +1,9 @@
-"""Pseudo-labeling on a Ray cluster: one teacher for every GPU or group of cores, work by file.
+"""Backends that transcribe recordings: this process, or a Ray cluster with many teachers.
 
-Without a cluster's address (`RAY_ADDRESS`) Ray starts one on this machine. All nodes see the same
-folders: a worker reads the recording and writes what was heard itself, so that only names travel. A
-worker that dies is replaced and its recording given to another one.
+Work by file. On Ray there is one teacher for every GPU or group of cores. Without a cluster's
+address (`RAY_ADDRESS`) Ray starts one on this machine. All nodes see the same folders: a worker
+reads the recording and writes its transcript itself, so that only names travel. A worker that dies
+is replaced and its recording given to another one.
 """
 
 from __future__ import annotations
@@ -11,16 +12,89 @@ import importlib.util
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omnirouter.config import BadInput, missing_extra
+from omnirouter.audio.reader import AudioError, load_audio
+from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.data.multiprocess import available_cores
-from omnirouter.pseudo_labels.pipeline import ATTEMPTS, with_retry
+from omnirouter.files import json_line, write_text
 from omnirouter.pseudo_labels.source_files import SourceFile
-from omnirouter.pseudo_labels.teacher import Teacher, TeacherConfig, require_teacher
+from omnirouter.pseudo_labels.teacher import (
+    RATE,
+    SegmentHypothesis,
+    Teacher,
+    TeacherConfig,
+    load_teacher,
+    require_teacher,
+)
+
+ATTEMPTS = 2  # for a file whose failure may pass
+Backend = Callable[[Sequence[SourceFile], Path, TeacherConfig], Iterable[tuple[SourceFile, str]]]
+
+
+def run_locally(
+    sources: Sequence[SourceFile], out: Path, config: TeacherConfig
+) -> Iterator[tuple[SourceFile, str]]:
+    """Transcribe recordings one after the other in this process.
+
+    Yields:
+        Each recording when it is done, with the reason if it failed, empty otherwise.
+    """
+    teacher = load_teacher(config)
+    for source in sources:
+        yield source, with_retry(source, out, teacher)
+
+
+def with_retry(source: SourceFile, out: Path, teacher: Teacher) -> str:
+    """Transcribe a recording and store its segments, twice if the first failure may pass.
+
+    Returns:
+        The reason if it failed, else an empty text.
+
+    Raises:
+        OmnirouterError: the transcript cannot be stored.
+    """
+    reason = ""
+    for _ in range(ATTEMPTS):
+        try:
+            found = teacher.transcribe(load_audio(source.path, RATE))
+        except AudioError as error:
+            return f"unreadable audio: {error}"
+        except OmnirouterError as error:
+            reason = str(error)
+        else:
+            _store(source, out, found)
+            return ""
+    return reason
+
+
+def _store(source: SourceFile, out: Path, found: SegmentHypothesis) -> None:
+    values = {
+        "id": source.id,
+        "file": str(source.path),
+        "seconds": source.seconds,
+        "language": found.language,
+        "probability": found.probability,
+        "speech_seconds": found.speech_seconds,
+        "segments": [segment.to_dict() for segment in found.segments],
+    }
+    write_text(source.transcript_path(out), json_line(values))
+
+
+def find_backend(name: str, workers: int | None = None) -> Backend:
+    """The backend `local` or `ray`, the second with at most so many workers.
+
+    Raises:
+        BadInput: Ray is not installed.
+    """
+    if name == "local":
+        return run_locally
+    require_ray()
+    return partial(run_on_ray, workers=workers)
 
 
 def require_ray() -> None:
@@ -33,16 +107,16 @@ class _Worker:
     """A teacher in a process of its own."""
 
     def __init__(self, config: TeacherConfig) -> None:
-        self.teacher = Teacher(config)
+        self.teacher = load_teacher(config)
 
-    def hear(self, source: SourceFile, out: Path) -> str:
+    def process(self, source: SourceFile, out: Path) -> str:
         return with_retry(source, out, self.teacher)
 
 
 def run_on_ray(
     sources: Sequence[SourceFile], out: Path, config: TeacherConfig, *, workers: int | None = None
 ) -> Iterator[tuple[SourceFile, str]]:
-    """Listen to recordings on all workers at the same time.
+    """Transcribe recordings on all workers at the same time.
 
     Args:
         sources: recordings, on paths that all nodes see.
@@ -86,7 +160,7 @@ def _spread(
 
     def give(worker: Any) -> None:
         source, number = waiting.popleft()
-        busy[worker.hear.remote(source, out)] = (worker, source, number)
+        busy[worker.process.remote(source, out)] = (worker, source, number)
 
     for _ in range(count):
         give(actor.remote(config))
@@ -109,7 +183,7 @@ def _spread(
 
 
 def _needs(ray: Any, config: TeacherConfig) -> tuple[dict[str, float], int]:
-    """What a worker asks for, and how many of these the cluster has room for."""
+    """Resources of a worker, and how many workers the cluster has room for."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     if config.device == "cuda" or (config.device == "auto" and gpus):
