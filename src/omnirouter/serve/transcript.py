@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from omnirouter.decoding import Alternative
 from omnirouter.serve.subtitles import SubtitleOptions, as_srt, as_vtt
 
 SHOWN = 60  # letters of a text in a repr
@@ -29,18 +30,23 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """What was said in one stretch, with the times of its first and last word in seconds."""
+    """What was said in one stretch, with the times of its first and last word in seconds.
+
+    `alternatives` are the n best texts of the stretch with their scores, where they are asked for.
+    """
 
     start: float
     end: float
     text: str
     words: tuple[Word, ...]
+    alternatives: tuple[Alternative, ...] = ()
 
     @classmethod
-    def of(cls, words: tuple[Word, ...]) -> Segment:
+    def of(cls, words: tuple[Word, ...], alternatives: tuple[Alternative, ...] = ()) -> Segment:
         """The segment of one word or more."""
         text = " ".join(word.text for word in words)
-        return cls(start=words[0].start, end=words[-1].end, text=text, words=words)
+        start, end = words[0].start, words[-1].end
+        return cls(start=start, end=end, text=text, words=words, alternatives=alternatives)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -80,4 +86,7 @@ class Transcript:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: text, duration, segments with their words."""
         values = asdict(self)
+        for segment in values["segments"]:
+            if not segment["alternatives"]:
+                del segment["alternatives"]
         return {key: values[key] for key in ("text", "duration", "segments")}
