@@ -243,7 +243,7 @@ def test_a_teacher_that_is_none_is_one_line(model: Path, tmp_path: Path) -> None
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(BadInput, match=r'pip install "omnirouter\[teacher\]"'):
+    with pytest.raises(BadInput, match=r"pip install -c constraints.txt '\.\[teacher\]'"):
         find_speech(np.zeros(RATE, np.float32), TeacherConfig())
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -34,6 +35,16 @@ def note(text: str) -> None:
     """One line on standard error, unless --quiet."""
     if not _level["quiet"]:
         complain(text)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """With --quiet, keep back what others write to standard error."""
+    if not _level["quiet"]:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stderr(nothing):
+        yield
 
 
 def complain(text: str) -> None:

@@ -22,6 +22,7 @@ from omnirouter.cli.complaints import explain
 from omnirouter.cli.recipe import take_recipe
 from omnirouter.cli.spelling import CommandLine
 from omnirouter.config import BadInput
+from omnirouter.pretrained import describe_bundled
 
 Command = Callable[..., int]
 GROUP_HELP = "Path to a configuration file."  # jsonargparse's words for --model, --data, ...
@@ -106,7 +107,7 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
     about = [part for part in (doc.short_description, *examples, doc.long_description) if part]
     parser = ArgumentParser(
         prog=f"omnirouter {command}",
-        description="\n\n".join(about),
+        description="\n\n".join(about).replace("{english-small}", describe_bundled()),
         formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,

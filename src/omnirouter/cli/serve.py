@@ -86,6 +86,7 @@ def serve(
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
     of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it. The bundled
     model uses its language model; streams over the WebSocket go without one.
+    It writes {english-small}.
 
     Examples:
         omnirouter serve

@@ -35,7 +35,8 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
     Compute(device=run.device).torch_device()
     from omnirouter.train import train as run_training
 
-    result = run_training(run, resume=resume)
+    with console.silenced():
+        result = run_training(run, resume=resume)
     if not result.first:  # of several processes one reports
         return FAILED if result.stopped == "interrupted" else DONE
     if result.stopped == "interrupted":

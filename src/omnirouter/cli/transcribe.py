@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
 from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.options import DONE, Compute, require_writable, status
 from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
-from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, require_rate
+from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
 from omnirouter.serve.transcript import Transcript
 
@@ -35,10 +36,15 @@ class TranscribeOptions(VadOptions):
     Attributes:
         sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.
         language: what is spoken: en, the only one that english-small knows.
+        channels: `mix` makes one of several channels; `separate` transcribes each by itself, as for
+            telephone calls with a speaker on each, and merges what was said by time.
+        track: which sound track of a video, counted from 1; the default one if not given.
     """
 
     sample_rate: int = 16_000
     language: str = ""
+    channels: Literal["mix", "separate"] = "mix"
+    track: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,6 +54,8 @@ class TranscribeOptions(VadOptions):
                 "was trained on, and english-small writes English; leave --language out"
             )
         require_rate(self.sample_rate)
+        if self.track is not None and self.track < 1:
+            raise BadInput(f"track: 1 or more, not {self.track}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +116,7 @@ def transcribe(
     Prints the text of each file, with several files behind the file's name and a colon. A file that
     cannot be read does not keep the others from being done. With --stream one recording is
     transcribed as it comes: raw 16-bit mono samples on standard input (-), the microphone, or a
-    file. The model that comes with omnirouter, english-small, writes English in lower case without
-    punctuation and makes many errors: see `omnirouter models`.
+    file. The model that comes with omnirouter, english-small, writes {english-small}.
 
     Examples:
         omnirouter transcribe talk.mp3
@@ -117,9 +124,8 @@ def transcribe(
         omnirouter transcribe recordings/ --format txt,srt --output-dir transcripts
 
     Args:
-        audio: files libsndfile reads (wav, flac, ogg, opus, mp3, ...; with PyAV also video, m4a and
-            webm), folders, quoted globs, or - for standard input; any rate, any channels. With
-            --stream also `microphone`.
+        audio: files (wav, flac, ogg, opus, mp3, m4a, webm, video, ...), folders, quoted globs, or -
+            for standard input; any rate, any channels. With --stream also `microphone`.
         compute: where to run.
         listening: how audio is taken apart.
         search: beam search with a language model.
@@ -135,6 +141,8 @@ def transcribe(
     if stream and writing.n_best:
         raise BadInput("n_best: --stream finds one text only; leave it out")
     if stream:
+        if listening.channels != "mix" or listening.track is not None:
+            raise BadInput("channels and track: not with --stream; leave them out")
         require_streamable(audio, formats, listening, folder=output_dir is not None)
         recognizer = recognizer_of(model, compute, listening, search)
         return listen(audio[0], recognizer.stream, listening.sample_rate, formats[0])
@@ -157,7 +165,7 @@ def transcribe(
     if not wanted:
         return DONE
     recognizer = recognizer_of(model, compute, listening, search, n_best=writing.n_best)
-    failed = _run(recognizer, wanted, deliver)
+    failed = _run(recognizer, wanted, deliver, listening)
     return status(failed, len(sources))
 
 
@@ -188,7 +196,12 @@ def recognizer_of(
     )
 
 
-def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:
+def _run(
+    recognizer: Recognizer,
+    sources: Sequence[AudioSource],
+    deliver: Deliver,
+    listening: TranscribeOptions,
+) -> int:
     """Transcribe all; gives how many failed."""
     failed = 0
     began = time.monotonic()
@@ -197,20 +210,28 @@ def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Delive
         update = stack.enter_context(console.progress(title, 100, "%"))
         audio = _opened(sources, stack)
         progress = _percent(update, len(sources))
-        for number, found in recognizer.transcribe_many(audio, progress=progress):
-            if isinstance(found, BadInput):
-                console.complain(f"omnirouter transcribe: {found}")
-                failed += 1
-                continue
+        results = recognizer.transcribe_many(
+            audio, channels=listening.channels, track=listening.track, progress=progress
+        )
+        for number, found in results:
             name = sources[number].name
-            if not found.text:
-                console.note(f"omnirouter transcribe: {name}: no speech found")
-            if console.is_verbose():
-                words, seconds = len(found.words), time.monotonic() - began
-                console.note(
-                    f"{name}: {found.duration:.1f} s, {words} words, after {seconds:.1f} s"
-                )
-            deliver(sources[number], found)
+            try:
+                if isinstance(found, BadInput):
+                    raise found
+                for note in found.notes:
+                    hint = "; --track N reads another" * ("sound tracks" in note)
+                    console.note(f"omnirouter transcribe: {name}: {note}{hint}")
+                if not found.text:
+                    console.note(f"omnirouter transcribe: {name}: no speech found")
+                if console.is_verbose():
+                    words, seconds = len(found.words), time.monotonic() - began
+                    console.note(
+                        f"{name}: {found.duration:.1f} s, {words} words, after {seconds:.1f} s"
+                    )
+                deliver(sources[number], found)
+            except OmnirouterError as error:  # what cannot be written costs that file, too
+                console.complain(f"omnirouter transcribe: {error}")
+                failed += 1
     return failed
 
 
@@ -225,6 +246,9 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
             continue
         names = [] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         for name in names or [argument]:
+            if Path(name).name.startswith(SIDECAR) and (names or len(arguments) > 1):
+                console.note(f"omnirouter transcribe: skipped {name}, which macOS keeps beside it")
+                continue
             if not os.path.isdir(name):
                 found[name] = AudioSource(name, Path(Path(name).stem))
                 continue
@@ -232,6 +256,8 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
             if not inside and not names:
                 raise BadInput(f"{argument}: is a folder without audio files")
             found |= {source.name: source for source in inside if source.name not in found}
+    if not found:
+        raise BadInput("audio: nothing that holds sound was named")
     return list(found.values())
 
 
@@ -309,7 +335,7 @@ def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | 
             yield source.name
             continue
         kept = stack.enter_context(spool(standard_input()))
-        yield NamedFile(kept, "standard input")
+        yield NamedFile(kept, "standard input", piped=True)
 
 
 def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from omnirouter.audio.downmix import HighPass
 from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.pseudo_labels.filters import LabeledSegment
 
@@ -203,7 +204,7 @@ def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tup
     )
     if not samples.size:
         return []
-    found = get_speech_timestamps(samples, options)
+    found = get_speech_timestamps(HighPass(RATE)(samples), options)
     end = len(samples) / RATE
     return join_spans([(s["start"] / RATE, min(s["end"] / RATE, end)) for s in found], config)
 

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,7 @@ TAIL_S = 0.12
 
 LogProbs = NDArray[np.float32]  # [T, V]
 Progress = Callable[[float, float], None]
+Channels = Literal["mix", "separate"]
 
 
 class Recognizer(ABC):
@@ -109,12 +110,20 @@ class Recognizer(ABC):
         audio: list[Audio],
         *,
         sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Progress | None = None,
     ) -> list[Transcript]: ...
 
     @overload
     def transcribe(
-        self, audio: Audio, *, sample_rate: int | None = None, progress: Progress | None = None
+        self,
+        audio: Audio,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
+        progress: Progress | None = None,
     ) -> Transcript: ...
 
     def transcribe(
@@ -122,6 +131,8 @@ class Recognizer(ABC):
         audio: Audio | list[Audio],
         *,
         sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Progress | None = None,
     ) -> Transcript | list[Transcript]:
         """Recognize speech of any length.
@@ -132,6 +143,9 @@ class Recognizer(ABC):
                 {"array": samples, "sampling_rate": Hz}; or a list of these, whose windows go
                 through the model together.
             sample_rate: of samples, in Hz; the model's if not given.
+            channels: `mix` makes one of several; `separate` transcribes each by itself and merges
+                what was said by time.
+            track: which sound track of a file, counted from 1; its default one if None.
             progress: called as windows are done, with the seconds done and the seconds in all (so
                 far, if it is not known).
 
@@ -145,14 +159,19 @@ class Recognizer(ABC):
                 other recordings.
         """
         if isinstance(audio, list) and not all(isinstance(part, int | float) for part in audio):
-            several = list(self.transcribe_many(audio, sample_rate=sample_rate))
+            several = list(
+                self.transcribe_many(audio, sample_rate=sample_rate, channels=channels, track=track)
+            )
             for _, result in several:
                 if isinstance(result, BadInput):
                     raise result
             return [result for _, result in several if isinstance(result, Transcript)]
         advance = None if progress is None else lambda _, done, total: progress(done, total)
         one: Any = audio
-        ((_, found),) = self.transcribe_many([one], sample_rate=sample_rate, progress=advance)
+        many = self.transcribe_many(
+            [one], sample_rate=sample_rate, channels=channels, track=track, progress=advance
+        )
+        ((_, found),) = many
         if isinstance(found, BadInput):
             raise found
         return found
@@ -162,6 +181,8 @@ class Recognizer(ABC):
         audio: Iterable[Audio],
         *,
         sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Callable[[int, float, float], None] | None = None,
     ) -> Iterator[tuple[int, Transcript | BadInput]]:
         """Recognize several recordings; windows of several go through the model together.
@@ -169,35 +190,49 @@ class Recognizer(ABC):
         Args:
             audio: as for `transcribe`; taken as they are needed.
             sample_rate: of samples, in Hz; the model's if not given.
+            channels: as for `transcribe`.
+            track: as for `transcribe`.
             progress: called with a recording's number, seconds done and seconds in all.
 
         Yields:
             The number of a recording and its transcript, or what is wrong with it, in order.
         """
-        waiting: list[TranscriptionSession] = []
+        waiting: list[list[TranscriptionSession]] = []  # a recording's channels
         batch: list[tuple[TranscriptionSession, Window]] = []
         held = 0.0
         for number, source in enumerate(audio):
-            recording = self.begin(number, progress)
-            waiting.append(recording)
+            parts = [self.begin(number, progress)]
+            waiting.append(parts)
             try:
                 source = resolve_audio(source, self.features.sample_rate, sample_rate)
-                for window in self._windows(source, recording):
-                    batch.append((recording, window))
-                    held += len(window.samples) / self.features.sample_rate
-                    if held >= self.listening.batch_seconds:
-                        self._run(batch)
-                        batch, held = [], 0.0
+                if channels == "separate":
+                    count = self._channels(source, track)
+                    parts += [self.begin(number) for _ in range(1, count)]
+                for index, part in enumerate(parts):
+                    only = (index,) if len(parts) > 1 else ()
+                    for window in self._windows(source, part, only, track):
+                        batch.append((part, window))
+                        held += len(window.samples) / self.features.sample_rate
+                        if held >= self.listening.batch_seconds:
+                            self._run(batch)
+                            batch, held = [], 0.0
+                    part.read = True
             except BadInput as error:
-                recording.error = error
-            recording.read = True
+                parts[0].error, parts[0].read = error, True
+                del parts[1:]
             batch = [(owner, window) for owner, window in batch if owner.error is None]
             pending = {owner.number for owner, _ in batch}
-            while waiting and waiting[0].number not in pending and waiting[0].read:
-                yield waiting.pop(0).result()
+            while waiting and waiting[0][0].number not in pending and waiting[0][-1].read:
+                yield _result(waiting.pop(0))
         self._run(batch)
-        for recording in waiting:
-            yield recording.result()
+        for parts in waiting:
+            yield _result(parts)
+
+    def _channels(self, source: Any, track: int | None) -> int:
+        if not isinstance(source, str | Path | NamedFile):
+            return 1
+        with AudioReader(source, self.features.sample_rate, track=track) as stream:
+            return stream.channels
 
     def begin(
         self, number: int = 0, progress: Callable[[int, float, float], None] | None = None
@@ -205,15 +240,21 @@ class Recognizer(ABC):
         """A recording to which the log-probabilities of its windows can be added, in order."""
         return TranscriptionSession(number, self._joining, progress)
 
-    def _windows(self, source: Any, recording: TranscriptionSession) -> Iterator[Window]:
+    def _windows(
+        self,
+        source: Any,
+        recording: TranscriptionSession,
+        channels: Sequence[int],
+        track: int | None,
+    ) -> Iterator[Window]:
         """The windows of a recording that hold anything; counts its seconds."""
         rate = self.features.sample_rate
         if not isinstance(source, str | Path | NamedFile):
             recording.total = len(source) / rate
             yield from self.windows_in(_in_blocks(source, rate), recording)
             return
-        with AudioReader(source, rate) as stream:
-            recording.total = stream.duration or 0.0
+        with AudioReader(source, rate, channels=channels, track=track) as stream:
+            recording.total, recording.notes = stream.duration or 0.0, stream.notes
             yield from self.windows_in(stream.blocks(), recording)
 
     def windows_in(
@@ -362,6 +403,7 @@ class TranscriptionSession:
     read: bool = False
     total: float = 0.0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
     joining: _WindowStitcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -398,8 +440,19 @@ class TranscriptionSession:
             text=" ".join(segment.text for segment in segments),
             segments=segments,
             duration=round(self.seconds, 3),
+            notes=tuple(self.notes),
         )
         return self.number, transcript
+
+
+def _result(parts: Sequence[TranscriptionSession]) -> tuple[int, Transcript | BadInput]:
+    """What came of a recording, of which each channel may be a part."""
+    number, found = parts[0].result()
+    if len(parts) == 1 or isinstance(found, BadInput):
+        return number, found
+    others = [part.result()[1] for part in parts[1:]]
+    transcripts = [found, *(one for one in others if isinstance(one, Transcript))]
+    return number, Transcript.of_channels(transcripts)
 
 
 def _merged(begun: Word, rest: Word) -> Word:

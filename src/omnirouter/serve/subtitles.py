@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -66,15 +66,31 @@ class SubtitleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Cue:
-    """Lines that stand from `start` to `end`, in seconds."""
+    """Lines that stand from `start` to `end`, in seconds, and the channel they come from."""
 
     start: float
     end: float
     lines: tuple[str, ...]
+    channel: int | None = None
 
 
-def cues(words: Sequence[Timed], layout: SubtitleOptions) -> list[Cue]:
-    """Words as cues; none holds a single word that the one before could share its words with."""
+def cues(transcript: Timings, layout: SubtitleOptions) -> list[Cue]:
+    """Words as cues; those of several channels are cues of their own, in the order of time."""
+    parts: dict[int | None, Sequence[Timed]] = {}
+    for segment in transcript.segments:
+        channel = getattr(segment, "channel", None)
+        if channel is not None:
+            parts[channel] = [*parts.get(channel, ()), *getattr(segment, "words", ())]
+    found = [
+        replace(cue, channel=channel)
+        for channel, words in (parts or {None: transcript.words}).items()
+        for cue in _cues_of(words, layout)
+    ]
+    return sorted(found, key=lambda cue: cue.start)
+
+
+def _cues_of(words: Sequence[Timed], layout: SubtitleOptions) -> list[Cue]:
+    """Words of one channel; no cue holds one that the one before could share its words with."""
     groups: list[list[Timed]] = []
     for word in words:
         if not groups or not _fit([*groups[-1], word], layout):
@@ -158,20 +174,21 @@ def as_srt(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """SubRip subtitles."""
     blocks = [
         f"{number}\n{_span(cue, ',')}\n" + "\n".join(cue.lines) + "\n"
-        for number, cue in enumerate(cues(transcript.words, layout), start=1)
+        for number, cue in enumerate(cues(transcript, layout), start=1)
     ]
     return "\n".join(blocks).rstrip("\n")
 
 
 def as_vtt(name: str, transcript: Timings, layout: SubtitleOptions) -> str:
     """WebVTT subtitles."""
-    return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript.words, layout))])
+    return "\n\n".join(["WEBVTT", *_vtt_cues(cues(transcript, layout))])
 
 
 def _vtt_cues(found: Sequence[Cue]) -> Iterator[str]:
     for cue in found:
         text = "\n".join(cue.lines).replace("&", "&amp;").replace("<", "&lt;")
-        yield f"{_span(cue, '.')}\n{text}"
+        voice = "" if cue.channel is None else f"<v Channel {cue.channel}>"
+        yield f"{_span(cue, '.')}\n{voice}{text}"
 
 
 Writer = Callable[[str, Timings, SubtitleOptions], str]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from omnirouter.decoding import Alternative
@@ -30,15 +31,22 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """What was said in one stretch, with the times of its first and last word in seconds.
+    """What was said in one stretch.
 
-    `alternatives` are the n best texts of the stretch with their scores, where they are asked for.
+    Attributes:
+        start: of its first word, in seconds.
+        end: of its last word, in seconds.
+        text: the words.
+        words: the same with their times.
+        channel: counted from 1, where channels are transcribed one by one.
+        alternatives: the n best texts of the stretch with their scores, where asked for.
     """
 
     start: float
     end: float
     text: str
     words: tuple[Word, ...]
+    channel: int | None = None
     alternatives: tuple[Alternative, ...] = ()
 
     @classmethod
@@ -57,11 +65,29 @@ class Transcript:
         text: all of it; empty if nothing was recognized.
         segments: stretches in which something was recognized.
         duration: of the audio, in seconds.
+        notes: what a user should know of how the audio was read, in sentences.
     """
 
     text: str
     segments: tuple[Segment, ...]
     duration: float
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_channels(cls, found: Sequence[Transcript]) -> Transcript:
+        """Merge the transcripts of a recording's channels by time."""
+        segments = [
+            replace(segment, channel=number)
+            for number, transcript in enumerate(found, 1)
+            for segment in transcript.segments
+        ]
+        segments.sort(key=lambda segment: (segment.start, segment.channel))
+        return cls(
+            text=" ".join(segment.text for segment in segments),
+            segments=tuple(segments),
+            duration=max(transcript.duration for transcript in found),
+            notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        )
 
     @property
     def words(self) -> tuple[Word, ...]:
@@ -84,9 +110,11 @@ class Transcript:
         return as_vtt("", self, layout or SubtitleOptions()) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: text, duration, segments with their words."""
+        """Plain values for JSON: text, duration, segments with their words (and channels)."""
         values = asdict(self)
         for segment in values["segments"]:
             if not segment["alternatives"]:
                 del segment["alternatives"]
+            if segment["channel"] is None:
+                del segment["channel"]
         return {key: values[key] for key in ("text", "duration", "segments")}

@@ -143,6 +143,7 @@ def _read(
     first, behind = round(stretch.start * rate), round((stretch.start + stretch.seconds) * rate)
     parts, read = [], 0
     with AudioReader(NamedFile(file, NAME), rate) as stream:
+        stream.decide(longest_s)
         for block in stream.blocks():
             if abandoned.is_set():
                 raise Abandoned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -75,6 +75,11 @@ class TranscriptionRequest(BaseModel):
         description="`subtitles` adds srt and vtt to `verbose_json`; anything else has no effect.",
     )
     stream: bool = Field(default=False, description="Answer with events as words are settled.")
+    channels: Literal["mix", "separate"] = Field(
+        default="mix",
+        description="`separate` transcribes each channel by itself and merges what was said by "
+        "time, as for telephone calls; not in OpenAI's API.",
+    )
 
     def check(self) -> None:
         """Refuse what does not go together.
@@ -89,6 +94,9 @@ class TranscriptionRequest(BaseModel):
         if self.stream and self.response_format not in ("json", "text"):
             message = "stream: needs response_format json or text"
             raise ApiError(422, message, code="invalid_value", param="stream")
+        if self.stream and self.channels == "separate":
+            message = "channels: separate channels are merged at the end, which no stream can tell"
+            raise ApiError(422, message, code="invalid_value", param="channels")
 
     def notices(self) -> list[str]:
         """What of the request had no effect, and why."""
@@ -125,6 +133,7 @@ async def transcribe(
         served.recognizer,
         detach_upload(wanted.file, service.limits.upload_bytes),
         longest_s=60 * service.limits.max_minutes,
+        separate=wanted.channels == "separate",
     )
     service.engine.start(job)
     events = job.events(service.limits.timeout)
@@ -187,6 +196,7 @@ def _answer(
     notices: list[str],
     headers: dict[str, str],
 ) -> Response:
+    notices = [*notices, *(f"file: {note}" for note in transcript.notes)]
     if wanted.response_format == "json":
         body = schemas.plain(transcript, notices).model_dump()
     elif wanted.response_format == "verbose_json":
