@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnirouter.config import BLANK, PRETRAINED_LANGUAGE_MODEL, BadInput, BeamSearchOptions
-from omnirouter.text import UNKNOWN, Tokenizer, normalize_text
+from omnirouter.text import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,12 +219,14 @@ class BeamSearch:
         assert config.language_model is not None
         self._tokenizer = tokenizer
         words = _words_of(config.language_model, config.lm_words)
-        hot = {clean for word in config.hot_words.split(",") if (clean := normalize_text(word))}
-        # words of plain small letters, nearly all, are as `normalize_text` leaves them
+        hot = {
+            clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
+        }
+        # words of plain small letters, nearly all, are as any tokenizer leaves them
         self._spelled = {
             word: clean
             for word in words
-            if (clean := word if _PLAIN(word) else normalize_text(word))
+            if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
         }
         known = set(self._spelled.values())
         self._spelled |= {word: word for word in sorted(hot - known)}

@@ -242,7 +242,7 @@ def test_a_field_to_group_by_that_nothing_has(refuse: Refuse, model: Path, data:
         ({"optim": 3}, "optim needs keys below it"),
         ({"steps": "many"}, "steps: needs a whole number, not many"),
         ({"precision": "fp64"}, "precision: needs one of bf16, fp32, not fp64"),
-        ({"data": {"train": "a.jsonl"}}, "data.train: needs a list, such as [a.jsonl]"),
+        ({"data": {"weights": 2}}, "data.weights: needs a list, such as [2]"),
         ({"preset": "omni-smal"}, "did you mean omni-small?"),
         ({"model": {"dim": 30, "num_heads": 4}}, "num_heads: 4 heads do not divide dim 30"),
         ({"init": "no/where"}, "no/where"),
@@ -426,8 +426,9 @@ def full_disk_after(calls: int, write: Callable[..., Any]) -> Callable[..., Any]
         nonlocal done
         done += 1
         if done > calls:
-            Path(path).write_bytes(b"half a file")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            target = Path(getattr(path, "name", path))  # torch.save is given an open file
+            target.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
         return write(content, path)
 
     return stand_in

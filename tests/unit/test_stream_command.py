@@ -202,7 +202,7 @@ def test_who_interrupts_twice_means_it(
     [
         (["-"], b"", "standard input: is empty"),
         (["-"], b"RIFF\x00\x00", "standard input: holds an audio file"),
-        (["-", "a.wav"], b"", "--stream: hears one recording at a time, not 2"),
+        (["-", "a.wav"], b"", "--stream: transcribes one recording at a time, not 2"),
         (["-", "--format", "srt"], b"", "--format: --stream prints txt or json, not srt"),
         (
             ["-", "--format", "txt,json"],

@@ -19,9 +19,9 @@ BAND_HZ = (100.0, 4000.0)  # where voices have their energy
 FRAME_S = 0.25  # of the spectra that are correlated
 DEAD = 1e-6  # of the strongest channel's energy: such a channel decides nothing
 FAINT = 1e-10  # of all energy: what a band holds of it is rounding
-VOICE_HZ = 70.0  # below lies no voice
-BUTTERWORTH_Q = (0.5412, 1.3066)  # of the two sections of a filter of fourth order
-RESPONSE_S = 0.075  # after which that filter's response has died away
+VOICE_HZ = 80.0  # below lies no voice
+BUTTERWORTH_Q = (0.5176, 0.7071, 1.9319)  # of the sections of a filter of sixth order
+RESPONSE_S = 0.1  # after which that filter's response has died away
 
 Samples = NDArray[np.float32]
 Weights = tuple[float, ...]
@@ -125,7 +125,7 @@ class HighPass:
 
 @lru_cache(maxsize=16)
 def _response(rate: int) -> NDArray[np.float64]:
-    """Impulse response of a Butterworth high-pass (bilinear transform), two sections in a row."""
+    """Impulse response of a Butterworth high-pass (bilinear transform), its sections in a row."""
     found = np.zeros(max(2, round(RESPONSE_S * rate)))
     found[0] = 1.0
     angle = 2 * np.pi * min(VOICE_HZ / rate, 0.25)

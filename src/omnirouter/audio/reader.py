@@ -53,6 +53,8 @@ AV_FORMATS = (
     "tta,w64,wav,wv"
 )
 TIMELESS = ("aac", "ac3", "eac3", "flac", "mp3", "wav")  # their times are counted, not told
+PADDING_FRAMES = 5  # of an MP3, at most: what its encoder adds, and its decoder drops
+MPEG1_RATE = 32_000  # Hz; frames of lower rates have half as many samples
 VORBIS_ORDER = {  # of libsndfile's channels in FFmpeg's order
     3: (0, 2, 1),
     5: (0, 2, 1, 3, 4),
@@ -766,10 +768,10 @@ class _FFmpeg:
         """Seconds of which fewer mean that the file is cut short; None if the header may err."""
         if self._container.format.name != "mp3":
             return self.duration
-        if not _has_xing_header(self._file):
-            return None
-        stream = self._container.streams.audio[self._index]
-        return float((stream.duration or 0) * stream.time_base)
+        frames = _xing_frames(self._file) - PADDING_FRAMES
+        return (
+            frames * (1152 if self.rate >= MPEG1_RATE else 576) / self.rate if frames > 0 else None
+        )
 
     @cached_property
     def _counted(self) -> float:
@@ -1032,16 +1034,18 @@ def _is_mp3(file: BinaryIO) -> bool:
     return len(head) == 4 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
 
 
-def _has_xing_header(file: BinaryIO) -> bool:
-    """Tell whether an MP3 counts its frames, in its first one."""
+def _xing_frames(file: BinaryIO) -> int:
+    """Frames that the header in the first frame of an MP3 counts; 0 without one."""
     file.seek(0)
     head = file.read(10)
     begin = 0
     if head[:3] == b"ID3":  # a size of seven bits a byte
         begin = 10 + sum(b << shift for b, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
     file.seek(begin)
-    first = file.read(HEADER_BYTES)
-    return b"Xing" in first or b"Info" in first
+    first = file.read(200)
+    place = max(first.find(b"Xing"), first.find(b"Info"))
+    counts = place >= 0 and first[place + 7] & 1
+    return int.from_bytes(first[place + 8 : place + 12], "big") if counts else 0
 
 
 def _no_other_file(url: str, flags: int, options: dict[str, str]) -> BinaryIO:

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _reason(error: Exception) -> str | None:
-    """What went wrong, in a line; None of what is a mistake of ours."""
+    """The reason of a failure in one line; None for a mistake of ours."""
     if isinstance(error, OmnirouterError):
         return str(error)
     if isinstance(error, OSError):
@@ -146,6 +146,11 @@ def overview() -> str:
             "",
             "Speech recognition with sparse mixture-of-experts encoders.",
             "",
+            "  omnirouter transcribe talk.mp3     audio to text, with the model that comes along",
+            "  omnirouter serve                   OpenAI-compatible API and web page",
+            "  omnirouter demo                    train and compare three models in ten minutes",
+            "",
+            "commands:",
             *rows,
             "",
             "omnirouter COMMAND --help shows a command's arguments.",
@@ -182,7 +187,7 @@ def tune_allocator() -> bool:
     percent more. To be called before torch takes memory.
 
     Returns:
-        Whether there was a glibc to tell.
+        True if there is a glibc to tell.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large block
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":

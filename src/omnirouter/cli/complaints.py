@@ -53,7 +53,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
 
 def _wanted(message: str, value: str) -> str:
-    """What kind of value jsonargparse expected."""
+    """The kind of value that jsonargparse expected."""
     if found := re.search(r"Literal\[(.+?)\]", message):
         return f"one of {found[1]}".replace("'", "")
     kinds = re.findall(r"<class '(\w+)'>", message)

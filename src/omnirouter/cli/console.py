@@ -1,4 +1,4 @@
-"""What commands print: tables and JSON on standard output, notes and progress on standard error."""
+"""Printing: tables and JSON on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def set_level(*, quiet: bool, verbose: bool) -> None:
 
 
 def is_verbose() -> bool:
-    """Whether more shall be told than usual."""
+    """True with --verbose."""
     return _level["verbose"]
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: exit statuses, the choice of device, and checks before long work."""
+"""Shared by several commands: exit statuses, the choice of device, and checks before long work."""
 
 from __future__ import annotations
 
@@ -64,6 +64,22 @@ class Running(Compute):
     """
 
     batch_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How texts are compared.
+
+    Attributes:
+        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
+        apostrophes: `plain` takes typographic apostrophes inside words for plain ones on both
+            sides; `strict` leaves them to Whisper's normalizer, which takes them for spaces.
+        punctuation: `report` also measures casing and punctuation, of models that write them.
+    """
+
+    group_by: str | None = None
+    apostrophes: Literal["plain", "strict"] = "plain"
+    punctuation: Literal["ignore", "report"] = "ignore"
 
 
 def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:

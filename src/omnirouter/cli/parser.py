@@ -83,7 +83,7 @@ def parse(
         if "recipe" in values:
             line.by_key = False
             # then once more: what the recipe says are defaults, the command line wins
-            source = f"{take_recipe(parser, values.recipe, values.preset)}: "
+            source = f"{take_recipe(parser, values)}: "
             values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise BadInput(_explained(source, str(error), parser, line)) from error
@@ -164,7 +164,7 @@ def _finish(parser: ArgumentParser) -> None:
 
 
 def _metavar(dest: str, kind: Any) -> str:
-    """What stands for an option's value in help: short, and telling of its kind."""
+    """A short name for an option's value in help, which tells its kind."""
     if kind is bool:
         return "" if "." not in dest else "true|false"
     kinds = [part for part in (kind, *get_args(kind)) if part is not type(None)]
@@ -201,7 +201,7 @@ def _needs_folder(function: Command) -> bool:
 
 
 def _item(kind: Any) -> Any:
-    """Type of the items of a list, or of a list that may be left out; None of other types."""
+    """Type of the items of a list, or of an optional list; None of other types."""
     kinds = [kind, *get_args(kind)]
     return next((get_args(k)[0] for k in kinds if get_origin(k) is list), None)
 

@@ -90,7 +90,7 @@ def prepare(
     """
     if corpus == "synthetic":
         if download:
-            raise BadInput("--download: there is nothing to download for synthetic; leave it out")
+            raise BadInput("--download: there is nothing to download for synthetic; remove it")
         return _read_aloud(src, output_dir, synthetic, json)
     for name, value in asdict(synthetic).items():
         if value not in (None, False):

@@ -60,7 +60,7 @@ class TranscribeOptions(VadOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(SubtitleOptions):
-    """What is written of a transcript.
+    """Output of a transcript.
 
     Attributes:
         timestamps: begin each line of txt with its times, as [00:01.20 -> 00:04.80].

@@ -103,6 +103,11 @@ def export(
             f"routing: {checkpoint.config.routing} with these router options has no ONNX export; "
             "dense, switch and omni with top_k 1 and without balance_bias have"
         )
+    options = checkpoint.config.router
+    if options.shared_expert or options.share_experts or options.experts_every > 1:
+        raise BadInput(
+            "router: a model with shared_expert, share_experts or experts_every has no ONNX export"
+        )
     if out.exists() and not _replaceable(out):
         raise BadInput(f"{out}: exists and is no export; choose another folder or empty it")
     found: dict[str, ParityReport] = {}
