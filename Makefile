@@ -23,7 +23,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: .venv/.demo ## train, compare and use Dense, Switch and Omni (about ten minutes on two cores)
-	$(BIN)/omnirouter demo --out runs/demo $(ARGS)
+	$(BIN)/omnirouter demo --output-dir runs/demo $(ARGS)
 
 test: .venv/.dev ## the default tests: no GPU, no network, under five minutes
 	OMP_NUM_THREADS=1 $(PYTEST) $(ARGS)

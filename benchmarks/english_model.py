@@ -1,12 +1,15 @@
 """The English model that comes with omnirouter: taken from a run, measured, described.
 
-    python benchmarks/english_model.py words ../shared/speech/text/english.txt words.arpa
+    python benchmarks/english_model.py words TEXT... words.arpa --lexicon --without MANIFEST...
     python benchmarks/english_model.py take RUN/best [RUN2/best] --language-model words.arpa
     python benchmarks/english_model.py measure --speech ../shared/speech
     python benchmarks/english_model.py speed --speech ../shared/speech
 
-`words` makes a language model of a text with IRSTLM (Debian's package irstlm): three words,
-modified Kneser-Ney, pruned. `take` writes the weights, of several checkpoints their mean, in int8
+`words` makes a language model of texts with IRSTLM (Debian's package irstlm): three words,
+modified Kneser-Ney, pruned; manifests (.jsonl) among the texts give their transcripts, a text named
+twice counts twice. No line is counted that is a text of `--without` or has eight words in a row of
+one. `--lexicon` adds the words of misaki's lexicons (extra tts), which share what the model
+leaves to unknown words. `take` writes the weights, of several checkpoints their mean, in int8
 to src/omnirouter/pretrained/english-small (`choose.py` tells which); the language model there stays
 unless another is named. `measure` scores what lies there on every set, greedily and
 with the language model; `speed`, on an idle machine, times it on one thread. Both write
@@ -18,9 +21,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
@@ -48,11 +53,14 @@ from omnirouter.evaluate.score import score
 from omnirouter.quantization import quantize
 from omnirouter.serve.export import export
 from omnirouter.synthesis.conditions import CONDITIONS
+from omnirouter.synthesis.held_out import HeldOutText
+from omnirouter.synthesis.neural_voices import lexicon
 from omnirouter.text import normalize_text
 
 RATE = 16_000
 IRSTLM = Path("/usr/lib/irstlm/bin")
 PRUNED = "3e-7"  # of bigrams and trigrams; larger is smaller
+RARE = 0.7  # decades by which words of the lexicons alone are less likely
 RESULTS = Path(__file__).parent / "results" / "english-model.json"
 SPHINX = RESULTS.with_name("pocketsphinx.json")
 CARD = PRETRAINED_DIR / "README.md"
@@ -132,18 +140,63 @@ SOFTWARE.
 """
 
 
-def words(text: Path, out: Path) -> None:
-    """Make a trigram model of a text with a sentence on every line."""
+def words(
+    texts: list[Path], out: Path, without: list[Path], rare: float | None, prune: str
+) -> None:
+    """Make a trigram model of texts with a sentence on every line.
+
+    Args:
+        texts: text files, and manifests, whose transcripts count.
+        out: ARPA file to write.
+        without: manifests of held-out sets, no text of which is counted.
+        rare: add the lexicons' words, so many decades less likely than an unknown word's share.
+        prune: threshold of bigrams and trigrams; larger is smaller.
+    """
     if not IRSTLM.is_dir():
         raise SystemExit(f"words: needs IRSTLM in {IRSTLM}: apt-get install irstlm")
+    held_out = HeldOutText.from_manifests(without)
+    kept = list(held_out.without(line for path in texts for line in text_lines(path)))
+    print(f"{len(kept):,} lines", *(f"{n:,} removed: {why}" for why, n in held_out.removed.items()))
     with tempfile.TemporaryDirectory() as folder:
         clean, full = Path(folder, "clean.txt"), Path(folder, "full.arpa")
-        lines = (normalize_text(line) for line in text.read_text(encoding="utf-8").splitlines())
-        clean.write_text("".join(f"<s> {line} </s>\n" for line in lines if line), encoding="utf-8")
+        clean.write_text("".join(f"<s> {line} </s>\n" for line in kept), encoding="utf-8")
         estimate = ["tlm", f"-tr={clean}", "-n=3", "-lm=msb", "-bo=no", "-ps=no", f"-o={full}"]
-        prune = ["prune-lm", f"--threshold={PRUNED}", str(full), str(out)]
-        for name, *options in (estimate, prune):
+        pruning = ["prune-lm", f"--threshold={prune}", str(full), str(out)]
+        for name, *options in (estimate, pruning):
             subprocess.run([str(IRSTLM / name), *options], check=True)
+    if rare is not None:
+        added = sorted(word for word in lexicon() if normalize_text(word) == word)
+        out.write_text(with_words(out.read_text("utf-8"), added, rare), encoding="utf-8")
+
+
+def text_lines(path: Path) -> Iterator[str]:
+    """Normalized lines of a text, or transcripts of a manifest, that hold words."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".jsonl":
+        lines = [str(json.loads(line).get("text") or "") for line in lines if line.strip()]
+    return (text for text in map(normalize_text, lines) if text)
+
+
+def with_words(arpa: str, added: list[str], rare: float) -> str:
+    """Add words to the unigrams of a model in ARPA form.
+
+    They share the probability of the unknown word, times 10 to the power of minus `rare`.
+    """
+    lines = arpa.split("\n")
+    first = lines.index("\\1-grams:") + 1
+    last = next(i for i in range(first, len(lines)) if lines[i].startswith("\\"))
+    unigrams = [line for line in lines[first:last] if line]
+    known = {line.split("\t")[1]: number for number, line in enumerate(unigrams)}
+    new = [word for word in added if word not in known]
+    unknown = unigrams[known["<unk>"]].split("\t")
+    each = f"{float(unknown[0]) - math.log10(len(new) + 1) - rare:.4f}"
+    unigrams[known["<unk>"]] = "\t".join([each, *unknown[1:]])
+    unigrams += [f"{each}\t{word}" for word in new]
+    head = [
+        f"ngram  1= {len(unigrams):9d}" if line.startswith("ngram  1=") else line
+        for line in lines[:first]
+    ]
+    return "\n".join([*head, *unigrams, "", "", *lines[last:]])
 
 
 def take(checkpoints: list[Path], language_model: Path | None) -> None:
@@ -296,8 +349,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("words")
-    making.add_argument("text", type=Path)
+    making.add_argument("texts", type=Path, nargs="+")
     making.add_argument("out", type=Path)
+    making.add_argument("--without", type=Path, nargs="+", default=[], help="held-out manifests")
+    making.add_argument("--lexicon", action="store_true", help="add the words of misaki's lexicons")
+    making.add_argument(
+        "--rare", type=float, default=RARE, help="decades that these are less likely"
+    )
+    making.add_argument("--prune", default=PRUNED, help="threshold; larger is smaller")
     taking = commands.add_parser("take")
     taking.add_argument("checkpoints", type=Path, nargs="+")
     taking.add_argument("--language-model", type=Path)
@@ -307,7 +366,8 @@ def main() -> None:
         command.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     given = parser.parse_args()
     if given.command == "words":
-        words(given.text, given.out)
+        rare = given.rare if given.lexicon else None
+        words(given.texts, given.out, given.without, rare, given.prune)
     elif given.command == "take":
         take(given.checkpoints, given.language_model)
     elif given.command == "speed":

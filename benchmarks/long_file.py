@@ -24,8 +24,8 @@ import numpy as np
 import soundfile
 from program import RESULTS
 
-from omnirouter.bench import timing
 from omnirouter.files import write_text
+from omnirouter.report import timing
 from omnirouter.synthesis.grammar import sentence
 from omnirouter.synthesis.voices import SAMPLE_RATE, VARIANTS, draw_speech, speak
 

@@ -35,13 +35,13 @@ from lhotse import CutSet
 from lhotse.cut import Cut
 from program import RESULTS
 
-from omnirouter.bench import timing
-from omnirouter.config import FeatureConfig, SharConfig
+from omnirouter.config import DataConfig, FeatureConfig, SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import prepare_manifests
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest, read_training
 from omnirouter.data.tokenizer_training import VocabularyConfig, build_vocabulary, read_texts
+from omnirouter.report import timing
 
 RATE = 16_000
 HOUR_S = 3600
@@ -125,9 +125,11 @@ def iterate(folder: Path, cuts: int, watch: Watch) -> None:
 
 def sample(folder: Path, cuts: int, watch: Watch) -> None:
     """The order of an epoch; batches are drawn and not made."""
-    data = LoaderConfig(max_seconds=60.0, shuffle=True)
+    data = DataConfig(device_seconds=60.0)
     source = read_training([str(prepared(folder))])
-    loader = AsrDataLoader(source, features=FeatureConfig(), tokenizer=None, data=data)
+    loader = AsrDataLoader(
+        source, features=FeatureConfig(), tokenizer=None, data=data, shuffle=True
+    )
     done = 0
     for item in loader._sample(loader._bins, 0, 0, endless=False):
         done += len(item.cuts)

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omnirouter.bench import timing
-from omnirouter.bench.program import benchmark
+from common.program import benchmark
+
+from omnirouter.report import timing
 from omnirouter.report.rates import against
 
 HERE = Path(__file__).parent

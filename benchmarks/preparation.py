@@ -18,23 +18,24 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common.models import TOKENS_PER_SECOND
+from common.whisper import SIZES, make_whisper
 from numpy.typing import NDArray
 from program import RESULTS
 from segmentation import HALF_HOUR_S, recordings
 
-from omnirouter.bench import timing
-from omnirouter.bench.models import TOKENS_PER_SECOND
-from omnirouter.bench.whisper import SIZES, make_whisper
 from omnirouter.config import SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.files import write_text
-from omnirouter.pseudo_labels.teacher import RATE, Teacher, TeacherConfig, find_speech
+from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, WhisperTeacher, find_speech
+from omnirouter.report import timing
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 
 TEACHERS = ("tiny", "base", "small")
@@ -51,7 +52,7 @@ def timed(hours: float, work: Callable[[], Any]) -> dict[str, float]:
 class Limited:
     """A teacher's pipeline that says so many tokens a segment, and neither less nor more."""
 
-    def __init__(self, teacher: Teacher, tokens: int) -> None:
+    def __init__(self, teacher: WhisperTeacher, tokens: int) -> None:
         self.pipeline, self.tokens = teacher._pipeline, tokens
         id_of = teacher._model.hf_tokenizer.token_to_id
         self.never = [id_of("<|endoftext|>"), *range(id_of("<|0.00|>"), id_of("<|30.00|>"))]
@@ -107,9 +108,10 @@ def main() -> None:
                     device="cpu",
                     threads=available_cores(),
                 )
-                teacher = Teacher(config)
+                teacher = WhisperTeacher(config)
                 teacher._pipeline = Limited(teacher, tokens)
-                figures[f"label, {size.name}"] = timed(hours, lambda t=teacher: t.listen(samples))
+                label = partial(teacher.transcribe, samples)
+                figures[f"label, {size.name}"] = timed(hours, label)
     values = {
         **timing.machine("cpu", ("lhotse", "faster-whisper", "ctranslate2", "onnxruntime")),
         "segments": len(spans),

@@ -21,8 +21,8 @@ from omnirouter.audio.reader import load_audio
 from omnirouter.config import VadOptions
 from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.chunking import LONGEST_S
+from omnirouter.serve.inputs import Samples
 from omnirouter.serve.load import load
-from omnirouter.serve.recognizer import Samples
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Transcript
 

@@ -36,8 +36,8 @@ import httpx2 as httpx
 import numpy as np
 import soundfile
 
-from omnirouter.bench import timing
 from omnirouter.files import write_text
+from omnirouter.report import timing
 
 RATE = 16_000
 FILES = 24

@@ -35,8 +35,8 @@ import omnirouter
 from omnirouter.audio.reader import load_audio
 from omnirouter.data.multiprocess import in_parallel, shown
 from omnirouter.decoding import ctc_forced_align
-from omnirouter.serve.recognizer import WORD_START, Recognizer
-from omnirouter.text import normalize_text
+from omnirouter.serve.recognizer import Recognizer
+from omnirouter.text import WORD_START, normalize_text
 
 RATE = 16_000
 STEP = RATE // 100

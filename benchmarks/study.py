@@ -8,9 +8,10 @@ is upcycling worth it?
     python benchmarks/study.py runs/study --part experts --seeds 3
 
 Parts are `experts` (Dense, Switch and Omni with 2, 4 and 8 experts), `family` (other routers with
-4), `balance` (forms and weights), `spikes` (wrong labels, mixed domains) and `upcycling` (Omni with
-4 experts, upcycled from the Dense model of the same seed, alike or set apart, and trained as long
-as that was, against as many steps from scratch as both had). Otherwise every arm has the same
+4), `further` (a shared expert, experts in every second layer or the same in all, frozen routers,
+jitter), `balance` (forms and weights), `spikes` (wrong labels, mixed domains) and `upcycling` (Omni
+with 4 experts, upcycled from the Dense model of the same seed, alike or set apart, and trained as
+long as that was, against as many steps from scratch as both had). Otherwise every arm has the same
 active size, data and steps. What is finished in the folder is kept, so a killed study goes on; arms
 are trained two at a time (`--at-once`), a thread each. Writes benchmarks/results/study-PART.json
 and prints its tables.
@@ -32,7 +33,8 @@ import numpy.typing as npt
 from small_english import machine
 
 from omnirouter.analysis.analyze import analyze_routing
-from omnirouter.analysis.random_experts import RandomExpertConfig, random_expert_test
+from omnirouter.analysis.options import RandomExpertConfig
+from omnirouter.analysis.random_experts import random_expert_test
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import PRESETS, OmnirouterError, RouterConfig, RouterLossConfig, RunConfig
 from omnirouter.data.manifests import read_manifest
@@ -92,6 +94,21 @@ FAMILY: dict[str, Arm] = {
         "load_balance_weight": 0.0,
     },
 }
+FURTHER: dict[str, Arm] = {
+    **PLAIN,
+    "Switch, shared expert": {
+        "routing": "switch",
+        "router": RouterConfig(top_k=2, normalize_gates=True, shared_expert=True),
+    },
+    "Omni, every 2nd layer": {"routing": "omni", "router": RouterConfig(experts_every=2)},
+    "Omni, frozen from 1/3": {
+        "routing": "omni",
+        "router_losses": RouterLossConfig(frozen_from=500),
+    },
+    "Switch, jitter": {"routing": "switch", "router": RouterConfig(jitter=0.01)},
+    "Omni, jitter": {"routing": "omni", "router": RouterConfig(jitter=0.01)},
+    "shared experts": {"routing": "switch", "router": RouterConfig(share_experts=True)},
+}
 BALANCE: dict[str, Arm] = PLAIN | {
     f"{name}, {form} {weight:g}": {
         "routing": name.lower(),
@@ -118,6 +135,7 @@ UPCYCLING: dict[str, Arm] = {
 PARTS = {
     "experts": EXPERTS,
     "family": FAMILY,
+    "further": FURTHER,
     "balance": BALANCE,
     "spikes": SPIKES,
     "upcycling": UPCYCLING,

@@ -20,14 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omnirouter.config import PRETRAINED_DIR, BadInput, ModelConfig
+from omnirouter.config import BadInput, ModelConfig
 from omnirouter.files import clear_leftovers, copy_entry, flush, previous_path, write_atomically
 from omnirouter.model import CTCEncoder
+from omnirouter.pretrained import BUNDLED, CHECKPOINT_FILES, resolve_model
 from omnirouter.quantization import dequantize
 from omnirouter.text import Tokenizer
 
 FORMAT = 1
-CONFIG, TOKENIZER, WEIGHTS = FILES = ("config.json", "tokenizer.model", "model.safetensors")
+CONFIG, TOKENIZER, WEIGHTS = FILES = CHECKPOINT_FILES
 TRAINING_ONLY = ("dropout", "layer_drop")  # fields that matter to training alone
 
 
@@ -112,25 +113,12 @@ def save_checkpoint(
     write_atomically(target, write)
 
 
-def shipped() -> Path:
-    """Folder of the English model that comes with the package.
-
-    Raises:
-        BadInput: this installation lacks it.
-    """
-    if not PRETRAINED_DIR.is_dir():
-        raise BadInput(
-            "model: this installation comes without a trained model; name a checkpoint folder, "
-            "such as best/ of a training run"
-        )
-    return PRETRAINED_DIR
-
-
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint folder; the model comes in evaluation mode.
+    """Read a checkpoint; the model comes in evaluation mode.
 
-    If the program that wrote it died while exchanging the old checkpoint for the new one, the old
-    one is read from where it had been moved to.
+    It is given as a folder, or by name as `resolve_model` takes it. If the program that wrote it
+    died while exchanging the old checkpoint for the new one, the old one is read from where it had
+    been moved to.
 
     Raises:
         BadInput: in one line, for a folder or file that is missing, damaged, of another format
@@ -204,11 +192,14 @@ def _others(target: Path) -> list[Path]:
 
 
 def _read(folder: str | Path) -> _Contents:
-    path = Path(folder)
+    path = resolve_model(folder)
     if not path.exists() and previous_path(path).is_dir():
         path = previous_path(path)
     if not path.is_dir():
-        raise BadInput(f"{folder}: is not a folder; give the one that holds {', '.join(FILES)}")
+        raise BadInput(
+            f"{folder}: is not a folder; give the one that holds {', '.join(FILES)}, or "
+            f"{BUNDLED} for the model that comes with omnirouter"
+        )
     for name in FILES:
         if not (path / name).is_file():
             best = path / "best"

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnirouter.config import BLANK, PRETRAINED_LANGUAGE_MODEL, BadInput, BeamSearchOptions
-from omnirouter.text import UNKNOWN, Tokenizer, normalize_text
+from omnirouter.text import UNKNOWN, Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,11 +137,10 @@ def ctc_forced_align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> A
         return None if len(ids) else Alignment((), (), (), (), 0.0)
     label_S = np.full(states, BLANK)
     label_S[1::2] = ids
-    emit_TS = log_probs_TV[:, label_S].astype(np.float64)
     may_skip_S = np.zeros(states, dtype=bool)  # the blank between two different pieces
     may_skip_S[3::2] = label_S[3::2] != label_S[1:-2:2]
     best_S = np.full(states, -np.inf)
-    best_S[:2] = emit_TS[0, :2]
+    best_S[:2] = log_probs_TV[0, label_S[:2]]
     step_TS = np.zeros((frames, states), dtype=np.int8)  # how many states back the path came from
     for t in range(1, frames):
         options_3S = np.full((3, states), -np.inf)
@@ -149,7 +148,7 @@ def ctc_forced_align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> A
         options_3S[1, 1:] = best_S[:-1]
         options_3S[2, 2:] = np.where(may_skip_S[2:], best_S[:-2], -np.inf)
         step_TS[t] = options_3S.argmax(axis=0)
-        best_S = options_3S.max(axis=0) + emit_TS[t]
+        best_S = options_3S.max(axis=0) + log_probs_TV[t, label_S]
     state = states - 1 if states == 1 or best_S[-1] >= best_S[-2] else states - 2
     score = float(best_S[state])
     if not np.isfinite(score):
@@ -162,12 +161,14 @@ def ctc_forced_align(log_probs_TV: NDArray[np.float32], ids: Sequence[int]) -> A
     first = np.searchsorted(path_T, wanted)
     after = np.searchsorted(path_T, wanted, side="right")
     spans = list(zip(first.tolist(), after.tolist(), strict=True))
-    peak = [a + int(emit_TS[a:b, s].argmax()) for (a, b), s in zip(spans, wanted, strict=True)]
+    peak = [
+        a + int(log_probs_TV[a:b, piece].argmax()) for (a, b), piece in zip(spans, ids, strict=True)
+    ]
     return Alignment(
         first=tuple(a for a, _ in spans),
         peak=tuple(peak),
         last=tuple(b - 1 for _, b in spans),
-        peaks=tuple(float(emit_TS[t, s]) for t, s in zip(peak, wanted, strict=True)),
+        peaks=tuple(float(log_probs_TV[t, piece]) for t, piece in zip(peak, ids, strict=True)),
         score=score,
     )
 
@@ -194,12 +195,14 @@ class BeamSearch:
         assert config.language_model is not None
         self._tokenizer = tokenizer
         words = _words_of(config.language_model, config.lm_words)
-        hot = {clean for word in config.hot_words.split(",") if (clean := normalize_text(word))}
-        # words of plain small letters, nearly all, are as `normalize_text` leaves them
+        hot = {
+            clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
+        }
+        # words of plain small letters, nearly all, are as any tokenizer leaves them
         self._spelled = {
             word: clean
             for word in words
-            if (clean := word if _PLAIN(word) else normalize_text(word))
+            if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
         }
         known = set(self._spelled.values())
         self._spelled |= {word: word for word in sorted(hot - known)}
@@ -231,12 +234,16 @@ class BeamSearch:
             log_add=False,
             criterion_type=decoder.CriterionType.CTC,
         )
+        self._model = config.language_model
         self._blank_penalty = config.blank_penalty
         none: list[float] = []  # transitions, which CTC has not
         self._decoder = decoder.LexiconDecoder(
             options, self._trie, self._lm, BLANK, BLANK, -1, none, False
         )
         self._alone = Lock()  # the decoder holds the hypotheses of one utterance
+
+    def __repr__(self) -> str:
+        return f"BeamSearch({self._model.name})"
 
     def __call__(self, log_probs_TV: NDArray[np.float32]) -> Hypothesis:
         """The best hypothesis for one utterance [T, V]."""

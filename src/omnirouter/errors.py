@@ -17,6 +17,17 @@ class BadInput(OmnirouterError, ValueError):
     """An argument, file or recipe is wrong; the command line ends with exit status 2."""
 
 
+def missing_extra(what: str, extra: str) -> BadInput:
+    """The error for a package that an extra of pyproject.toml brings.
+
+    Args:
+        what: what needs which package, such as `serve needs fastapi`.
+        extra: name of the extra.
+    """
+    install = f"pip install -c constraints.txt '.[{extra}]'"
+    return BadInput(f"{what}: {install} (in the folder of omnirouter's source)")
+
+
 def require_numbers(
     values: object,
     where: str,

@@ -201,18 +201,19 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
     """Read the lines of a UTF-8 text file, plain or gzipped, that are not blank, with numbers.
 
     Raises:
-        BadInput: the file cannot be read.
+        BadInput: the file cannot be read, or a line is not UTF-8.
     """
-    number = 0
     try:
         opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", errors=errors) as file:
+        # undecodable bytes become surrogates, by which their line is known
+        handler = "surrogateescape" if errors == "strict" else errors
+        with opened(path, "rt", encoding="utf-8-sig", errors=handler) as file:
             for number, line in enumerate(file, start=1):
+                if not line.isascii() and any("\udc80" <= c <= "\udcff" for c in line):
+                    raise BadInput(f"{path}, line {number}: not UTF-8 text; save it as UTF-8")
                 if line.strip():
                     yield number, line.rstrip("\n")
     except FileNotFoundError as error:
         raise BadInput(f"{path}: no such manifest") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}, after line {number}: not UTF-8 text") from error
     except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, broken gzip data
         raise BadInput(f"{path}: cannot be read ({error})") from error

@@ -9,17 +9,26 @@ from __future__ import annotations
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import sentencepiece
 
-from omnirouter.config import BLANK, BadInput
+from omnirouter.config import BLANK, BadInput, TextConfig
 
+Apostrophes = Literal["plain", "strict"]
 UNKNOWN = BLANK + 1
+SPOKEN = TextConfig()  # lower case without punctuation
+# marks that can be kept
+PUNCTUATION = frozenset('.,?!;:-"\u00a1\u00bf\u3001\u3002\u060c\u061b\u061f\u0964')
+_QUOTES = str.maketrans("\u201c\u201d\u201e\u201f\u00ab\u00bb\u2010\u2011", '""""""--')
+WORD_START = "▁"  # begins the pieces that begin a word
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4\uff07", "''''''")
+# outside of words they are quotation marks, which Whisper's normalizer would join to a word
+_INNER_APOSTROPHE = re.compile("(?<=\\w)[\u2019\u2018\u02bc\u0060\u00b4\uff07](?=\\w)")
 _OUTER_APOSTROPHE = re.compile(r"(?<!\S)'+|'+(?!\S)")
 # inside words without a part in them: soft hyphen, zero-width joiners, variation selectors
 _UNSEEN = [0xAD, 0x200C, 0x200D, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
@@ -28,31 +37,56 @@ _LONGEST_SENTENCE = 1 << 20  # bytes; sentencepiece silently drops sentences lon
 _SILENT = 3  # sentencepiece's log level above INFO, WARNING and ERROR
 
 
-def normalize_text(text: str) -> str:
-    """Turn a transcript into a training target: lower case, words separated by one space.
+def normalize_text(text: str, style: TextConfig = SPOKEN) -> str:
+    """Turn a transcript into a training target: words separated by one space.
 
     Letters, their marks and digits stay, and apostrophes inside a word (typographic ones become
     plain ones). Soft hyphens, zero-width joiners and variation selectors go; everything else
     separates words, and so does the zero-width space, which Khmer and Thai write between them.
     Numbers are not spelled out.
+
+    Args:
+        text: as people write it.
+        style: lower case without punctuation unless it says otherwise. Punctuation that is kept
+            belongs to the word before it; typographic quotation marks become plain ones.
     """
     # NFKC loses some apostrophes and makes others; lower case can undo part of it
-    folded = unicodedata.normalize("NFKC", text.translate(_FIRST)).lower()
+    folded = unicodedata.normalize("NFKC", text.translate(_FIRST))
+    folded = folded.lower() if style.casing == "lower" else folded
     folded = unicodedata.normalize("NFKC", folded).translate(_APOSTROPHES)
-    return " ".join(_OUTER_APOSTROPHE.sub(" ", "".join(_spelled(folded))).split())
+    if style.punctuation == "strip":
+        return " ".join(_OUTER_APOSTROPHE.sub(" ", "".join(_spelled(folded))).split())
+    folded = "".join(_spelled(folded.translate(_QUOTES), PUNCTUATION))
+    words: list[str] = []
+    for part in _OUTER_APOSTROPHE.sub(" ", folded).split():
+        word = part.strip("-")
+        if any(c.isalnum() for c in word):
+            words.append(word)
+        elif words:  # a mark on its own, as French writes it
+            words[-1] += word.replace('"', "")
+    return " ".join(words)
 
 
-def _spelled(text: str) -> Iterator[str]:
-    """Letters with their marks, digits and apostrophes; a space for each other character."""
+def _spelled(text: str, kept: Collection[str] = ()) -> Iterator[str]:
+    """Letters with their marks, digits, apostrophes and `kept`; a space for any other character."""
     letter = False  # marks of anything else, such as the frame of a keycap emoji, do not stay
     for c in text:
         kind = unicodedata.category(c)
         letter = kind[0] == "L" or (letter and kind in ("Mn", "Mc"))
-        yield c if letter or kind[0] == "N" or c == "'" else " "
+        yield c if letter or kind[0] == "N" or c == "'" or c in kept else " "
 
 
-def whisper_normalize(text: str) -> str:
-    """Normalize English text as Whisper's evaluation does, references and hypotheses alike."""
+def whisper_normalize(text: str, apostrophes: Apostrophes = "plain") -> str:
+    """Normalize English text as Whisper's evaluation does, references and hypotheses alike.
+
+    Args:
+        text: one transcript.
+        apostrophes: `plain` takes typographic apostrophes inside a word for plain ones first, as
+            training does; `strict` leaves them to Whisper's normalizer, which takes them for spaces
+            (`i’ll` becomes `i ll`).
+    """
+    if apostrophes == "plain":
+        text = _INNER_APOSTROPHE.sub("'", text)
     return _whisper_normalizer()(text)
 
 
@@ -65,7 +99,7 @@ def _whisper_normalizer() -> Callable[[str], str]:
 
 
 class Tokenizer:
-    """Word pieces; give `encode` text of the kind the tokenizer was trained on (`normalize_text`).
+    """Word pieces; give `encode` text of the kind the tokenizer was trained on (`normalize`).
 
     Args:
         model_bytes: a serialised sentencepiece model with blank id 0 and unknown id 1.
@@ -107,6 +141,19 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Number of ids V, blank and unknown included."""
         return int(self._pieces.GetPieceSize())
+
+    @cached_property
+    def style(self) -> TextConfig:
+        """Writing style of its text: capitals and punctuation if there are pieces with them."""
+        letters = "".join(self.pieces(range(UNKNOWN + 1, self.vocab_size)))
+        return TextConfig(
+            casing="lower" if letters == letters.lower() else "keep",
+            punctuation="strip" if PUNCTUATION.isdisjoint(letters) else "keep",
+        )
+
+    def normalize(self, text: str) -> str:
+        """A transcript as the tokenizer writes text (see `normalize_text`)."""
+        return normalize_text(text, self.style)
 
     def encode(self, text: str) -> list[int]:
         """Text to ids; characters the tokenizer has never seen become the unknown id."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import omnirouter
-from omnirouter.cli import COMMANDS, load_command
+from omnirouter.cli import COMMANDS, load_command, main
 from omnirouter.cli.parser import build_parser, parse
-from omnirouter.config import RunConfig
+from omnirouter.config import PRETRAINED_LANGUAGE_MODEL, RunConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *REPOSITORY.glob("docs/**/*.md")]
@@ -80,10 +81,31 @@ def test_every_command_is_described() -> None:
         options = build_parser(name, load_command(name))._option_string_actions
         # `--cuts+` is how the parser names adding to a list
         own = {option.rstrip("+") for option in options if option.startswith("--")} - ANY_KEY
-        shared = {"--device", "--precision"}  # described once, on top
+        # described once, on top
+        shared = {
+            "--device",
+            "--precision",
+            "--threads",
+            "--quiet",
+            "--verbose",
+        }
         if name == "plan":  # takes a recipe's keys too
             shared |= {
                 o.rstrip("+")
                 for o in build_parser("train", load_command("train"))._option_string_actions
             }
         assert {option for option in own - shared if option not in section} == set(), name
+
+
+@pytest.mark.skipif(not PRETRAINED_LANGUAGE_MODEL.exists(), reason="no language model comes along")
+@pytest.mark.skipif(find_spec("flashlight") is None, reason="needs the extra lm")
+def test_the_first_screen_shows_what_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README's first call of the program, and its output."""
+    text = (REPOSITORY / "README.md").read_text("utf-8")
+    install, shown = re.findall(r"^```(?:sh|text)\n(.*?)^```", text, re.M | re.S)[:2]
+    (call,) = commands(install)
+    monkeypatch.chdir(REPOSITORY)
+    assert main(call.split()) == 0
+    assert capsys.readouterr().out == shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -12,6 +13,7 @@ from omnirouter.cli.parser import parse
 from omnirouter.cli.train import train
 from omnirouter.config import PAPER_MODELS, PRESETS, RunConfig
 from omnirouter.evaluate.published import TABLES
+from omnirouter.report.plan import plan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECIPES = sorted(REPOSITORY.glob("recipes/**/*.yaml"))
@@ -74,7 +76,7 @@ def test_every_row_of_the_paper_has_a_recipe() -> None:
     calm = {f"{name}-calm" for name in PAPER_MODELS if name.startswith("switch")}
     assert folders["speechcrawl"] == {*PAPER_MODELS, *calm}
     assert folders["libriheavy"] == {*TABLES[4].systems, "switch-559m-calm"}
-    corpora = ("librispeech-relabelled", "fisher")
+    corpora = ("librispeech-relabeled", "fisher")
     assert folders["spikes"] == {
         f"{kind}-{name}" for kind in ("switch", "omni") for name in corpora
     }
@@ -98,10 +100,39 @@ def test_the_papers_recipes_change_nothing_the_paper_gives() -> None:
         values = parse("train", train, [str(path)])
         assert values is not None
         run = values["run"]
-        if not path.stem.endswith("-calm"):
+        calm, dense = path.stem.endswith("-calm"), path.stem.startswith("dense")
+        if not calm:
             assert run.optim == default.optim
-            assert run.load_balance_weight == 10.0
-        assert run.load_balance == "paper"
+        if not dense:  # which has nothing to balance
+            assert (run.load_balance, run.load_balance_weight) == ("paper", 1.0 if calm else 10.0)
+            assert "--load_balance switch --load_balance_weight 1" in header(path)
         assert run.augment == default.augment
-        assert replace(run.data, train=(), dev=()) == default.data
+        assert replace(run.data, train=(), dev=(), workers=0) == default.data
         assert run.model == PRESETS[run.preset]
+
+
+PAPERS = [path for path in RECIPES if path.parent.name in ("speechcrawl", "libriheavy", "spikes")]
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipes_for_16_gpus_load_enough_and_learn_to_the_end(path: Path) -> None:
+    """By our own plan the loader does not bind, and the last quarter still has a part in it."""
+    values = parse("train", train, [str(path)])
+    assert values is not None
+    found = plan(values["run"], devices=16, kind="h100")
+    assert found["strategies"][found["chosen"]]["binds"] != "loader"
+    assert min(found["rate_shares"]) > 0.005
+    assert "torchrun --nnodes 2 --nproc-per-node 8" in header(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_stranger_can_follow_a_recipe(path: Path) -> None:
+    """It names no folder or commit that only we have, and no recipe or script that is gone."""
+    text = path.read_text(encoding="utf-8")
+    assert "../" not in text and not re.search(r"as of|\b[0-9a-f]{7}\b", header(path))
+    for name in re.findall(r"(?:recipes|benchmarks|docs)/[\w/.-]+\.(?:yaml|py|md)", text):
+        assert (REPOSITORY / name).is_file(), name
+    if "data/small-english/" in text:
+        page = (REPOSITORY / "docs" / "small-english.md").read_text(encoding="utf-8")
+        for name in re.findall(r"data/small-english/([\w-]+)", text):
+            assert name in page, name

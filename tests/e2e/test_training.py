@@ -25,6 +25,9 @@ import yaml
 from torch import Tensor
 
 from omnirouter.checkpoint import load_checkpoint
+from omnirouter.cli import main
+from omnirouter.cli.parser import parse
+from omnirouter.cli.train import train as train_command
 from omnirouter.config import (
     AugmentConfig,
     BadInput,
@@ -187,6 +190,24 @@ def test_a_step_is_as_large_as_it_is_asked_to_be(tmp_path: Path) -> None:
         heard[seconds] = [row["audio_seconds"] for row in rows if row["kind"] == "train"][-1] / 6
     assert all(own <= 8 for own in heard.values()), heard
     assert min(heard.values()) > 0.5 * max(heard.values()), heard
+
+
+def test_one_good_utterance_beside_one_that_cannot_be_used_is_enough(tmp_path: Path) -> None:
+    """Wherever the shuffled order of an epoch puts the one that is rejected."""
+    manifest = write_corpus(tmp_path)
+    good, bad = map(json.loads, manifest.read_text().splitlines()[:2])
+    bad |= {"duration": 0.05}  # too few frames for its words
+    manifest.write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+    tokenizer = train_tokenizer(TEXTS, 24)
+    tokenizer.save(tmp_path / "tokenizer.model")
+    config = config_for(manifest, tmp_path / "run", steps=12, validate_every=50)
+    config = replace(
+        config,
+        data=replace(config.data, dev=(), min_s=0.0, device_seconds=1.0, batch_hours=1 / 3600),
+        tokenizer=TokenizerConfig(path=str(tmp_path / "tokenizer.model")),
+    )
+    train(config)
+    assert len(losses(tmp_path / "run")) == 12
 
 
 @pytest.mark.parametrize("routing", ["switch", "omni"])
@@ -373,7 +394,7 @@ def test_a_run_may_be_resumed_with_another_rate_but_not_another_model(tmp_path: 
         replace(config, model=replace(config.model, positions="rope")),  # of the same shapes
         replace(config, optim=replace(config.optim, muon_lr=0.02)),
     ):
-        with pytest.raises(BadInput, match="another model or optimizer"):
+        with pytest.raises(BadInput, match=r"a run cannot go on with|optim\.muon_lr"):
             train(other, resume=True)
 
 
@@ -466,6 +487,174 @@ def test_a_run_goes_on_without_what_it_began_from(tmp_path: Path) -> None:
     train(config)
     shutil.rmtree(tmp_path / "first")
     assert train(replace(config, steps=4), resume=True).steps == 4
+
+
+def notes_of(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 1}, "seed is 1, the run has 0"),
+        ({"vocab_size": 20}, r"model\.vocab_size is 20, the run has 24"),
+        ({"dim": 64, "num_heads": 4}, r"model\.dim is 64, the run has 32; model\.num_heads"),
+    ],
+)
+def test_what_a_resumed_run_cannot_go_on_with_is_named(
+    tmp_path: Path, changes: dict[str, int], named: str
+) -> None:
+    """Before the first state is written, and after it; the run stays as it was."""
+    config = config_for(write_corpus(tmp_path / "data"), tmp_path / "run", steps=2)
+    other = replace(
+        config,
+        model=replace(
+            config.model, **{key: value for key, value in changes.items() if key != "seed"}
+        ),
+        seed=changes.get("seed", 0),
+    )
+    Trainer(config, reporter=ProgressReporter(2)).close()
+    with pytest.raises(BadInput, match=named):
+        train(other, resume=True)
+    train(config, resume=True)
+    with pytest.raises(BadInput, match=named):
+        train(other, resume=True)
+    pieces = tmp_path / "pieces.model"
+    train_tokenizer([*TEXTS, "a quick brown fox"], 30).save(pieces)
+    with pytest.raises(BadInput, match=r"tokenizer\.path: .* is not the vocabulary of the run"):
+        train(replace(config, tokenizer=TokenizerConfig(path=str(pieces))), resume=True)
+    assert train(replace(config, steps=3), resume=True).steps == 3
+
+
+def test_an_edited_manifest_and_another_batch_are_named_on_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data goes on at the next epoch, or at about the same place; a moved one is no change."""
+    manifest = write_corpus(tmp_path / "data", repeats=6)
+    dev = write_corpus(tmp_path / "dev")
+    config = config_for(manifest, tmp_path / "run", steps=2, checkpoint_every=1)
+    config = replace(config, data=replace(config.data, dev=(str(dev),)))
+    train(config)
+    halved = replace(config, data=replace(config.data, device_seconds=2.0))
+    state = torch.load(newest(tmp_path / "run"), weights_only=False)["progress"]
+    trainer = Trainer(halved, resume=True, reporter=ProgressReporter(2))
+    assert trainer.progress.epoch == state["epoch"] == 0
+    assert trainer.progress.index == 2 * state["index"] > 0
+    trainer.close()
+    printed = notes_of(capsys)
+    assert "data.device_seconds 4 -> 2" in printed and "about the same place" in printed
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    moved = replace(
+        halved, data=replace(halved.data, train=(str(tmp_path / "moved" / manifest.name),))
+    )
+    trainer = Trainer(moved, resume=True, reporter=ProgressReporter(2))
+    assert trainer.progress.epoch == 0
+    trainer.close()
+    rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join(rows[:-1]) + "\n")
+    dev.write_text(dev.read_text().replace("sister", "brother"))
+    trainer = Trainer(replace(halved, steps=4), resume=True, reporter=ProgressReporter(4))
+    assert (trainer.progress.epoch, trainer.progress.index) == (1, 0)
+    assert trainer.progress.best_wer == float("inf")
+    trainer.run()
+    trainer.close()
+    printed = notes_of(capsys)
+    assert "data.train: the utterances have changed" in printed
+    assert "data.dev: the utterances have changed" in printed and "steps 2 -> 4" in printed
+
+
+def newest(run: Path) -> Path:
+    return max((run / "checkpoints").glob("step-*.pt"))
+
+
+def test_fine_tuning_keeps_the_start_if_nothing_beats_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The start is validated as step 0; best/ is it until a step has fewer errors."""
+    manifest = write_corpus(tmp_path / "data")
+    good = config_for(
+        manifest,
+        tmp_path / "good",
+        augment=NO_AUGMENT,
+        steps=250,
+        validate_every=50,
+        checkpoint_every=250,
+        optim=OptimConfig(peak_lr=5e-3, warmup_steps=20, cosine_steps=230, clip=1.0),
+    )
+    start = train(replace(good, model=replace(good.model, dropout=0.0)))
+    assert start.wer == 0.0
+    capsys.readouterr()
+    ruin = OptimConfig(peak_lr=1.0, warmup_steps=1, cosine_steps=40, clip=1e9)
+    tuned = train(
+        config_for(manifest, tmp_path / "ruined", init=str(start.best), optim=ruin, average=2)
+    )
+    assert tuned.wer == 0.0
+    assert "no step was better than the start" in notes_of(capsys)
+    best = load_checkpoint(tuned.best)
+    assert best.meta["step"] == 0
+    for key, value in load_checkpoint(start.best).model.state_dict().items():
+        assert torch.equal(best.model.state_dict()[key], value)
+    rows = rows_of(tmp_path / "ruined" / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["kind"] == "validation"] == [0, 6, 12]
+
+
+def test_the_recipe_for_fine_tuning_ends_no_worse_than_it_starts(
+    tmp_path: Path, repository: Path
+) -> None:
+    """`recipes/fine-tune.yaml` as it is, but for data and start; on other recordings."""
+    start = train(
+        config_for(
+            write_corpus(tmp_path / "data"),
+            tmp_path / "start",
+            augment=NO_AUGMENT,
+            steps=120,
+            validate_every=60,
+            checkpoint_every=120,
+            optim=OptimConfig(peak_lr=5e-3, warmup_steps=20, cosine_steps=100, clip=1.0),
+        )
+    )
+    manifest = write_corpus(tmp_path / "other", repeats=2)
+    options = {"init": start.best, "out": tmp_path / "tuned", "data.train": manifest}
+    options |= {"data.dev": manifest, "data.batch_seconds": 8, "steps": 30, "validate_every": 10}
+    options |= {"optim.cosine_steps": 15, "device": "cpu", "precision": "fp32"}
+    given = [str(part) for key, value in options.items() for part in (f"--{key}", value)]
+    values = parse("train", train_command, [str(repository / "recipes/fine-tune.yaml"), *given])
+    assert values is not None
+    result = train(values["run"])
+    scores = [r for r in rows_of(tmp_path / "tuned" / "metrics.jsonl") if r["kind"] == "validation"]
+    assert [row["step"] for row in scores] == [0, 10, 20, 30]
+    assert result.wer == min(row["wer"] for row in scores) <= scores[0]["wer"]
+    assert scores[-1]["loss"] < scores[0]["loss"]
+
+
+def test_a_preset_of_ours_learns_with_nothing_but_data_and_steps(tmp_path: Path) -> None:
+    """Four lines of a recipe (and a vocabulary that four sentences can bear): CTC falls."""
+    manifest = str(write_corpus(tmp_path / "data", repeats=3))
+    recipe = {"preset": "omni-tiny", "steps": 40, "out": str(tmp_path / "run")}
+    recipe |= {"data": {"train": manifest, "dev": manifest}, "model": {"vocab_size": 24}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    found = losses(tmp_path / "run")
+    assert found[max(found)] < 0.4 * found[min(found)]
+
+
+def test_the_start_line_tells_what_is_trained_and_a_large_step_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Size, data, step, passes, device; the first losses come with the first step."""
+    manifest = write_corpus(tmp_path / "data", repeats=2)
+    config = config_for(manifest, tmp_path / "run", steps=1)
+    train(config)
+    printed = notes_of(capsys)
+    assert "vocabulary 24; 8 utterances" in printed and "8 s of audio a step" in printed
+    assert "passes over the data; CPU" in printed and "fp32" in printed
+    assert "train: step 1/1, CTC" in printed and "x real time" in printed
+    assert "warning" not in printed
+    large = replace(
+        config, out=str(tmp_path / "large"), data=replace(config.data, batch_seconds=60)
+    )
+    train(large)
+    assert "every step sees all of it" in notes_of(capsys)
 
 
 def test_the_average_is_not_replaced_by_worse(

@@ -44,7 +44,7 @@ from omnirouter.train.run_dir import rows_of
 
 STEPS = 20
 TEXTS = ("turn on the light", "what time is it", "call my sister", "play some music")
-WEIGHT = RunConfig.load_balance_weight  # of the load-balance loss
+WEIGHT = 10.0  # of the load-balance loss, in the form of Eqs. 3-5
 OPTIM = OptimConfig(peak_lr=3e-3, warmup_steps=5, cosine_steps=40, clip=1.0)
 
 # exact: seconds of audio up to each step, and the layers that layer drop skips
@@ -138,6 +138,8 @@ def losses(folder: Path) -> dict[str, list[float]]:
         ),
         data=DataConfig(train=(str(manifest),), batch_hours=8 / 3600, device_seconds=4.0),
         optim=OPTIM,
+        load_balance="paper",
+        load_balance_weight=WEIGHT,
         precision="fp32",
         device="cpu",
         steps=STEPS,

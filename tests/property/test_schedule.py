@@ -32,15 +32,15 @@ schedules = st.builds(
         (94_000, 5.5e-4),
         (109_000, 2.31801948e-4),
         (124_000, 1e-4),
-        (173_999, 1e-4),
-        (174_000, 5e-5),
-        (223_999, 5e-5),
-        (224_000, 2.5e-5),
-        (999_999, 1e-4 / 2**17),
+        (266_999, 1e-4),
+        (267_000, 5e-5),
+        (409_999, 5e-5),
+        (410_000, 2.5e-5),
+        (999_999, 1e-4 / 2**6),
     ],
 )
 def test_the_papers_schedule(step: int, rate: float) -> None:
-    """64k steps up to 0.001, 60k of cosine down to a tenth, then halved every 50k."""
+    """64k steps up to 0.001, 60k of cosine down to a tenth, then halved every 143k, an epoch."""
     assert learning_rate(step, OptimConfig()) == pytest.approx(rate, rel=1e-8)
 
 

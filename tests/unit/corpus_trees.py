@@ -44,8 +44,8 @@ def mini_librispeech(root: Path) -> None:
     librispeech(root, "dev-clean-2")
 
 
-def libriheavy(root: Path) -> None:
-    name = "small/100/sea_fairies/01_baum"
+def libriheavy(root: Path, subset: str = "small") -> None:
+    name = f"{subset}/100/sea_fairies/01_baum"
     audio(root / "librilight" / f"{name}.flac", 5.0)
     said = {
         "id": f"{name}_0",
@@ -75,7 +75,7 @@ def libriheavy(root: Path) -> None:
         "custom": {"text_path": "download/librilight_text/a.txt"},
         "type": "MonoCut",
     }
-    with gzip.open(root / "libriheavy_cuts_small.jsonl.gz", "wt") as file:
+    with gzip.open(root / f"libriheavy_cuts_{subset}.jsonl.gz", "wt") as file:
         file.write(json.dumps(cut) + "\n")
 
 
@@ -202,15 +202,17 @@ def switchboard(root: Path) -> None:
         text(folder / f"sw2001{side}-ms98-a-trans.text", "\n".join(lines) + "\n")
 
 
-def fisher(root: Path) -> None:
-    audio(
-        root / "LDC2004S13" / "fisher_d1" / "audio" / "000" / "fe_03_00001.sph", 4.0, 8_000, (1, 2)
-    )
-    head = "# fe_03_00001.sph\n# Transcribed by BBN\n\n"
-    lines = head + "0.50 1.50 A: and i [laughter] i\n\n1.60 2.00 B: ((mhm))\n"
-    text(root / "LDC2004T19" / "data" / "trans" / "000" / "fe_03_00001.txt", lines)
+def fisher(root: Path, calls: int = 1) -> None:
+    sound = root / "LDC2004S13" / "fisher_d1" / "audio" / "000"
+    words = root / "LDC2004T19" / "data" / "trans" / "000"
+    names = [f"fe_03_{number:05}" for number in range(1, calls + 1)]
+    for name in names:
+        audio(sound / f"{name}.sph", 4.0, 8_000, (1, 2))
+        head = f"# {name}.sph\n# Transcribed by BBN\n\n"
+        lines = head + "0.50 1.50 A: and i [laughter] i\n\n1.60 2.00 B: ((mhm))\n"
+        text(words / f"{name}.txt", lines)
     rows = ["CALL_ID,DATE_TIME,TOPICID,SIG_GRADE,CNV_GRADE,APIN,ASX.DL,PHNUM,PHSET,PHTYP,BPIN,BSX"]
-    rows += ["00001,20021213_18:42:30,ENG01,3,3,2602,f.a,555,2,1,1790,f.a"]
+    rows += [f"{name[-5:]},20021213_18:42:30,ENG01,3,3,2602,f.a,555,2,1,1790,f.a" for name in names]
     text(root / "LDC2004T19" / "doc" / "fe_03_p1_calldata.tbl", "\n".join(rows) + "\n")
 
 

@@ -14,9 +14,9 @@ import soundfile
 
 from omnirouter.audio.features import num_frames
 from omnirouter.audio.reader import resample
-from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
+from omnirouter.config import AugmentConfig, BadInput, DataConfig, FeatureConfig
 from omnirouter.data.augment import Augmenter, add_noise, mix, reverberate
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest
 from omnirouter.data.noise import NoisePool
 from omnirouter.data.rir import SOUND_M_S, draw_room, simulate
@@ -101,12 +101,20 @@ def test_a_resumed_loader_augments_as_if_it_had_never_stopped(tmp_path: Path, no
         soundfile.write(tmp_path / f"{number}.wav", voice(0.5 + 0.1 * number, number), RATE)
         rows.append(json.dumps({"audio_filepath": f"{number}.wav", "text": "x"}) + "\n")
     (tmp_path / "m.jsonl").write_text("".join(rows))
-    data = LoaderConfig(max_seconds=1.5, shuffle=True, seed=3)
+    data = DataConfig(device_seconds=1.5)
     config = replace(ALL, noise=(str(noises),))
 
     def batches(epoch: int, index: int, count: int) -> list[Any]:
         cuts = read_manifest(tmp_path / "m.jsonl")
-        loader = AsrDataLoader(cuts, features=FEATURES, tokenizer=None, data=data, augment=config)
+        loader = AsrDataLoader(
+            cuts,
+            features=FEATURES,
+            tokenizer=None,
+            data=data,
+            shuffle=True,
+            seed=3,
+            augment=config,
+        )
         found = islice(loader.iterate(epoch, index, endless=True), count)
         return [(b.ids, [w.tobytes() for w in b.waveforms]) for b in found]
 
@@ -315,7 +323,7 @@ def test_noise_that_breaks_later_rejects_the_utterance(tmp_path: Path) -> None:
         noise_snr_db=(5,), noise_probability=1.0, noise=(str(tmp_path / "noise"),)
     )
     cuts = read_manifest(tmp_path / "m.jsonl")
-    data = LoaderConfig(max_seconds=9)
+    data = DataConfig(device_seconds=9)
     loader = AsrDataLoader(cuts, features=FEATURES, tokenizer=None, data=data, augment=config)
     (tmp_path / "noise/n.wav").unlink()
     [batch] = loader.iterate()

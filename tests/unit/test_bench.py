@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import train_step
+from common import models, speech, whisper
+from common.parts import PARTS
 from torch.utils.flop_counter import FlopCounterMode
 
-from omnirouter.bench import models, speech, timing, train_step, whisper
-from omnirouter.bench.parts import PARTS
 from omnirouter.cli import main
-from omnirouter.config import BadInput, ModelConfig, count_parameters
+from omnirouter.config import BadInput, ModelConfig, count_parameters, families, family
 from omnirouter.model import CTCEncoder
+from omnirouter.model.kernels.cpu import SETS, processor
+from omnirouter.report import timing
 from omnirouter.report.cost import forward_flops, training_flops
 
 LENGTHS = [12, 12, 12]  # of equal length, so that no padding is counted
@@ -43,7 +49,7 @@ def test_operations_are_those_torch_counts() -> None:
 
 def test_experts_cost_what_is_active() -> None:
     """N experts cost as much as one, and their router."""
-    dense, omni = (models.family("290m")[name] for name in ("dense", "omni"))
+    dense, omni = (family("290m")[name] for name in ("dense", "omni"))
     a, b = forward_flops(dense, [100]), forward_flops(omni, [100])
     router = 2 * 100 * omni.dim * omni.num_experts * omni.num_layers
     assert b["experts"] - a["experts"] == router
@@ -53,13 +59,13 @@ def test_experts_cost_what_is_active() -> None:
 
 
 def test_families_have_equal_active_size() -> None:
-    found = models.families()
+    found = families()
     assert {"tiny", "small", "156m", "290m", "559m", "246m", "345m"} == set(found)
     for configs in found.values():
         active = [count_parameters(config).active for config in configs.values()]
         assert max(active) < 1.01 * min(active)
     with pytest.raises(BadInput, match="family: there is no 'huge'; choose one of"):
-        models.family("huge")
+        family("huge")
 
 
 @pytest.mark.parametrize("name", ["small", "290m"])
@@ -67,7 +73,7 @@ def test_peers_are_of_similar_size(name: str) -> None:
     """The FastConformer within two percent of the active size, Whisper within a factor of two."""
     from transformers import ParakeetForCTC
 
-    config = models.family(name)["omni"]
+    config = family(name)["omni"]
     active = count_parameters(config).active
     with torch.device("meta"):
         peer = ParakeetForCTC(models.fastconformer(config)).num_parameters()
@@ -85,7 +91,7 @@ def test_published_sizes_of_whisper() -> None:
 
 
 def test_batches_have_the_seconds_asked_for() -> None:
-    config = models.family("tiny")["omni"]
+    config = family("tiny")["omni"]
     batch = models.make_batch(config, 20.0, (2.0, 4.0))
     assert batch.seconds == pytest.approx(20.0, abs=0.01)
     assert sum(map(len, batch.waveforms)) == pytest.approx(20.0 * 16_000, abs=16)
@@ -108,7 +114,7 @@ def test_a_random_model_says_as_much_as_it_should() -> None:
 def test_parts_of_a_step_add_up() -> None:
     """Every part takes time in every kind of model, and nothing else is counted."""
     arguments = train_step.parser().parse_args(["--dtype", "fp32"])
-    for config in models.tiny(models.family("small")).values():
+    for config in models.tiny(family("small")).values():
         batch = models.make_batch(config, 2.0, (1.0, 1.0))
         model = train_step.Ours(config, batch, arguments)
         model.step(0)
@@ -128,11 +134,49 @@ def test_result_files_name_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timing.machine("cpu", [])["command"] == "python benchmarks/loader.py --cuts 3"
 
 
+def test_the_command_shows_the_processor(capsys: pytest.CaptureFixture[str]) -> None:
+    """The path experts take, with its reason, and a ratio for each kind of pass."""
+    assert main(["bench", "--quick", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["paths"]) == {"fp32", "bf16"}
+    assert all(way["experts"] and way["reason"] for way in found["paths"].values())
+    assert len(found["ratios"]) == 2 * 2 * 2
+    assert all(row["ratio"] > 0 for row in found["ratios"])
+    assert main(["bench", "--quick"]) == 0
+    assert found["processor"]["kind"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind"),
+    [
+        ({"ATEN_CPU_CAPABILITY": "default"}, "default"),
+        ({"ATEN_CPU_CAPABILITY": "avx2"}, "AVX2"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX2"}, "AVX2"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, "AVX-512"),
+        ({"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}, "AVX-512 BF16"),
+    ],
+)
+def test_the_kind_of_processor_heeds_the_environment(limits: dict[str, str], kind: str) -> None:
+    """What is measured under a limit is not shown as measured without."""
+    code = "from omnirouter.model.kernels.cpu import processor; print(processor().kind)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | limits,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    kinds = ["default", *SETS]
+    here = processor()
+    best = max((kinds.index(name) for name in here.instructions), default=0)
+    assert kinds.index(done.stdout.strip()) == min(kinds.index(kind), best)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trainstep"], "there is no benchmark trainstep; did you mean train-step?"),
-        (["--family", "big"], "family: there is no 'big'"),
+        (["experts"], "run python benchmarks/experts.py"),
+        (["trainstep"], "with NAME one of experts, attention"),
         (["--rounds", "0"], "rounds: at least 1, not 0"),
     ],
 )

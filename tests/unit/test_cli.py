@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from omnirouter.config import (
 from omnirouter.evaluate.score import SetResult, score
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.train import TrainResult
+from omnirouter.train.builder import planned_model
 
 FIGURES = {"wer", "errors", "words", "ci_low", "ci_high", "hours", "rtfx"}
 PRESET_KEYS = [
@@ -171,6 +173,35 @@ def _libc() -> str:
         return ""
 
 
+@pytest.mark.parametrize("missing", ["jsonargparse", "torch"])
+def test_an_installation_without_a_package_says_so(missing: str, manifest: Path) -> None:
+    """As where only what an exported model needs is installed."""
+    program = f"""
+import sys
+sys.modules[{missing!r}] = None
+from omnirouter.cli import main
+sys.exit(main(["evaluate", "english-small", {str(manifest)!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"omnirouter evaluate: needs {missing}, which is not installed:")
+    assert done.stderr.count("\n") == 1
+
+
+def test_verbose_shows_where_an_error_comes_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(tmp_path), "none.jsonl", "--verbose"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path), "none.jsonl"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_corpora_fit_a_hundred_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpora"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 100
+
+
 # --- presets ---
 
 
@@ -287,7 +318,7 @@ def test_demo_takes_folder_steps_and_seed(monkeypatch: pytest.MonkeyPatch) -> No
         "omnirouter.report.demo.run_demo", lambda out, **options: calls.append((out, options))
     )
     assert main(["demo"]) == 0
-    assert main(["demo", "--out", "d", "--steps", "5", "--seed", "3"]) == 0
+    assert main(["demo", "--output-dir", "d", "--steps", "5", "--seed", "3"]) == 0
     assert calls == [
         (Path("runs/demo"), {"steps": None, "seed": 0}),
         (Path("d"), {"steps": 5, "seed": 3}),
@@ -398,7 +429,7 @@ def test_analyze_writes_numbers_and_figures(
 
 
 def test_average(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["average", model, model, "--out", str(tmp_path / "mean")]) == 0
+    assert main(["average", model, model, "--output-dir", str(tmp_path / "mean")]) == 0
     assert load_checkpoint(tmp_path / "mean").meta["averaged"] == [model, model]
     assert main(["average", model, "--out", model]) == 2
     assert "choose another folder" in capsys.readouterr().err
@@ -421,7 +452,7 @@ def test_one_file_gives_its_text_and_nothing_else(
     assert main(["transcribe", audio, "--model", model, *VAD_OFF]) == 0
     assert capsys.readouterr() == (text + "\n", "")
     assert main(["transcribe", audio, "--model", model, "--vad", "silero"]) == 0
-    assert capsys.readouterr() == ("\n", "")  # tones and noise are no speech
+    assert capsys.readouterr() == ("\n", f"omnirouter transcribe: {audio}: no speech found\n")
 
 
 def test_a_bad_file_does_not_cost_the_others(
@@ -457,25 +488,33 @@ def test_files_are_written_where_asked(
     expected = {f"{stem}.{kind}" for stem in "34" for kind in ("txt", "json", "srt", "vtt", "tsv")}
     assert {path.name for path in out.iterdir()} == expected
     value = json.loads((out / "3.json").read_text())
-    assert (out / "3.txt").read_text() == value["text"] + "\n"
+    lines = "".join(segment["text"] + "\n" for segment in value["segments"])
+    assert (out / "3.txt").read_text() == lines
     assert (out / "3.vtt").read_text().startswith("WEBVTT\n\n00:00:0")
 
 
-def test_files_that_exist_are_kept_unless_asked(
+def test_what_is_done_is_not_done_again(
     model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = tmp_path / "3.txt"
     kept.write_text("by hand")
     audio = [str(manifest.parent / f"{number}.wav") for number in (3, 4)]
     command = ["transcribe", *audio, "--model", model, "--output-dir", str(tmp_path), *VAD_OFF]
-    assert main(command) == 1
-    assert f"{kept} exists; add --overwrite" in capsys.readouterr().err
+    assert main(command) == 0
+    assert "1 of 2 recordings is done already; --overwrite" in capsys.readouterr().err
     assert kept.read_text() == "by hand"
     assert (tmp_path / "4.txt").is_file()
-    assert main(command) == 2
+    assert main(command) == 0
+    assert capsys.readouterr() == (
+        "",
+        "2 of 2 recordings are done already; --overwrite transcribes them again\n",
+    )
+    (tmp_path / "4.srt").write_text("by hand")
+    assert main([*command, "--format", "txt,srt"]) == 0  # what was killed between txt and srt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.srt", "3.txt", "4.srt", "4.txt"]
+    assert kept.read_text() == (tmp_path / "4.srt").read_text() == "by hand"
     assert main([*command, "--overwrite"]) == 0
     assert kept.read_text() != "by hand"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.txt", "4.txt"]
 
 
 def test_folders_globs_and_standard_input(
@@ -569,8 +608,109 @@ def test_a_language_model_is_used(
     assert words == {"kitchen"}
     assert main(["transcribe", audio, *options, "--hot-words", "kettle"]) == 0
     assert main(["transcribe", audio, *options, "--hot-words", "日本"]) == 2
-    assert "hot_words: the model has no letters for" in capsys.readouterr().err
+    assert "--hot-words: the model has no letters for" in capsys.readouterr().err
     assert main(["transcribe", audio, "--model", model, "--hot-words", "kettle"]) == 2
+
+
+@pytest.mark.parametrize("name", ["en", "English"])
+def test_english_may_be_said(
+    model: str, manifest: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = str(manifest.parent / "4.wav")
+    assert main(["transcribe", audio, "--model", model, "--language", name, *VAD_OFF]) == 0
+    assert main(["transcribe", audio, "--model", model, "--language", "de"]) == 2
+    assert "--language: de cannot be chosen: a model writes" in capsys.readouterr().err
+
+
+def test_timestamps_before_each_line(
+    model: str, manifest: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio = str(manifest.parent / "4.wav")
+    assert main(["transcribe", audio, "--model", model, "--timestamps", *VAD_OFF]) == 0
+    assert re.match(r"\[00:\d\d\.\d\d -> 00:\d\d\.\d\d\] \w", capsys.readouterr().out)
+    command = ["transcribe", audio, audio + "x", "--model", model, "--timestamps", "-q", *VAD_OFF]
+    assert main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{audio}: ")
+    assert captured.err.count("\n") == 1  # the error, which --quiet does not keep back
+
+
+def test_align(
+    model: str, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, text = str(manifest.parent / "4.wav"), tmp_path / "said.txt"
+    text.write_text("Turn the kitchen\nlight off!", encoding="utf-8")
+    assert main(["align", audio, str(text), "--model", model, *VAD_OFF]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [segment["text"] for segment in found["segments"]] == ["Turn the kitchen", "light off!"]
+    grid = tmp_path / "said.TextGrid"
+    command = ["align", audio, "light off", "--model", model, "-f", "TextGrid", "-o", str(grid)]
+    assert main([*command, *VAD_OFF]) == 0
+    assert grid.read_text().startswith('File type = "ooTextFile"')
+    capsys.readouterr()
+    for wrong, message in (("none.txt", "there is no file none.txt"), ("日本 日本", "no letters")):
+        assert main(["align", audio, wrong, "--model", model, *VAD_OFF]) == 2
+        assert message in capsys.readouterr().err
+    silence = str(manifest.parent / "broken.wav")
+    assert main(["align", silence, "light off", "--model", model]) == 2
+
+
+# --- names of models, completion ---
+
+
+def test_the_bundled_model_has_one_name_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, manifest: Path
+) -> None:
+    """`english-small` is taken by every command and key that takes a checkpoint."""
+    monkeypatch.setattr("omnirouter.pretrained.PRETRAINED_DIR", Path(model))
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint("english-small").path == Path(model)
+    assert omnirouter.load("english-small").checkpoint.path == Path(model)
+    assert main(["evaluate", "english-small", str(manifest)]) == 0
+    assert main(["average", "english-small", model, "--output-dir", "mean"]) == 0
+    assert main(["transcribe", str(manifest.parent / "4.wav"), "--model", "english-small"]) == 0
+    assert planned_model(RunConfig(init="english-small")) == load_checkpoint(model).config
+
+
+def test_a_name_that_is_none_tells_the_one_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "english", "test.jsonl"]) == 2
+    assert main(["export", "english", "--output-dir", "out"]) == 2
+    assert "english-small for the model that comes with omnirouter" in capsys.readouterr().err
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert re.match(r"english-small: English in lower case without punctuation; word error", line)
+    assert re.search(r"\d\d\.\d% with its language model, \d\d\.\d% without", line)
+    assert main(["models", "--card"]) == 0
+    assert capsys.readouterr().out.startswith("# english-small")
+    assert main(["models", "--json"]) == 0
+    assert Path(json.loads(capsys.readouterr().out)[0]["card"]).is_file()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_holds_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell.upper()]) == 0
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)
+    assert "max-line-width" in script and str(Path.home()) not in script
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_completion_in_bash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = (
+        capsys.readouterr().out
+        + """
+complete_it() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _omnirouter; echo "${COMPREPLY[@]}"; }
+complete_it omnirouter tran
+complete_it omnirouter transcribe --max-line-w
+complete_it omnirouter transcribe talk
+"""
+    )
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "transcribe\n--max-line-width\n\n" and done.stderr == ""
 
 
 # --- export ---
@@ -594,7 +734,7 @@ def test_export_tells_how_near_the_graphs_are(
 
     monkeypatch.setattr(export, "export", stand_in)
     out = tmp_path / "exported"
-    assert main(["export", model, str(out), "--json"]) == 0
+    assert main(["export", model, "--output-dir", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"fp32": asdict(parity), "int8": asdict(parity)}
     assert main(["export", model, str(out)]) == 0
     printed = capsys.readouterr().out

@@ -233,3 +233,21 @@ def test_a_file_that_ends_before_its_header_says(tmp_path: Path) -> None:
         assert reader.notes == ["ends after 7.0 s, its header says 14.0"]
     with pytest.raises(AudioError, match=r"ends after 7\.0 s, its header says 14\.0"):
         load_audio(tmp_path / "b.flac", RATE)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [((16_000, 2), (48_000, 1)), ((44_100, 1), (8_000, 2))]
+)
+def test_joined_mp3_is_not_held_against_a_guess(
+    tmp_path: Path, first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    """FFmpeg guesses the length of joined files by their bit rate."""
+    parts = [
+        mp3(tmp_path / "a.mp3", sound(n, *shape), shape[0])
+        for n, shape in enumerate((first, second))
+    ]
+    (tmp_path / "b.mp3").write_bytes(parts[0] + parts[1])
+    with AudioReader(tmp_path / "b.mp3", RATE) as reader:
+        assert sum(map(len, reader.blocks())) == pytest.approx(14 * RATE, abs=0.3 * RATE)
+        assert reader.notes == []
+    assert len(load_audio(tmp_path / "b.mp3", RATE)) == pytest.approx(14 * RATE, abs=0.3 * RATE)

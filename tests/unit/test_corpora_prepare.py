@@ -327,6 +327,16 @@ def test_a_table_without_its_column_is_named(src: Path, tmp_path: Path) -> None:
         prepare_corpus("common-voice", src, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("calls", "dev"), [(1, 0), (2, 1), (9, 1), (20, 2)])
+def test_fisher_is_divided_by_whole_calls(calls: int, dev: int, src: Path, tmp_path: Path) -> None:
+    TREES.fisher(src, calls)
+    reports, _ = prepare_corpus("fisher", src, tmp_path / "out")
+    found = {r.split: {c.recording_id for c in CutSet.from_file(r.path)} for r in reports}
+    assert len(found["train"]) == calls - dev
+    assert len(found.get("dev", set())) == dev
+    assert not found["train"] & found.get("dev", set())
+
+
 # --- Kaldi ---
 
 
@@ -384,7 +394,10 @@ def test_kaldi_recordings_that_cannot_be_read_are_listed(src: Path, tmp_path: Pa
     }.items():
         (folder / name).write_text((folder / name).read_text() + line)
     [report], _ = prepare_corpus("wsj", src, tmp_path / "out")
-    assert (report.utterances, dict(report.rejected)) == (1, {"missing audio": 2})
+    assert (report.utterances, dict(report.rejected)) == (
+        1,
+        {"missing audio": 1, "unreadable audio": 1},
+    )
 
 
 @pytest.mark.parametrize("segments", [False, True])
@@ -400,14 +413,110 @@ def test_kaldi_utterances_without_words_or_recording_are_listed(
     if segments:
         TREES.text(src / "segments", "".join(f"{name} {name} 0 -1\n" for name in names))
     [report], _ = prepare_corpus("kaldi", src, tmp_path / "out")
+    first = "segments" if segments else "utt2spk"
     [cut] = CutSet.from_file(report.path)
     assert (cut.id, cut.duration, cut.supervisions[0].text) == ("fine", 2.0, "hello")
     listed = (json.loads(x) for x in (tmp_path / "out" / f"rejected_{report.split}.jsonl").open())
     assert {row["id"]: row["reason"] for row in listed} == {
         "empty": "empty transcript",
-        "bare": "empty transcript",
-        "gone": "missing audio: no file for gone",
+        "bare": f"not in text: {first}, line 3",
+        "gone": f"missing audio: gone is not in wav.scp ({first if segments else 'text'}, line 4)",
     }
+
+
+def kaldi_folder(folder: Path, **lists: str) -> None:
+    """Two utterances of a file each; `wav_scp` and so on replace a list."""
+    for name in ("a", "b"):
+        TREES.audio(folder / f"{name}.wav", tones=(1, 2))
+    defaults = {
+        "wav_scp": "u1 a.wav\nu2 b.wav\n",
+        "text": "u1 one\nu2 two\n",
+        "utt2spk": "u1 ann\nu2 bob\n",
+    }
+    for name, content in (defaults | lists).items():
+        TREES.text(folder / name.replace("_", "."), content)
+
+
+@pytest.mark.parametrize(
+    ("lists", "problem"),
+    [
+        ({"text": "u1 one\nu2 two\nu1 three\n"}, "text, line 3: u1 is on line 1 already"),
+        ({"wav_scp": "u1 a.wav\n\nu1 b.wav\n"}, r"wav\.scp, line 3: u1 is on line 1 already"),
+        ({"utt2spk": "u1 a\nu2 b\nu2 b\n"}, "utt2spk, line 3: u2 is on line 2 already"),
+        ({"segments": "x u1 0 1\nx u1 1 2\n"}, "segments, line 2: x is on line 1 already"),
+        ({"segments": "u1 u1 0 1 C\n"}, "segments, line 1: .*maybe a channel"),
+        ({"segments": "u1 u1 0 1 0 0\n"}, "segments, line 1: .*maybe a channel"),
+    ],
+)
+def test_kaldi_lists_that_contradict_themselves_are_refused(
+    lists: dict[str, str], problem: str, src: Path, tmp_path: Path
+) -> None:
+    kaldi_folder(src, **lists)
+    with pytest.raises(BadInput, match=problem):
+        prepare_corpus("kaldi", src, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["text", "utt2spk", "wav.scp"])
+def test_a_kaldi_list_that_is_not_utf8_is_named_with_its_line(
+    name: str, src: Path, tmp_path: Path
+) -> None:
+    kaldi_folder(src)
+    with (src / name).open("ab") as file:
+        file.write("u3 café\n".encode("latin-1"))
+    with pytest.raises(BadInput, match=rf"{name}, line 3: not UTF-8 text"):
+        prepare_corpus("kaldi", src, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("lists", "rejected"),
+    [
+        ({"utt2spk": "u1 ann\n"}, {"u2": "not in utt2spk: text, line 2"}),
+        ({"text": "u2 two\n"}, {"u1": "not in text: utt2spk, line 1"}),
+        ({"text": "u1 one\nu2 two\nu3 three\n"}, {"u3": "not in utt2spk: text, line 3"}),
+        (
+            {"wav_scp": "u1 a.wav\n"},
+            {"u2": "missing audio: u2 is not in wav.scp (text, line 2)"},
+        ),
+        (
+            {"segments": "u1 u1 0 1\n"},
+            {"u2": "not in segments: text, line 2"},
+        ),
+        (
+            {"segments": "u1 u1 0 1\nu2 u2 0 1 2\n"},
+            {"u2": "no such channel: 2, of 2 (segments, line 2)"},
+        ),
+    ],
+)
+def test_kaldi_lists_that_disagree_cost_the_utterance_by_name(
+    lists: dict[str, str], rejected: dict[str, str], src: Path, tmp_path: Path
+) -> None:
+    kaldi_folder(src, **lists)
+    [report], _ = prepare_corpus("kaldi", src, tmp_path / "out")
+    listed = map(json.loads, (tmp_path / "out" / f"rejected_{report.split}.jsonl").open())
+    assert {row["id"]: row["reason"] for row in listed} == rejected
+    assert {c.id for c in CutSet.from_file(report.path)} == {"u1", "u2"} - set(rejected)
+
+
+def test_kaldi_segments_may_name_a_channel(src: Path, tmp_path: Path) -> None:
+    rows = ["l u1 0 1 0", "r u1 0 1 1", "a u1 1 2 A", "b u1 1 2 B", "both u2 0 1"]
+    keys = [row.split()[0] for row in rows]
+    kaldi_folder(
+        src,
+        segments="".join(f"{row}\n" for row in rows),
+        text="".join(f"{key} hello\n" for key in keys),
+        utt2spk="".join(f"{key} ann\n" for key in keys),
+    )
+    [report], _ = prepare_corpus("kaldi", src, tmp_path / "out")
+    cuts = {cut.id: cut for cut in CutSet.from_file(report.path)}
+    assert {key: tone(cuts[key]) for key in "lrab"} == {"l": 1, "r": 2, "a": 1, "b": 2}
+    assert cuts["both"].channel == [0, 1]
+
+
+def test_kaldi_recordings_without_an_utterance_are_noted(src: Path, tmp_path: Path) -> None:
+    kaldi_folder(src, segments="u1 u1 0 1\nu2 u1 1 2\n")
+    [report], notes = prepare_corpus("kaldi", src, tmp_path / "out")
+    assert report.utterances == 2
+    assert any("wav.scp, line 2: u2 has no utterance in segments" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +526,7 @@ def test_kaldi_utterances_without_words_or_recording_are_listed(
         ("wav.scp", "440c0201\n", r"line 1: no path behind 440c0201"),
         ("wav.scp", "440c0201 /nowhere/a.wv1\n", "no recording can be read; the first: /nowhere"),
         ("segments", "440c0201 440c0201 0\n", r"segments, line 1: not utterance, recording, start"),
-        ("segments", "a b 0 1\na b zero 1\n", r"segments, line 2: not utterance, recording, sta"),
+        ("segments", "a b 0 1\nc b zero 1\n", r"segments, line 2: not utterance, recording, sta"),
         ("text", None, "holds no test_eval92/text"),
         ("utt2spk", None, "holds no test_eval92/utt2spk or segments"),
     ],

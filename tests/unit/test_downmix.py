@@ -191,3 +191,24 @@ def test_what_lies_below_the_voice_is_taken_out_to_measure(rate: int) -> None:
     assert np.std(found) == pytest.approx(np.std(said), rel=0.1)
     assert abs(found[rate:].mean()) < 1e-3
     assert np.abs(high_pass(np.zeros(0, np.float32))).size == 0
+
+
+@pytest.mark.parametrize("channels", [3, 5, 6, 8])
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_surround_in_ogg_has_an_order_of_its_own(
+    tmp_path: Path, channels: int, subtype: str
+) -> None:
+    """The center is the second channel, effects are the last one."""
+    rate = 48_000
+    samples = np.zeros((rate, channels), dtype=np.float32)
+    samples[:, 1] = voice(1.0, rate)
+    if channels in (6, 8):
+        time = np.arange(rate) / rate
+        samples[:, -1] = 0.3 * np.sin(2 * np.pi * 300 * time)
+    soundfile.write(tmp_path / "a.ogg", samples, rate, format="OGG", subtype=subtype)
+    behind = {3: 0, 5: 2, 6: 2, 8: 4}[channels]
+    expected = samples[:, 1] / (1 + 2**0.5 + 0.5 * behind)
+    found = load_audio(tmp_path / "a.ogg", rate)[: rate - rate // 10]
+    correlation = np.corrcoef(found, expected[: len(found)])[0, 1]
+    assert correlation > 0.95
+    assert np.std(found) == pytest.approx(np.std(expected), rel=0.1)

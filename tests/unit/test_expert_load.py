@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from omnirouter.analysis.analyze import analyze, choose_examples, collect, strip_examples, summarize
+from omnirouter.analysis.analyze import (
+    AnalysisOptions,
+    analyze,
+    choose_examples,
+    collect,
+    sample_cuts,
+    strip_examples,
+    summarize,
+)
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.data.manifests import read_manifest
@@ -28,6 +37,7 @@ from omnirouter.metrics.expert_load import (
 from omnirouter.model import CTCEncoder, Routing
 
 RNG = np.random.default_rng(0)
+ONE = AnalysisOptions(examples=1)
 
 
 def test_usage_counts_frames_and_keeps_idle_experts() -> None:
@@ -67,6 +77,54 @@ def test_aligned_layers_undo_a_different_renaming_in_every_layer() -> None:
     experts_LT = np.stack([first_T, *(RNG.permutation(4)[first_T] for _ in range(5))])
     aligned_LT = align_layers(experts_LT.astype(np.int8), 4)
     assert (aligned_LT == first_T).all()
+
+
+def chained(experts_LT: np.ndarray, num_experts: int) -> np.ndarray:
+    """Each layer matched to the one below it, as figures of earlier versions were."""
+    labels = [np.arange(num_experts)]
+    for below_T, own_T in pairwise(experts_LT):
+        table = contingency(own_T, labels[-1][below_T], num_experts)
+        labels.append(best_mapping(table))
+    return np.take_along_axis(np.array(labels), experts_LT, axis=1)
+
+
+def shared_by_layers(aligned_LT: np.ndarray) -> float:
+    """Mean share of the layers that a frame's commonest expert has."""
+    counts = [(aligned_LT == n).sum(axis=0) for n in range(aligned_LT.max() + 1)]
+    return float(np.max(counts, axis=0).mean() / len(aligned_LT))
+
+
+def test_a_layer_that_tells_nothing_does_not_part_the_others() -> None:
+    """Six layers follow the sounds under names of their own, one in their midst follows chance."""
+    rng = np.random.default_rng(0)
+    sound_T = rng.integers(0, 4, 4000)
+    layers = []
+    for layer in range(7):
+        noise_T = rng.random(4000) < (1.0 if layer == 3 else 0.2)
+        own_T = np.where(noise_T, rng.integers(0, 4, 4000), sound_T)
+        layers.append(rng.permutation(4)[own_T])
+    experts_LT = np.stack(layers)
+    before = shared_by_layers(chained(experts_LT, 4))
+    after = shared_by_layers(align_layers(experts_LT, 4))
+    assert before < 0.58 and after > 0.74
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_aligned_is_never_worse_than_a_chain(seed: int) -> None:
+    """Summed over all pairs of layers; and what is aligned stays as it is."""
+    rng = np.random.default_rng(seed)
+    start_T = rng.integers(0, 5, 600)
+    experts_LT = np.stack(
+        [np.where(rng.random(600) < 0.5, start_T, rng.integers(0, 5, 600)) for _ in range(6)]
+    )
+
+    def agreement(aligned_LT: np.ndarray) -> int:
+        return sum(int((a == b).sum()) for a, b in combinations(aligned_LT, 2))
+
+    aligned_LT = align_layers(experts_LT, 5)
+    assert agreement(aligned_LT) >= agreement(chained(experts_LT, 5))
+    assert agreement(align_layers(aligned_LT, 5)) == agreement(aligned_LT)
+    assert (aligned_LT[0] == experts_LT[0]).all()
 
 
 def test_aligning_renames_and_nothing_else() -> None:
@@ -138,7 +196,26 @@ def test_collected_decisions_are_the_models(
         assert 1 / 4 <= pair.agreement <= 1
         first, second = (layer - 1 for layer in pair.layers)
         assert numbers.cramers_v_matrix[first][second] == value
-    assert len(collect(checkpoints["omni"], read_manifest(manifest), limit=2).ids) == 2
+    labels = numbers.numbering.number_of_output
+    shown = np.take_along_axis(np.array(labels), collection.experts_LT.astype(int), axis=1)
+    for own_T, shares in zip(shown, numbers.usage, strict=True):
+        assert usage(own_T, 4).tolist() == shares
+    for pair in numbers.pairs:
+        first, second = (layer - 1 for layer in pair.layers)
+        assert contingency(shown[first], shown[second], 4).tolist() == pair.contingency
+
+
+def test_utterances_are_drawn_at_random(manifest: Path) -> None:
+    """Not the first ones, which may be of one speaker; the same seed draws the same ones."""
+    every = [cut.id for cut in read_manifest(manifest)]
+    drawn = {
+        seed: [cut.id for cut in sample_cuts(read_manifest(manifest), 3, seed)] for seed in range(6)
+    }
+    assert len(set(map(tuple, drawn.values()))) > 1
+    for seed, ids in drawn.items():
+        assert [name for name in every if name in ids] == ids and len(ids) == 3
+        assert [cut.id for cut in sample_cuts(read_manifest(manifest), 3, seed)] == ids
+    assert [cut.id for cut in sample_cuts(read_manifest(manifest), None)] == every
 
 
 def test_many_experts_keep_their_numbers(
@@ -150,7 +227,7 @@ def test_many_experts_keep_their_numbers(
     many = Checkpoint(model, own.tokenizer, config, {}, Path("many"))
     with torch.no_grad():
         model.routers[0].weight_ND[:129] = 0  # type: ignore[index]
-    found = collect(many, read_manifest(manifest), limit=2).experts_LT
+    found = collect(many, read_manifest(manifest)).experts_LT
     assert found.min() >= 0 and found.max() == 129
 
 
@@ -173,23 +250,23 @@ def test_examples_are_the_same_for_every_model(
 def test_analyze_writes_numbers_and_figures(
     checkpoints: dict[str, Checkpoint], manifest: Path, tmp_path: Path
 ) -> None:
-    analyze(checkpoints["switch"], read_manifest(manifest), tmp_path / "out", examples=1)
+    analyze({"switch": checkpoints["switch"]}, read_manifest(manifest), tmp_path / "out", ONE)
     values = json.loads((tmp_path / "out" / "routing.json").read_text())
     assert values["routing"] == "switch"
     assert len(values["cramers_v"]) == 2
     drawn = {"expert_strips_1", "contingency", "cramers_v", "cramers_v_matrix", "usage"}
     drawn |= {"sounds", "sounds_by_layer", "run_lengths", "router_inputs"}
     written = {path.name for path in (tmp_path / "out").iterdir()} - {"routing.json"}
-    assert written == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    assert written == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf")}
     assert written == set(values["figures"])
     assert [item["id"] for item in values["rejected"]] == ["broken"]
     (tmp_path / "out" / "mine.png").touch()
-    stale = [tmp_path / "out" / f"expert_strips_2.{kind}" for kind in ("png", "svg")]
+    stale = [tmp_path / "out" / f"expert_strips_2.{kind}" for kind in ("png", "svg", "pdf")]
     values["figures"] += [path.name for path in stale]
     (tmp_path / "out" / "routing.json").write_text(json.dumps(values))
     for path in stale:
         path.touch()
-    analyze(checkpoints["switch"], read_manifest(manifest), tmp_path / "out", examples=1)
+    analyze({"switch": checkpoints["switch"]}, read_manifest(manifest), tmp_path / "out", ONE)
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert left == written | {"routing.json", "mine.png"}
 
@@ -198,4 +275,4 @@ def test_analyze_refuses_a_dense_model(
     checkpoints: dict[str, Checkpoint], manifest: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(BadInput, match=r"dense: a dense model has no router .* switch or omni"):
-        analyze(checkpoints["dense"], read_manifest(manifest), tmp_path)
+        analyze({"dense": checkpoints["dense"]}, read_manifest(manifest), tmp_path, ONE)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omnirouter.analysis import plots_training
+from omnirouter.analysis import plots
 from omnirouter.metrics.health import TrainingHealth, find_spikes
 
 
@@ -99,13 +99,13 @@ def test_figures() -> None:
     """Crosses where spikes are; routing over the steps, or nothing without any."""
     losses = falling()
     losses[60] *= 2
-    found = plots_training.loss_curves({"Switch": rows(losses), "Dense": []})
+    found = plots.loss_curves({"Switch": rows(losses), "Dense": []})
     marks = [c for c in found.axes[0].collections if len(c.get_offsets())]
     assert [c.get_offsets().tolist()[0][0] for c in marks] == [600.0]
     usage = [[0.5, 0.5], [0.7, 0.3]]
-    drawn = plots_training.dynamics(rows(losses, lambda n: usage), title="Switch")
+    drawn = plots.dynamics(rows(losses, lambda n: usage))
     assert drawn is not None
     drawn.canvas.draw()
     assert len([axis for axis in drawn.axes if axis.get_ylabel() == "layer"]) == 4
-    assert plots_training.dynamics(rows(losses)) is None
-    assert plots_training.dynamics([]) is None
+    assert plots.dynamics(rows(losses)) is None
+    assert plots.dynamics([]) is None

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import omnirouter
+from omnirouter import pretrained
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, OmnirouterError, VadOptions
 from omnirouter.serve import hub
@@ -131,7 +132,7 @@ def test_what_is_published_can_be_loaded(stand_in: StandIn, checkpoint: Checkpoi
     assert stand_in.made == ["model"]
     names = {"README.md", "config.json", "tokenizer.model", "model.safetensors"}
     assert names <= set(stand_in.files)
-    folder = hub.fetch("org/model", endpoint=stand_in.url)
+    folder = pretrained.fetch("org/model", endpoint=stand_in.url)
     found = load_checkpoint(folder)
     assert found.config == checkpoint.config
     assert found.meta == {"step": 1200, "dev_wer": 0.1234, "audio_hours": 5.5}
@@ -147,21 +148,22 @@ def test_load_takes_a_name(
 ) -> None:
     hub.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
     asked: list[str] = []
+    real = pretrained.fetch
 
     def fetch(name: str) -> Path:
         asked.append(name)
-        return hub.fetch(name, endpoint=stand_in.url)
+        return real(name, endpoint=stand_in.url)
 
-    monkeypatch.setattr("omnirouter.serve.load.fetch", fetch)
+    monkeypatch.setattr("omnirouter.pretrained.fetch", fetch)
     assert omnirouter.load("org/model").checkpoint.config == checkpoint.config
     assert asked == ["org/model"]
 
 
 def test_what_is_not_there(stand_in: StandIn, checkpoint: Checkpoint) -> None:
     with pytest.raises(BadInput, match=r"^org/model: no such folder, and no such model"):
-        hub.fetch("org/model", endpoint=stand_in.url)
+        pretrained.fetch("org/model", endpoint=stand_in.url)
     with pytest.raises(OmnirouterError, match="cannot be reached"):
-        hub.fetch("org/model", endpoint="http://127.0.0.1:9")
+        pretrained.fetch("org/model", endpoint="http://127.0.0.1:9")
     with pytest.raises(BadInput, match="is called org/name"):
         hub.push(checkpoint, "model", endpoint=stand_in.url)
     with pytest.raises(OmnirouterError, match="not published"):
@@ -171,10 +173,10 @@ def test_what_is_not_there(stand_in: StandIn, checkpoint: Checkpoint) -> None:
 def test_a_folder_here_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    assert hub.is_hub_name("org/model")
+    assert pretrained.is_hub_name("org/model")
     for path in ("runs/best", "model", "./org/model", "../model", "/org/model", "a/b/c"):
-        assert not hub.is_hub_name(path)
-    assert not hub.is_hub_name(Path("org/model"))
+        assert not pretrained.is_hub_name(path)
+    assert not pretrained.is_hub_name(Path("org/model"))
     with pytest.raises(BadInput, match="is not a folder"):
         omnirouter.load("runs/best")
 

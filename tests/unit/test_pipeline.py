@@ -26,17 +26,17 @@ from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.manifests import read_manifest
 from omnirouter.files import only_writer
-from omnirouter.pseudo_labels import pipeline
+from omnirouter.pseudo_labels import backends, pipeline
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, longest_loop, rejection
 from omnirouter.pseudo_labels.pipeline import PseudoLabelSummary, pseudo_label
 from omnirouter.pseudo_labels.source_files import SourceFile, find_sources
 from omnirouter.pseudo_labels.teacher import (
     RATE,
     SegmentHypothesis,
-    Teacher,
     TeacherConfig,
     find_speech,
     join_spans,
+    load_teacher,
 )
 from omnirouter.synthesis.voices import Speech, speak
 
@@ -184,8 +184,8 @@ def config_of(model: Path, **changes: Any) -> TeacherConfig:
 def test_the_teacher_hears_every_segment(model: Path) -> None:
     samples, _ = recording()
     config = config_of(model, batch_size=2)
-    teacher = Teacher(config)
-    heard = teacher.listen(samples)
+    teacher = load_teacher(config)
+    heard = teacher.transcribe(samples)
     spans = find_speech(samples, config)
     assert [(s.start, s.end) for s in heard.segments] == [
         (round(start, 3), round(end, 3)) for start, end in spans
@@ -195,17 +195,17 @@ def test_the_teacher_hears_every_segment(model: Path) -> None:
     assert all(s.log_prob < 0 and 0 <= s.no_speech <= 1 for s in heard.segments)
     assert len(heard.language) == 2
     assert 0 < heard.probability <= 1
-    alone = Teacher(config_of(model, batch_size=1)).listen(samples)
+    alone = load_teacher(config_of(model, batch_size=1)).transcribe(samples)
     assert [s.text for s in alone.segments] == [s.text for s in heard.segments]
 
 
 def test_another_language_is_not_transcribed(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, _ = recording()
-    teacher = Teacher(config_of(model))
+    teacher = load_teacher(config_of(model))
     monkeypatch.setattr(teacher, "_language", lambda *_: ("fi", 0.75))
     for language, words in (("en", False), ("any", True)):
         teacher.config = config_of(model, language=language)
-        heard = teacher.listen(samples)
+        heard = teacher.transcribe(samples)
         assert (heard.language, heard.probability) == ("fi", 0.75)
         assert bool(heard.segments) == words
         assert heard.speech_seconds > 0
@@ -223,7 +223,7 @@ def test_the_language_is_told_from_speech_alone(
             assert audio.min() == audio.max() == 1.0
             return "de", 0.6, []
 
-    teacher = Teacher(config_of(model))
+    teacher = load_teacher(config_of(model))
     assert teacher._language(np.zeros(0, np.float32), []) == ("en", 1.0), "an English-only model"
     monkeypatch.setattr(teacher, "_model", Multilingual())
     samples = np.zeros(200 * RATE, np.float32)
@@ -235,15 +235,15 @@ def test_the_language_is_told_from_speech_alone(
 
 def test_a_teacher_that_is_none_is_one_line(model: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be loaded") as caught:
-        Teacher(config_of(tmp_path))
+        load_teacher(config_of(tmp_path))
     assert "\n" not in str(caught.value)
     with pytest.raises(BadInput, match="knows no xx; choose any or one of"):
-        Teacher(config_of(model, language="xx"))
+        load_teacher(config_of(model, language="xx"))
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    with pytest.raises(BadInput, match=r'pip install "omnirouter\[teacher\]"'):
+    with pytest.raises(BadInput, match=r"pip install -c constraints.txt '\.\[teacher\]'"):
         find_speech(np.zeros(RATE, np.float32), TeacherConfig())
 
 
@@ -268,7 +268,7 @@ class Stub:
     language = "en"
     calls = 0
 
-    def listen(self, samples: Any) -> SegmentHypothesis:
+    def transcribe(self, samples: Any) -> SegmentHypothesis:
         self.calls += 1
         seconds = len(samples) / RATE
         segments = [
@@ -288,13 +288,13 @@ def engine(
         for number, source in enumerate(sources):
             if number == dies_at:
                 raise KeyboardInterrupt
-            yield source, pipeline.with_retry(source, out, teacher)
+            yield source, backends.with_retry(source, out, teacher)
 
     return hear_all
 
 
 def run(src: Path, out: Path, teacher: Any = None, **options: Any) -> PseudoLabelSummary:
-    options = {"dev_files": 2, "engine": engine(teacher or Stub()), **options}
+    options = {"dev_files": 2, "backend": engine(teacher or Stub()), **options}
     return pseudo_label(find_sources(src, out), out, TeacherConfig(), **options)
 
 
@@ -322,6 +322,29 @@ def test_recordings_become_two_splits_of_whole_files(src: Path, tmp_path: Path) 
         **segment("yes", start=10.0, end=13.0).to_dict(),
     }
     assert lines(tmp_path / "out" / "failed.jsonl") == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_development_is_drawn_from_recordings_that_kept_a_segment(
+    src: Path, tmp_path: Path, seed: int
+) -> None:
+    """Neither another language nor a failure counts: two are drawn of three of the five."""
+
+    class Mixed(Stub):
+        def transcribe(self, samples: Any) -> SegmentHypothesis:
+            heard = super().transcribe(samples)
+            if self.calls == 2:
+                return SegmentHypothesis("de", 0.9, 9.0, [])
+            return heard
+
+    (src / "é" / "4.flac").write_text("no audio")
+    summary = run(src, tmp_path / "out", Mixed(), seed=seed)
+    cuts = {r.split: CutSet.from_file(r.path) for r in summary.splits}
+    found = {k: {c.recording.sources[0].source for c in own} for k, own in cuts.items()}
+    assert {split: len(ids) for split, ids in found.items()} == {"train": 1, "dev": 2}
+    with pytest.raises(BadInput, match="dev-files: 3 of 3 recordings of which a segment is kept"):
+        run(src, tmp_path / "out", dev_files=3)
+    assert not list((tmp_path / "out").glob("cuts_*")), "of a draw that does not stand any more"
 
 
 def test_what_was_cut_short_is_made_again(src: Path, tmp_path: Path) -> None:
@@ -378,7 +401,7 @@ def test_other_filters_need_no_new_listening(src: Path, tmp_path: Path) -> None:
 def test_an_interrupted_run_neither_loses_nor_repeats(src: Path, tmp_path: Path) -> None:
     teacher = Stub()
     with pytest.raises(KeyboardInterrupt):
-        run(src, tmp_path / "out", engine=engine(teacher, dies_at=2))
+        run(src, tmp_path / "out", backend=engine(teacher, dies_at=2))
     assert not list((tmp_path / "out").glob("cuts*"))
     run(src, tmp_path / "out", teacher)
     assert teacher.calls == 5
@@ -391,8 +414,8 @@ def test_an_interrupted_run_neither_loses_nor_repeats(src: Path, tmp_path: Path)
 
 def test_recordings_in_another_language_are_listed(src: Path, tmp_path: Path) -> None:
     class Finnish(Stub):
-        def listen(self, samples: Any) -> SegmentHypothesis:
-            heard = super().listen(samples)
+        def transcribe(self, samples: Any) -> SegmentHypothesis:
+            heard = super().transcribe(samples)
             return SegmentHypothesis("fi", 0.8, 9.0, []) if self.calls == 1 else heard
 
     summary = run(src, tmp_path / "out", Finnish())
@@ -403,8 +426,8 @@ def test_recordings_in_another_language_are_listed(src: Path, tmp_path: Path) ->
 
 def test_failures_are_tried_again_then_listed_and_stop_nobody(src: Path, tmp_path: Path) -> None:
     class Weak(Stub):
-        def listen(self, samples: Any) -> SegmentHypothesis:
-            heard = super().listen(samples)
+        def transcribe(self, samples: Any) -> SegmentHypothesis:
+            heard = super().transcribe(samples)
             if self.calls in (2, 4, 5):
                 raise OmnirouterError("the teacher failed: out of memory")
             return heard
@@ -445,10 +468,10 @@ def test_a_teacher_that_could_not_be_loaded_claims_nothing(src: Path, tmp_path: 
     out = tmp_path / "out"
     wrong = TeacherConfig(teacher="large-v22")
     with pytest.raises(BadInput, match="cannot be loaded"):
-        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, engine=teacherless)
+        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, backend=teacherless)
     assert run(src, out).files == 5
     with pytest.raises(BadInput, match="another teacher"):
-        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, engine=teacherless)
+        pseudo_label(find_sources(src, out), out, wrong, dev_files=1, backend=teacherless)
 
 
 def test_a_teacher_is_known_by_its_whole_path(
@@ -461,10 +484,10 @@ def test_a_teacher_is_known_by_its_whole_path(
     assert TeacherConfig(teacher="large-v2").teacher == "large-v2"
     out = tmp_path / "out"
     mine = TeacherConfig(teacher="mine")
-    pseudo_label(find_sources(src, out), out, mine, dev_files=1, engine=engine(Stub()))
+    pseudo_label(find_sources(src, out), out, mine, dev_files=1, backend=engine(Stub()))
     stamp = out / pipeline.STAMP
     stamp.write_text(stamp.read_text().replace(whole, "mine"))  # as it was noted once
-    pseudo_label(find_sources(src, out), out, mine, dev_files=1, engine=engine(Stub()))
+    pseudo_label(find_sources(src, out), out, mine, dev_files=1, backend=engine(Stub()))
 
 
 def test_only_one_process_writes(src: Path, tmp_path: Path) -> None:
@@ -572,7 +595,7 @@ def test_a_folder_with_names_of_older_versions_is_read(src: Path, tmp_path: Path
     old = [SourceFile("0.wav#2", s.path, s.seconds) if s.path.suffix == ".wav" else s
            for s in find_sources(src, out)]  # fmt: skip
     config = TeacherConfig()
-    pseudo_label(old, out, config, dev_files=0, engine=engine(teacher))
+    pseudo_label(old, out, config, dev_files=0, backend=engine(teacher))
     assert find_sources(src, out) == old
     run(src, out, teacher)
     assert teacher.calls == 6

@@ -184,6 +184,25 @@ def test_measured_rates_give_back_what_was_measured(tmp_path: Path) -> None:
         assert row["predicted_s"] == pytest.approx(row["measured_s"])
 
 
+def test_a_loader_binds_with_too_few_processes() -> None:
+    """By the rate we measured on a CPU, where no other was: 16 GPUs wait for one thread."""
+    found = plan(PAPER, devices=16, kind="h100")["strategies"]["ddp"]
+    assert found["binds"] == "loader" and found["loader_workers_needed"] > 1
+    workers = found["loader_workers_needed"]
+    enough = replace(PAPER, data=replace(PAPER.data, workers=workers))
+    assert plan(enough, devices=16, kind="h100")["strategies"]["ddp"]["binds"] != "loader"
+
+
+def test_quarters_of_a_schedule_share_its_rates() -> None:
+    """Shares add up to 1; the paper's run still learns in its last quarter, a flat one evenly."""
+    shares = plan(PAPER, devices=16, kind="h100")["rate_shares"]
+    assert sum(shares) == pytest.approx(1)
+    assert shares == sorted(shares, reverse=True) and shares[3] > 0.005
+    flat = OptimConfig(warmup_steps=1, cosine_steps=1, floor=1.0, halve_every=10_000)
+    run = replace(PAPER, optim=flat, steps=400)
+    assert plan(run, devices=16, kind="h100")["rate_shares"] == pytest.approx([0.25] * 4, abs=0.01)
+
+
 def test_a_slow_loader_binds(tmp_path: Path) -> None:
     loader = tmp_path / "loader.json"
     rows = [{"workers": 2, "audio_hours_per_s": 0.001}]
@@ -206,7 +225,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], repository:
     found = json.loads(capsys.readouterr().out)
     assert found["chosen"] == "ddp" and found["steps"] == 1_000_000
     assert main(["plan", recipe, "--devices", "16", "--device-kind", "h200"]) == 0
-    assert "prediction, not a measurement" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "prediction, not a measurement" in printed and "steps of 7 h" in printed
+    assert "in the four quarters of the steps" in printed
     assert main(["plan", recipe, "--devices", "0"]) == 2
     assert "devices: at least 1" in capsys.readouterr().err
     empty = tmp_path / "empty.yaml"
@@ -260,6 +281,6 @@ def test_out_of_memory_names_the_knob() -> None:
 
 
 def test_parts_of_the_plan_are_those_of_the_benchmark() -> None:
-    from omnirouter.bench import parts
+    from common import parts
 
     assert set(PARTS) == set(parts.PARTS)

@@ -16,10 +16,10 @@ import pytest
 import soundfile
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.pseudo_labels import pipeline, ray_backend
+from omnirouter.pseudo_labels import backends
+from omnirouter.pseudo_labels.backends import run_on_ray
 from omnirouter.pseudo_labels.filters import LabeledSegment
 from omnirouter.pseudo_labels.pipeline import pseudo_label
-from omnirouter.pseudo_labels.ray_backend import run_on_ray
 from omnirouter.pseudo_labels.source_files import SourceFile, find_sources
 from omnirouter.pseudo_labels.teacher import SegmentHypothesis, TeacherConfig
 
@@ -32,19 +32,19 @@ class Worker:
     def __init__(self, config: TeacherConfig) -> None:
         self.config = config
 
-    def listen(self, samples: Any) -> SegmentHypothesis:
+    def transcribe(self, samples: Any) -> SegmentHypothesis:
         text = f"we will meet again on friday {os.getpid()}"
         said = LabeledSegment(start=0.0, end=3.0, text=text, log_prob=-0.1, no_speech=0.0)
         return SegmentHypothesis("en", 0.9, 3.0, [said])
 
-    def hear(self, source: SourceFile, out: Path) -> str:
+    def process(self, source: SourceFile, out: Path) -> str:
         if "full" in source.id:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         mark = source.path.with_suffix(".killed")
         if "deadly" in source.id or ("kill" in source.id and not mark.exists()):
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return pipeline.with_retry(source, out, self)  # type: ignore[arg-type]
+        return backends.with_retry(source, out, self)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def test_several_workers_one_of_them_killed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ray_backend, "_Worker", Worker)
+    monkeypatch.setattr(backends, "_Worker", Worker)
     (src / "broken.wav").write_text("no audio")
     out = tmp_path / "out"
-    summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=run_on_ray)
+    summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, backend=run_on_ray)
     assert (src / "kill.killed").exists(), "a worker was killed"
     assert capsys.readouterr().out == "", "of which Ray tells where a program's JSON goes"
     assert summary.files == 6
@@ -100,10 +100,10 @@ def test_several_workers_one_of_them_killed(
 def test_a_recording_that_kills_every_worker_is_listed(
     cluster: Any, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_backend, "_Worker", Worker)
+    monkeypatch.setattr(backends, "_Worker", Worker)
     soundfile.write(src / "deadly.wav", np.zeros(4000), 1000)
     out = tmp_path / "out"
-    summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=run_on_ray)
+    summary = pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, backend=run_on_ray)
     assert summary.failed == {"deadly": "its worker died each time (out of memory?)"}
     assert summary.kept[0] == 6
 
@@ -112,11 +112,11 @@ def test_a_recording_that_kills_every_worker_is_listed(
 def test_a_full_disk_is_one_line(
     cluster: Any, src: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_backend, "_Worker", Worker)
+    monkeypatch.setattr(backends, "_Worker", Worker)
     soundfile.write(src / "full.wav", np.zeros(4000), 1000)
     out = tmp_path / "out"
     with pytest.raises(OmnirouterError, match=r"cannot write to .*out: No space left on device$"):
-        pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, engine=run_on_ray)
+        pseudo_label(find_sources(src, out), out, CONFIG, dev_files=1, backend=run_on_ray)
 
 
 @pytest.mark.slow
@@ -134,5 +134,5 @@ def test_what_the_cluster_cannot_give_is_named(cluster: Any, src: Path, tmp_path
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BadInput, match=r'pip install "omnirouter\[ray\]"'):
+    with pytest.raises(BadInput, match=r"pip install -c constraints.txt '\.\[ray\]'"):
         list(run_on_ray([], Path("out"), CONFIG))

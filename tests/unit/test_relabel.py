@@ -18,13 +18,14 @@ import pytest
 import soundfile
 from lhotse import CutSet, SupervisionSegment
 
+from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.manifests import read_manifest
 from omnirouter.pseudo_labels import relabel as module
-from omnirouter.pseudo_labels.filters import LabeledSegment
+from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment
 from omnirouter.pseudo_labels.relabel import Relabeled, relabel, seconds_missing
-from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig
+from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, load_teacher
 
 TEXTS = ["Turn the light on.", "It's twenty dollars", "play it again", "", "call my sister", "yes"]
 
@@ -79,7 +80,7 @@ class Stub:
     def __call__(self, config: TeacherConfig) -> Any:
         return self
 
-    def transcribe(
+    def transcribe_spans(
         self, samples: Any, spans: Any, language: str | None = None
     ) -> list[LabeledSegment]:
         if self.fails_at is not None and len(self.calls) == self.fails_at:
@@ -97,9 +98,11 @@ class Stub:
         return found
 
 
-def run(src: Path, out: Path, teacher: Any = None, **changes: Any) -> tuple[list[Relabeled], Any]:
+def run(
+    src: Path, out: Path, teacher: Any = None, segments: Any = None, **changes: Any
+) -> tuple[list[Relabeled], Any]:
     config = TeacherConfig(**{"batch_size": 4, **changes})
-    return relabel(src, out, config, teacher=teacher or Stub())
+    return relabel(src, out, config, segments=segments, teacher=teacher or Stub())
 
 
 def test_cuts_have_the_teachers_words_and_keep_the_references(corpus: Path, tmp_path: Path) -> None:
@@ -204,6 +207,63 @@ def test_what_is_longer_than_a_window_is_segmented(
     assert split.report.rejected == {"empty transcript": 1}
 
 
+def test_utterances_become_filtered_segments_as_pseudo_labels_do(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sec. VI-F's procedure: what was heard is kept, filters may change, references are scored."""
+    soundfile.write(tmp_path / "long.wav", np.full(4 * RATE, 0.1), RATE, subtype="FLOAT")
+    row = {"audio_filepath": "long.wav", "text": "turn a light on turn", "id": "u", "offset": 0.5}
+    src = write(tmp_path / "dev.jsonl", [row | {"speaker": "anna", "duration": 3.2}])
+    spans = [(0.1, 1.1), (1.2, 1.3), (2.0, 3.25)]
+    monkeypatch.setattr(module, "find_speech", lambda samples, config: spans)
+    out = tmp_path / "out"
+    [split], failed = run(src, out, segments=FilterConfig())
+    assert failed == {}
+    first, second = CutSet.from_file(split.report.path)
+    assert (first.id, first.start, first.duration) == ("u-0.10", 0.6, 1.0)
+    assert (second.id, second.start) == ("u-2.00", 2.5)
+    assert second.duration == pytest.approx(1.2), "not beyond the utterance"
+    assert first.supervisions[0].text == "turn a light on"
+    assert first.supervisions[0].speaker == "anna"
+    [rejected] = lines(out / "rejected_dev.jsonl")
+    assert rejected == {"id": "u-1.20", "reason": "speech-rate: 40"}
+    [scores] = lines(split.scores)
+    assert (scores["errors"], scores["words"]) == (7, 5), "of all that was heard"
+    loose = FilterConfig(max_rate=99)
+    [again], _ = run(src, out, Stub(fails_at=0), segments=loose)  # nothing is heard again
+    assert again.report.utterances == 3
+    with pytest.raises(BadInput, match="was made with another teacher or segmentation"):
+        run(src, out)
+
+
+def test_filters_are_for_segments(corpus: Path, tmp_path: Path, model: Path) -> None:
+    command = ["relabel", str(corpus), str(tmp_path / "out"), "--teacher", str(model)]
+    assert main([*command, "--max-rate", "9"]) == 2
+
+
+def test_a_checkpoint_of_ours_is_a_teacher(
+    corpus: Path, tmp_path: Path, checkpoints: dict[str, Checkpoint], monkeypatch: Any
+) -> None:
+    """It needs no faster-whisper for short utterances; other weights under its path are another."""
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
+    own, folder = checkpoints["omni"], tmp_path / "model"
+    state = own.model.state_dict()
+    save_checkpoint(folder, model_state=state, config=own.config, tokenizer=own.tokenizer)
+    command = ["relabel", str(corpus), str(tmp_path / "out"), "--teacher", str(folder)]
+    assert main([*command, "--batch-size", "4"]) in (0, 1, 2)
+    config = TeacherConfig(teacher=str(folder), device="cpu")
+    teacher = load_teacher(config)
+    samples = np.random.default_rng(0).normal(0, 0.1, 3 * RATE).astype(np.float32)
+    heard = teacher.transcribe_spans(samples, [(0.0, 1.0), (1.0, 3.0)])
+    alone = teacher.transcribe_spans(samples[RATE:], [(0.0, 2.0)])
+    assert [segment.text for segment in heard[1:]] == [segment.text for segment in alone]
+    assert heard[1].log_prob == pytest.approx(alone[0].log_prob, abs=1e-4)
+    changed = {k: v + 0.01 if v.is_floating_point() else v for k, v in state.items()}
+    save_checkpoint(folder, model_state=changed, config=own.config, tokenizer=own.tokenizer)
+    with pytest.raises(BadInput, match="was made with another teacher"):
+        relabel(corpus, tmp_path / "out", TeacherConfig(teacher=str(folder), batch_size=4))
+
+
 def test_an_interrupted_run_neither_loses_nor_repeats(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
@@ -224,12 +284,12 @@ def test_failures_are_listed_and_tried_again(corpus: Path, tmp_path: Path) -> No
     class Weak(Stub):
         """Cannot take more than one utterance, nor the third at all."""
 
-        def transcribe(
+        def transcribe_spans(
             self, samples: Any, spans: Any, language: Any = None
         ) -> list[LabeledSegment]:
             if len(spans) > 1 or samples[0] == np.float32(0.3):
                 raise OmnirouterError("the teacher failed: out of memory")
-            return super().transcribe(samples, spans, language)
+            return super().transcribe_spans(samples, spans, language)
 
     broken = tmp_path / "a b" / "1ä.wav"
     audio = broken.read_bytes()

@@ -15,7 +15,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
-from omnirouter.config import FeatureConfig, ModelConfig, RouterConfig
+from omnirouter.config import (
+    AugmentConfig,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    OptimConfig,
+    RouterConfig,
+    RouterLossConfig,
+    RunConfig,
+    count_parameters,
+)
+from omnirouter.data.dataset import Batch
 from omnirouter.model import CTCEncoder, Router, Routing, load_balance_loss
 from omnirouter.model.losses import importance_loss, sparsity_loss, z_loss
 from omnirouter.model.router_variants import (
@@ -30,6 +41,10 @@ from omnirouter.model.router_variants import (
 )
 from omnirouter.model.routing import RoutingContext
 from omnirouter.text import Tokenizer
+from omnirouter.train.distributed import DistributedContext
+from omnirouter.train.optim import build_optimizers
+from omnirouter.train.parallel import ParallelModel
+from omnirouter.train.step import MicroBatches, TrainStep
 
 SIZES = ModelConfig(
     routing="switch",
@@ -47,6 +62,15 @@ FAMILY: dict[str, dict[str, Any]] = {
     "omni top 2": {"routing": "omni", "top_k": 2},
     "switch every 2": {"routing": "switch", "layers_per_router": 2},
     "omni bias": {"routing": "omni", "balance_bias": True},
+    "shared expert": {
+        "routing": "switch",
+        "top_k": 2,
+        "normalize_gates": True,
+        "shared_expert": True,
+    },
+    "experts every 2": {"routing": "omni", "experts_every": 2},
+    "jitter": {"routing": "omni", "jitter": 0.01},
+    "shared experts": {"routing": "switch", "share_experts": True},
     "omni-once": {"routing": "omni-once"},
     "omni-once top 2": {"routing": "omni-once", "top_k": 2},
     "hash": {"routing": "hash"},
@@ -93,7 +117,7 @@ def test_routings_are_whole(name: str) -> None:
     """One per layer; experts exist, gates are the kind's own, probabilities sum to one."""
     model = build(name)
     output = model(*batch())
-    assert len(output.routings) == SIZES.num_layers
+    assert len(output.routings) == len(model.config.expert_layers)
     assert output.log_probs.exp().sum(-1).allclose(torch.ones(sum(LENGTHS)))
     for routing in output.routings:
         torch.testing.assert_close(routing.probs_TN.sum(-1), torch.ones(sum(LENGTHS)))
@@ -168,7 +192,126 @@ def test_layer_drop(name: str) -> None:
     assert len(build(name)(*batch(), skip=(0, 2)).routings) == 1
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_parameters_are_counted(name: str) -> None:
+    """From the configuration alone as on the model itself."""
+    model = build(name)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(model.config).total == total
+
+
 # --- one by one ---
+
+
+def test_gates_of_the_chosen_sum_to_one() -> None:
+    for routing in build("shared expert")(*batch()).routings:
+        sums = routing.gate_A.view(-1, 2).sum(dim=1)
+        torch.testing.assert_close(sums, torch.ones(sum(LENGTHS)))
+    with pytest.raises(BadInput, match="normalize_gates: gates of one expert would be 1"):
+        replace(SIZES, router=RouterConfig(normalize_gates=True))
+
+
+def test_a_shared_expert_sees_every_frame() -> None:
+    """With routed experts that give nothing, blocks are those of the dense model."""
+    model = build("shared expert")
+    dense = CTCEncoder(replace(SIZES, routing="dense", num_experts=1, router=RouterConfig())).eval()
+    state = {
+        name.replace(".shared.", ".ffn."): value
+        for name, value in model.state_dict().items()
+        if ".ffn." not in name and "routers" not in name
+    }
+    dense.load_state_dict(state)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".ffn.down" in name:
+                parameter.zero_()
+    torch.testing.assert_close(model(*batch()).log_probs, dense(*batch()).log_probs)
+
+
+def test_only_every_second_layer_has_experts() -> None:
+    config = replace(SIZES, num_layers=5, router=replace(SIZES.router, experts_every=2))
+    model = CTCEncoder(config).eval()
+    kinds = [type(block.ffn).__name__ for block in model.blocks]
+    assert kinds == ["FeedForward", "Experts", "FeedForward", "Experts", "FeedForward"]
+    assert config.expert_layers == (1, 3) and config.num_routers == 2 == len(model.routers)
+    output = model(*batch())
+    own = [model.routers[config.router_map[layer]] for layer in config.expert_layers]
+    assert own == list(model.routers) and len(output.routings) == 2
+    load_RN = tokens_per_expert(output.routings, config)
+    assert load_RN.sum(dim=1).tolist() == [sum(LENGTHS)] * 2
+    one = tokens_per_expert(output.routings[1:], config, skipped=(1,))
+    assert one.sum(dim=1).tolist() == [0, sum(LENGTHS)]
+    with pytest.raises(BadInput, match="experts_every: between 1 and num_layers 3, not 4"):
+        replace(SIZES, router=RouterConfig(experts_every=4))
+    with pytest.raises(BadInput, match="does not go with layers_per_router"):
+        replace(SIZES, router=RouterConfig(experts_every=2, layers_per_router=2))
+
+
+def test_shared_experts_keep_routers_apart() -> None:
+    """One set of weights in every layer, as many routers as layers (what Omni turns around)."""
+    model = build("shared experts")
+    assert len(model.routers) == 3 and model.experts is not None
+    assert all(block.ffn is None for block in model.blocks)
+    names = [name for name in model.state_dict() if "up_NFD" in name]
+    assert names == ["experts.up_NFD"]
+    before = [routing.expert_A for routing in model(*batch()).routings]
+    with torch.no_grad():
+        model.routers[1].weight_ND.neg_()  # type: ignore[operator,union-attr]
+    after = [routing.expert_A for routing in model(*batch()).routings]
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+def test_jitter_is_noise_of_training() -> None:
+    """Within its bounds, on the router's input alone, and none at test."""
+    router = Router(8, 4)
+    router.jitter = 0.1
+    x = torch.ones(500, 8)
+    context_ = context((500,))
+    assert torch.equal(router.eval()(x, context_).probs_TN, Router.forward(router, x, context_)[0])
+    noisy, plain = router.train().logits(x), router.eval().logits(x)
+    reach = 0.1 * router.weight_ND.abs().sum(dim=1)
+    assert ((noisy - plain).abs() <= reach + 1e-6).all() and not torch.equal(noisy, plain)
+    assert torch.equal(x, torch.ones(500, 8))
+    with pytest.raises(BadInput, match="jitter: 0 or more and below 1, not 1"):
+        replace(SIZES, router=RouterConfig(jitter=1.0))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_router_is_frozen_from_its_step_on(bias: bool) -> None:
+    """Experts go on learning, routers and their biases stay to the last bit (StableMoE)."""
+    config = replace(SIZES, routing="omni", router=replace(SIZES.router, balance_bias=bias))
+    run = RunConfig(
+        model=config,
+        optim=OptimConfig(warmup_steps=1),
+        router_losses=RouterLossConfig(frozen_from=2),
+        augment=AugmentConfig(cape=False),
+        device="cpu",
+    )
+    torch.manual_seed(0)
+    model = CTCEncoder(config)
+    engine = ParallelModel(model, DistributedContext("cpu"), run)
+    step = TrainStep(run, engine, build_optimizers(model, run.optim))
+    generator = np.random.default_rng(0)
+    waveforms = [generator.standard_normal(8_000).astype(np.float32) for _ in range(2)]
+    own = Batch(
+        ids=["a", "b"],
+        waveforms=waveforms,
+        tokens=[[3, 4], [5]],
+        texts=["", ""],
+        seeds=[0, 1],
+        epoch=0,
+        index=0,
+    )
+    seen = []
+    for number in range(4):
+        step(MicroBatches([own], 2), number)
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+    for name in seen[0]:
+        if name.startswith("routers"):
+            assert not torch.equal(seen[0][name], seen[1][name])
+            assert torch.equal(seen[1][name], seen[2][name])
+            assert torch.equal(seen[2][name], seen[3][name])
+    assert not torch.equal(seen[2]["blocks.0.ffn.up_NFD"], seen[3]["blocks.0.ffn.up_NFD"])
 
 
 def test_the_papers_routers_are_the_plain_class() -> None:

@@ -13,9 +13,10 @@ from omnirouter.analysis.phone_classes import fields_of
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.data.manifests import read_manifest
-from omnirouter.evaluate.score import score, score_batches, score_groups
+from omnirouter.evaluate.score import SetResult, score, score_batches, score_groups
 from omnirouter.evaluate.score_utterances import evaluation_loader, field_of
 from omnirouter.metrics.wer import error_rate
+from omnirouter.text import Apostrophes
 
 
 def test_rate_is_that_of_the_listed_transcripts(
@@ -160,3 +161,48 @@ def test_progress_counts_every_utterance(
 def test_bfloat16_scores_too(checkpoints: dict[str, Checkpoint], manifest: Path) -> None:
     result = score(checkpoints["omni"], read_manifest(manifest), name="test", precision="bf16")
     assert result.utterances == 6
+
+
+def test_null_is_no_reference_and_empty_text_is_silence(
+    checkpoints: dict[str, Checkpoint], manifest: Path, tmp_path: Path
+) -> None:
+    audio = str(manifest.parent / "0.wav")
+    rows = [
+        {"audio_filepath": audio, "text": text, "id": id, "offset": offset, "duration": duration}
+        for id, text, offset, duration in (
+            ("said", "hello there", 0, 0.5),
+            ("unknown", None, 0, 0.5),
+            ("silence", "", 0, 0.5),
+            ("too long", "hello", 0.1, 5),
+            ("behind", "hello", 7, 0.5),
+        )
+    ]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = score(checkpoints["dense"], read_manifest(path), name="test")
+    assert {id for id, _, _ in result.hypotheses} == {"said", "silence"}
+    assert {item.id: item.kind for item in result.rejected} == {
+        "unknown": "no transcript",
+        "too long": "audio shorter than utterance",
+        "behind": "starts after its audio",
+    }
+
+
+def test_results_are_told_apart_by_their_references() -> None:
+    def digest(text: str, apostrophes: Apostrophes = "plain") -> str:
+        rate = {"wer": 0.0, "errors": 0, "words": 2, "ci_low": 0.0, "ci_high": 0.0}
+        result = SetResult(
+            **rate,  # type: ignore[arg-type]
+            name="a",
+            hours=1.0,
+            rtfx=1.0,
+            utterances=1,
+            rejected=[],
+            hypotheses=[("u", text, "")],
+            apostrophes=apostrophes,
+        )
+        return str(result.to_dict()["references"])
+
+    assert digest("Two words.") == digest("two words")
+    assert digest("two words") != digest("two birds")
+    assert digest("I’ll") == digest("I'll") != digest("I’ll", "strict")

@@ -61,7 +61,7 @@ def test_openai_client(client: openai.OpenAI, noise_file: Callable[..., bytes]) 
         response_format="verbose_json",
         timestamp_granularities=["word", "segment"],
     )
-    assert (verbose.text, verbose.duration, verbose.language) == (plain.text, 2.0, "en")
+    assert (verbose.text, verbose.duration, verbose.language) == (plain.text, 2.0, "english")
     assert verbose.words and verbose.segments
     assert " ".join(word.word for word in verbose.words) == plain.text
     assert verbose.segments[0].avg_logprob < 0
@@ -86,7 +86,9 @@ def test_openai_client_errors(
         create(file=("talk.wav", b"no audio"), model="omni")
     assert (found.value.code, found.value.param) == ("unusable_audio", "file")
     with pytest.raises(openai.NotFoundError, match="there is omni, switch"):
-        create(file=audio, model="whisper-1")
+        create(file=audio, model="whisper-2")
+    with pytest.raises(openai.BadRequestError, match="omni recognizes English only; leave"):
+        create(file=audio, model="whisper-1", language="de")
     with pytest.raises(openai.UnprocessableEntityError, match="response_format"):
         create(file=audio, model="omni", response_format="diarized_json")
     with pytest.raises(openai.APIStatusError) as found:
@@ -228,7 +230,7 @@ def test_what_does_not_end_in_time_is_told(
         (["--model", "x", "--port", "70000"], "port: from 0 to 65535"),
         (["--model", "x", "--host", "no such host"], "is no address of this machine"),
         (["--model", "x", "--host", "192.0.2.1"], "cannot listen there"),
-        (["--model", "x", "--max-minutes", "0"], "max_minutes: more than 0"),
+        (["--model", "x", "--max-minutes", "0"], "--max-minutes: more than 0"),
         (["--model", "x", "--api-key-file", "nowhere.key"], "cannot be read as a key"),
     ],
 )
@@ -240,7 +242,7 @@ def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
+    monkeypatch.setattr("omnirouter.pretrained.PRETRAINED_DIR", tmp_path / "nothing")
     assert main(["serve", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) in (
         1,
         2,

@@ -20,7 +20,8 @@ from omnirouter.evaluate.score_utterances import forward
 from omnirouter.serve.http.app import WEB, create_app
 from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcriber import Transcriber
 
 ROUTE = "/v1/inspect"

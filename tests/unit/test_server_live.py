@@ -101,6 +101,21 @@ def test_words_are_those_of_the_whole(
     assert any(update["partial"] for update in updates)
 
 
+@pytest.mark.parametrize("end", ['{"type": "end"}', '{"eof" : 1}'])
+@pytest.mark.parametrize("binary", [False, True])
+def test_ends_as_clients_send_them(
+    client: TestClient, streamer: Transcriber, pcm: bytes, end: str, binary: bool
+) -> None:
+    """Without a name it is the first model that streams."""
+    with client.websocket_connect(STREAM) as socket:
+        assert socket.receive_json()["model"] == "live"
+        socket.send_bytes(pcm)
+        socket.send_bytes(end.encode()) if binary else socket.send_text(end)
+        *_, done = received(socket)
+    expected = streamer.transcribe(np.frombuffer(pcm, dtype="<i2"))
+    assert (done["type"], done["text"]) == ("done", expected.text)
+
+
 def test_words_come_while_somebody_speaks(client: TestClient, pcm: bytes) -> None:
     with client.websocket_connect(f"{STREAM}?model=live&sample_rate=8000") as socket:
         assert socket.receive_json()["sample_rate"] == 8_000
@@ -114,7 +129,6 @@ def test_words_come_while_somebody_speaks(client: TestClient, pcm: bytes) -> Non
 @pytest.mark.parametrize(
     ("query", "code"),
     [
-        ("", "model_not_found"),
         ("?model=other", "model_not_found"),
         ("?model=omni", "not_streaming"),
         ("?model=live&sample_rate=1", "invalid_value"),

@@ -140,6 +140,17 @@ def test_malformed_forms(client: TestClient, body: bytes, kind: str, status: int
     assert ".py" not in answer.text
 
 
+@pytest.mark.parametrize("size", [1_000, 60_000, 70_000, 3_000_000])
+def test_an_upload_without_a_file_name(client: TestClient, size: int) -> None:
+    """Refused with what to add, whatever its size."""
+    head = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+    body = head + b"R" * size + b"\r\n--b--\r\n"
+    answer = client.post(ROUTE, content=body, headers={"content-type": FORM})
+    error = answer.json()["error"]
+    assert answer.status_code in (400, 422) and error["param"] == "file"
+    assert 'a file name, as in name="file"; filename="audio.wav"' in error["message"]
+
+
 def contained(kind: str, codec: str) -> bytes:
     """Noise in a container that PyAV reads."""
     buffer = io.BytesIO()

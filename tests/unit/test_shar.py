@@ -19,13 +19,13 @@ from lhotse.utils import fastcopy
 
 from omnirouter.audio.reader import AudioError
 from omnirouter.cli import main
-from omnirouter.config import BadInput, FeatureConfig, OmnirouterError, SharConfig
+from omnirouter.config import BadInput, DataConfig, FeatureConfig, OmnirouterError, SharConfig
 from omnirouter.corpora import shar_export
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import SplitReport, prepare_manifests
 from omnirouter.data import cut_audio, shar
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest, read_manifests, read_training
 from omnirouter.data.shar import SharManifest, is_shar
 from omnirouter.data.tokenizer_training import read_texts
@@ -180,8 +180,9 @@ def test_several_processes_end_with_an_interrupted_call(awkward: Path, tmp_path:
 
 
 def loader(cuts: CutSet, workers: int = 0) -> AsrDataLoader:
-    data = LoaderConfig(max_seconds=2.0, shuffle=True, workers=workers)
-    return AsrDataLoader(cuts, features=FeatureConfig(), tokenizer=None, data=data)
+    data = DataConfig(device_seconds=2.0, workers=workers)
+    features = FeatureConfig()
+    return AsrDataLoader(cuts, features=features, tokenizer=None, data=data, shuffle=True)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,19 +13,24 @@ import torch
 from scipy.stats import entropy
 from torch import nn
 
-from omnirouter.analysis import plots_experts
-from omnirouter.analysis.analyze import analyze
-from omnirouter.analysis.hooks import Recorder, wrapped_routers
+from omnirouter.analysis import plots
+from omnirouter.analysis.analyze import AnalysisOptions, analyze
+from omnirouter.analysis.hooks import (
+    Recorder,
+    adjacent_cosines,
+    collect_specialization,
+    shared_choices,
+    wrapped_routers,
+)
+from omnirouter.analysis.options import RandomExpertConfig
 from omnirouter.analysis.phone_classes import KINDS, kinds_of, letters_of, quiet_frames
 from omnirouter.analysis.random_experts import (
     ExpertSampler,
-    RandomExpertConfig,
     RandomExpertResult,
     RandomExperts,
     random_expert_test,
 )
 from omnirouter.analysis.specialization import Frames, interpret, mean_run, mutual_information
-from omnirouter.analysis.watching import adjacent_cosines, collect_specialization, shared_choices
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RouterConfig
 from omnirouter.data.manifests import read_manifest
@@ -36,6 +41,7 @@ from omnirouter.text import Tokenizer
 
 RNG = np.random.default_rng(0)
 FEATURES = FeatureConfig()
+ONE = AnalysisOptions(examples=1)
 
 
 # --- sounds ---
@@ -305,7 +311,7 @@ def test_random_experts_of_several_for_a_frame_are_refused_at_once(tmp_path: Pat
     )
     checkpoint = Checkpoint(CTCEncoder(config), None, config, {}, Path("mine"))  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="random experts: mine: only for routers that send each"):
-        analyze(checkpoint, None, tmp_path, random_experts=RandomExpertConfig())  # type: ignore[arg-type]
+        analyze({"m": checkpoint}, None, tmp_path, ONE, random_experts=RandomExpertConfig())  # type: ignore[arg-type]
 
 
 def test_disturb_measures_what_changes(checkpoints: dict[str, Checkpoint], manifest: Path) -> None:
@@ -340,7 +346,7 @@ def test_disturb_runs_at_the_precision_asked_for(
         for precision, autocast in (("fp32", False), ("bf16", True)):
             seen.clear()
             cuts = read_manifest(manifest)
-            random_expert_test(checkpoints["omni"], cuts, config, limit=2, precision=precision)  # type: ignore[arg-type]
+            random_expert_test(checkpoints["omni"], cuts, config, precision=precision)  # type: ignore[arg-type]
             assert seen == {autocast}
 
 
@@ -349,9 +355,8 @@ def test_analyze_writes_all_of_it(
 ) -> None:
     """routing.json is JSON without NaN and lists the files that are there."""
     config = RandomExpertConfig(ratios=(1.0,), seeds=1)
-    analyze(
-        checkpoints["switch"], read_manifest(manifest), tmp_path, examples=1, random_experts=config
-    )
+    one = {"switch": checkpoints["switch"]}
+    analyze(one, read_manifest(manifest), tmp_path, ONE, random_experts=config)
 
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -366,21 +371,53 @@ def test_analyze_writes_all_of_it(
     assert values["meaning"]["kinds"] == list(KINDS)
 
 
+def test_several_models_share_figures(
+    checkpoints: dict[str, Checkpoint], manifest: Path, tmp_path: Path
+) -> None:
+    """Figs. 2, 3 and 5 have both, on the same utterances; other figures one each."""
+    models = {"Switch": checkpoints["switch"], "Omni 4": checkpoints["omni"]}
+    config = RandomExpertConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
+    options = AnalysisOptions(limit=4, examples=1, layers="1,3", columns=2)
+    analyze(models, read_manifest(manifest), tmp_path, options, random_experts=config)
+    values = json.loads((tmp_path / "routing.json").read_text())
+    assert list(values["models"]) == list(models)
+    assert values["sample"] == {"utterances": 4, "seed": 0}
+    for own in values["models"].values():
+        assert own["contingency"]["layers"] == [1, 3]
+        assert own["utterances"] + len(own["rejected"]) == 4
+        assert len(own["numbering"]["number_of_output"]) == 3
+        assert "all pairs of layers" in own["numbering"]["method"]
+    stems = {name.split(".")[0] for name in values["figures"]}
+    shared = {"expert_strips_1", "cramers_v", "random_experts", "router_inputs"}
+    assert shared | {"sounds_by_layer", "run_lengths"} <= stems
+    for name in ("usage", "contingency", "sounds", "cramers_v_matrix"):
+        assert {f"{name}-Switch", f"{name}-Omni_4"} <= stems and name not in stems
+    strips = (tmp_path / "expert_strips_1.svg").read_text()
+    assert "Switch" in strips and "Omni 4" in strips
+
+
+@pytest.mark.parametrize("layers", ["3", "0,1", "1,9", "a,b", "1,2,3"])
+def test_layers_that_a_model_lacks_are_named(
+    layers: str, checkpoints: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    options = AnalysisOptions(layers=layers)
+    with pytest.raises(BadInput, match="layers: two numbers from 1 to 3, such as 1,2, not"):
+        analyze({"omni": checkpoints["omni"]}, None, tmp_path, options)  # type: ignore[arg-type]
+
+
 def test_figures_take_several_models_and_missing_values(
     checkpoints: dict[str, Checkpoint], manifest: Path
 ) -> None:
     """Lines of two models, and a curve whose changes are not known."""
     found = {}
     for routing in ("switch", "omni"):
-        found[routing] = collect_specialization(
-            checkpoints[routing], read_manifest(manifest), limit=2
-        )[1]
+        found[routing] = collect_specialization(checkpoints[routing], read_manifest(manifest))[1]
     lines = {name: meaning.shared_router_v for name, meaning in found.items()}
     for figure in (
-        plots_experts.told_by_layer(found),
-        plots_experts.run_lengths(found),
-        plots_experts.router_inputs(found, lines),
-        plots_experts.kinds_of_sound(found["omni"], layer=2),
+        plots.told_by_layer(found),
+        plots.run_lengths(found),
+        plots.router_inputs(found, lines),
+        plots.kinds_of_sound(found["omni"], layer=2),
     ):
         figure.canvas.draw()
     config = RandomExpertConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
@@ -389,4 +426,4 @@ def test_figures_take_several_models_and_missing_values(
         **{**own.settings[0].__dict__, "change": math.nan, "ci_low": math.nan, "ci_high": math.nan}
     )
     empty = RandomExpertResult(wer=0.0, utterances=1, settings=[setting])
-    plots_experts.random_experts({"Omni": own, "x": empty}).canvas.draw()
+    plots.random_experts({"Omni": own, "x": empty}).canvas.draw()

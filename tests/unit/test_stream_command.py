@@ -202,12 +202,16 @@ def test_who_interrupts_twice_means_it(
     [
         (["-"], b"", "standard input: is empty"),
         (["-"], b"RIFF\x00\x00", "standard input: holds an audio file"),
-        (["-", "a.wav"], b"", "stream: hears one recording at a time, not 2"),
-        (["-", "--format", "srt"], b"", "format: --stream prints txt or json, not srt"),
-        (["-", "--format", "txt,json"], b"", "format: --stream prints txt or json, not txt,json"),
-        (["-", "--output-dir", "out"], b"", "output_dir: --stream"),
-        (["-", "--vad", "silero"], b"", "vad: --stream"),
-        (["-", "--sample-rate", "0"], b"", "sample_rate: 100 to 1000000 Hz, not 0"),
+        (["-", "a.wav"], b"", "--stream: transcribes one recording at a time, not 2"),
+        (["-", "--format", "srt"], b"", "--format: --stream prints txt or json, not srt"),
+        (
+            ["-", "--format", "txt,json"],
+            b"",
+            "--format: --stream prints txt or json, not txt,json",
+        ),
+        (["-", "--output-dir", "out"], b"", "--output-dir: --stream"),
+        (["-", "--vad", "silero"], b"", "--vad: --stream"),
+        (["-", "--sample-rate", "0"], b"", "--sample-rate: 100 to 1000000 Hz, not 0"),
         (["nowhere.wav"], b"", "nowhere.wav: no such file"),
         (["."], b"", ".: is a folder"),
     ],
@@ -308,7 +312,7 @@ def test_no_microphone(
     assert "(Error opening RawInputStream: no device)" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert main(command) == 2
-    assert 'pip install "omnirouter[mic]"' in capsys.readouterr().err
+    assert "pip install -c constraints.txt '.[mic]'" in capsys.readouterr().err
     monkeypatch.delitem(sys.modules, "sounddevice")
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from omnirouter.config import BLANK, BadInput
-from omnirouter.text import UNKNOWN, Tokenizer, normalize_text, train_tokenizer, whisper_normalize
+from omnirouter.config import BLANK, BadInput, TextConfig
+from omnirouter.text import (
+    SPOKEN,
+    UNKNOWN,
+    Tokenizer,
+    normalize_text,
+    train_tokenizer,
+    whisper_normalize,
+)
 
 TEXT = [
     "turn on the kitchen light",
@@ -176,3 +183,55 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="must be the blank"):
         Tokenizer.load(tmp_path / "foreign.model")
+
+
+@pytest.mark.parametrize("sign", "\u2019\u2018\u02bc\u0060\u00b4\uff07")
+def test_typographic_apostrophes_inside_words_are_plain_ones_in_scoring(sign: str) -> None:
+    text = f"I{sign}ll say it{sign}s fine"
+    assert whisper_normalize(text) == whisper_normalize("I'll say it's fine")
+    assert whisper_normalize(text, "strict") != whisper_normalize(text)
+
+
+@pytest.mark.parametrize("text", ["he said \u2018hello\u2019 twice", "it was \u2019tis he wrote"])
+def test_quotation_marks_stay_out_of_words_in_scoring(text: str) -> None:
+    assert whisper_normalize(text) == whisper_normalize(text, "strict")
+
+
+WRITTEN = TextConfig(casing="keep", punctuation="keep")
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("\u201cHello,\u201d she said \u2014 \u2018don\u2019t!\u2019", '"Hello," she said don\'t!'),
+        ("Bonjour ! Wait\u2026 well-known - fine", "Bonjour! Wait... well-known fine"),
+        ("  - so (he said) it's 3.50 $ ", "so he said it's 3.50"),
+        ("\uff37ow\uff01 \u00bfQu\u00e9?", "Wow! \u00bfQu\u00e9?"),
+        ('. , "', ""),
+    ],
+)
+def test_casing_and_punctuation_can_be_kept(text: str, written: str) -> None:
+    assert normalize_text(text, WRITTEN) == written
+    assert normalize_text(written, WRITTEN) == written
+    lower = TextConfig(punctuation="keep")
+    assert normalize_text(text, lower) == written.lower()
+    assert normalize_text(normalize_text(text, WRITTEN)) == normalize_text(text)
+
+
+@pytest.mark.parametrize(
+    ("style", "vocab_size"),
+    [
+        (SPOKEN, 23),
+        (WRITTEN, 32),
+        (TextConfig(casing="keep"), 27),
+        (TextConfig(punctuation="keep"), 28),
+    ],
+)
+def test_a_tokenizer_writes_text_as_it_was_trained_on(style: TextConfig, vocab_size: int) -> None:
+    texts = ["Hello, World!", "It's on Main Street, isn't it?", "Well-known names: Ann."] * 3
+    tokenizer = train_tokenizer([normalize_text(text, style) for text in texts], vocab_size)
+    assert tokenizer.style == style
+    for text in texts:
+        written = tokenizer.normalize(text)
+        assert written == normalize_text(text, style)
+        assert tokenizer.decode(tokenizer.encode(written)) == written

@@ -21,9 +21,9 @@ from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.model import EncoderOutput
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.recognizer import TAIL_S, WORD_START
+from omnirouter.serve.recognizer import TAIL_S
 from omnirouter.serve.transcriber import Transcriber
-from omnirouter.text import Tokenizer
+from omnirouter.text import WORD_START, Tokenizer
 
 RATE = 16_000
 ALL = VadOptions(vad="off")  # random models hear words in noise, which is no speech
@@ -230,6 +230,6 @@ def test_load_without_a_path_gives_the_model_of_the_package(
 ) -> None:
     if PRETRAINED_DIR.is_dir():
         assert omnirouter.load().checkpoint.path == PRETRAINED_DIR
-    monkeypatch.setattr("omnirouter.checkpoint.PRETRAINED_DIR", tmp_path / "nothing")
+    monkeypatch.setattr("omnirouter.pretrained.PRETRAINED_DIR", tmp_path / "nothing")
     with pytest.raises(BadInput, match="name a checkpoint folder"):
         omnirouter.load()

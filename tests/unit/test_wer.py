@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from omnirouter.metrics.wer import edit_counts, error_rate
+from omnirouter.metrics.wer import WrittenScore, edit_counts, error_rate, written_score
 
 
 def test_counts_are_per_utterance() -> None:
@@ -66,3 +66,21 @@ def test_the_interval_is_repeatable_and_can_be_left_out() -> None:
     assert error_rate(*pair, seed=3) == error_rate(*pair, seed=3)
     plain = error_rate(*pair, resamples=0)
     assert plain.ci_low == plain.ci_high == plain.rate
+
+
+def test_casing_and_punctuation_are_measured_apart_from_words() -> None:
+    said = ["\u201cHello,\u201d he said. Are you well?", "yes."]
+    score = written_score(said, ['"hello," he said, are you fine?', "yes."])
+    assert error_rate(said, ['"hello," he said, are you fine?', "yes."]).errors == 1
+    assert score.casing_errors == pytest.approx(2 / 6)  # of seven words one is not recognized
+    assert score.precision == pytest.approx(2 / 4)  # the comma and the last point
+    assert score.recall == pytest.approx(2 / 4)
+    assert score.wer == pytest.approx(4 / 7)
+    assert written_score(said, said) == WrittenScore(0.0, 0.0, 1.0, 1.0)
+    assert math.isnan(written_score([], []).wer)
+
+
+def test_a_model_without_punctuation_recalls_none() -> None:
+    score = written_score(["Hello, you."], ["hello you"])
+    assert (score.recall, score.casing_errors) == (0.0, 0.5)
+    assert math.isnan(score.precision)

@@ -1,15 +1,16 @@
-"""What the routers of a checkpoint do on real utterances: routing.json and its figures (Sec. VI).
+"""Analysis of the routers of one or several checkpoints: routing.json and its figures (Sec. VI).
 
-`strip_examples` prepares single utterances for drawing; `analyze` gathers numbers (`collect.py`,
-`meaning.py`, `disturb.py`) and draws Figs. 2 to 5. Letters: L layers, T frames, N experts, K mel
-frames, M mel bins.
+`analyze` gathers numbers (`collect.py`, `hooks.py`, `random_experts.py`) and draws Figs. 2 to 5;
+`strip_examples` prepares single utterances for drawing. Letters: L layers, T frames, N experts, K
+mel frames, M mel bins.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,22 +18,22 @@ import torch
 from lhotse import CutSet
 
 from omnirouter.analysis.collect import (
+    LayerPair,
     RoutingCollection,
     RoutingNumbers,
     collect,
+    pair_of_layers,
+    require_experts,
     require_one_expert,
+    sample_cuts,
     summarize,
 )
-from omnirouter.analysis.random_experts import (
-    RandomExpertConfig,
-    RandomExpertResult,
-    random_expert_test,
-)
+from omnirouter.analysis.hooks import collect_specialization
+from omnirouter.analysis.options import AnalysisOptions, RandomExpertConfig
+from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
-from omnirouter.analysis.watching import collect_specialization
 from omnirouter.audio.features import log_mel_spectrogram
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import ModelConfig
 from omnirouter.evaluate.score import require_words
 from omnirouter.evaluate.score_utterances import (
     Precision,
@@ -42,18 +43,20 @@ from omnirouter.evaluate.score_utterances import (
     forward,
 )
 from omnirouter.files import write_text
-from omnirouter.metrics.expert_load import Floats, Ints, align_layers, aligned_labels, top_expert
+from omnirouter.metrics.expert_load import Floats, Ints, align_layers, top_expert
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "AnalysisOptions",
     "RoutingCollection",
     "RoutingNumbers",
     "StripExample",
     "analyze",
     "choose_examples",
     "collect",
+    "sample_cuts",
     "strip_examples",
     "summarize",
 ]
@@ -93,13 +96,13 @@ def choose_examples(cuts: CutSet, count: int = 3) -> CutSet:
 def strip_examples(
     checkpoint: Checkpoint, cuts: CutSet, labels_LN: Ints | None = None
 ) -> list[StripExample]:
-    """Log-mel and aligned experts of a few cuts, in their order; unreadable ones are left out.
+    """Log-mel and aligned experts of a few cuts, in their order; unreadable ones are skipped.
 
     Args:
         checkpoint: dense models give examples without experts.
         cuts: see `choose_examples`.
-        labels_LN: names of the experts, of `aligned_labels`; aligned on the utterance alone if not
-            given.
+        labels_LN: numbers of the experts, of `aligned_labels`; aligned on the utterance alone if
+            not given.
     """
     config = checkpoint.config
     found: dict[str, StripExample] = {}
@@ -122,70 +125,145 @@ def strip_examples(
     return [found[cut.id] for cut in cuts if cut.id in found]
 
 
-def analyze(
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Everything known of a model's routers.
+
+    Attributes:
+        numbers: usage, entropy, agreement of layers.
+        meaning: what the experts do.
+        labels_LN: numbers of the experts that make layers comparable.
+        pair: the two layers of the contingency table; None of a model with one layer.
+        disturbance: error rates with random experts, if they were measured.
+        strips: the utterances to draw.
+    """
+
+    numbers: RoutingNumbers
+    meaning: Specialization
+    labels_LN: Ints
+    pair: LayerPair | None = None
+    disturbance: RandomExpertResult | None = None
+    strips: Sequence[StripExample] = ()
+
+
+def analyze_routing(
     checkpoint: Checkpoint,
     cuts: CutSet,
-    out: str | Path,
     *,
-    limit: int | None = 500,
-    examples: int = 3,
+    layers: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Analysis:
+    """All numbers of one pass over the cuts.
+
+    Args:
+        checkpoint: of a model with experts.
+        cuts: what to run it on.
+        layers: of `Analysis.pair`; the last two if not given.
+        precision: `bf16` runs the encoder under autocast.
+        progress: called after each batch with its number of utterances and seconds of audio.
+
+    Raises:
+        BadInput: the model is dense, or no utterance could be used.
+    """
+    collection, meaning = collect_specialization(
+        checkpoint, cuts, precision=precision, progress=progress
+    )
+    num_experts, labels_LN = collection.num_experts, collection.labels_LN
+    aligned_LT = align_layers(collection.experts_LT, num_experts, labels_LN)
+    count = len(aligned_LT)
+    layers = layers or ((count - 1, count) if count > 1 else None)
+    return Analysis(
+        numbers=summarize(collection, checkpoint.config.routing),
+        meaning=meaning,
+        labels_LN=labels_LN,
+        pair=None if layers is None else pair_of_layers(aligned_LT, num_experts, layers),
+    )
+
+
+def analyze(
+    checkpoints: Mapping[str, Checkpoint],
+    cuts: CutSet,
+    out: str | Path,
+    options: AnalysisOptions,
+    *,
     precision: Precision = "fp32",
     random_experts: RandomExpertConfig | None = None,
     progress: Progress | None = None,
-) -> RoutingNumbers:
-    """Write routing.json and the figures (PNG and SVG) of a model with experts.
+) -> dict[str, RoutingNumbers]:
+    """Write routing.json and the figures (PNG, SVG, PDF) of models with experts.
 
-    The files are `expert_strips_1` (one for each example), `contingency` (the two layers nearest
-    the output), `cramers_v`, `cramers_v_matrix`, `usage`, `sounds`, `sounds_by_layer`,
-    `run_lengths`, `router_inputs` and, if asked for, `random_experts`.
+    Figures with all models are `expert_strips_1` (one for each example), `cramers_v`,
+    `sounds_by_layer`, `run_lengths`, `router_inputs` and, if asked for, `random_experts`; those of
+    one model are `contingency`, `cramers_v_matrix`, `usage` and `sounds`, with several models
+    followed by the model's name (`usage-Omni`).
 
     Args:
-        checkpoint: of a switch or omni model.
-        cuts: what to run it on.
+        checkpoints: of switch or omni models, by the name that is shown.
+        cuts: what to run them on; all see the same utterances.
         out: folder to write to, made if need be.
-        limit: utterances, from the beginning of `cuts`; None for all.
-        examples: utterances drawn as strips.
+        options: utterances and figures.
         precision: `bf16` runs the encoder under autocast.
         random_experts: also measure error rates with random experts (Fig. 3).
-        progress: as in `collect`; starts anew for the random experts.
+        progress: called after each batch with its number of utterances and seconds of audio.
 
     Raises:
-        BadInput: the model is dense, no utterance could be used, or random experts are asked of a
+        BadInput: a model is dense, no utterance could be used, or random experts are asked of a
             model with several for each frame.
         OmnirouterError: matplotlib is not installed, or `out` cannot be written.
     """
     from omnirouter.analysis import drawing
 
+    for checkpoint in checkpoints.values():
+        (require_experts if random_experts is None else require_one_expert)(checkpoint)
+        options.pair(len(checkpoint.config.expert_layers))
     if random_experts is not None:
-        require_one_expert(checkpoint)
         require_words("random experts", cuts)
-    analysis = analyze_routing(
-        checkpoint, cuts, limit=limit, precision=precision, progress=progress
-    )
-    disturbance = None
-    if random_experts is not None:
-        disturbance = random_expert_test(
-            checkpoint, cuts, random_experts, limit=limit, precision=precision, progress=progress
+    chosen = sample_cuts(cuts, options.limit or None, options.sample_seed)
+    shown = choose_examples(chosen, options.examples)
+    found: dict[str, Analysis] = {}
+    for name, checkpoint in checkpoints.items():
+        own = analyze_routing(
+            checkpoint,
+            chosen,
+            layers=options.pair(len(checkpoint.config.expert_layers)),
+            precision=precision,
+            progress=progress,
         )
-    shown = choose_examples(cuts if limit is None else cuts.subset(first=limit), examples)
-    strips = strip_examples(checkpoint, shown, analysis.labels_LN)
-    drawn = _draw(analysis, disturbance, strips, checkpoint.config)
+        disturbance = None
+        if random_experts is not None:
+            disturbance = random_expert_test(
+                checkpoint, chosen, random_experts, precision=precision, progress=progress
+            )
+        strips = strip_examples(checkpoint, shown, own.labels_LN)
+        found[name] = replace(own, disturbance=disturbance, strips=strips)
+    drawn = draw(found, checkpoints, options.columns)
     folder = Path(out)
-    values: dict[str, Any] = {"checkpoint": str(checkpoint.path), **asdict(analysis.numbers)}
-    values["meaning"] = asdict(analysis.meaning)
-    values["random_experts"] = None if disturbance is None else asdict(disturbance)
-    values["examples"] = [{"id": strip.id, "text": strip.text} for strip in strips]
+    values: dict[str, Any] = {
+        name: {
+            "checkpoint": str(checkpoints[name].path),
+            **asdict(own.numbers),
+            "contingency": None if own.pair is None else asdict(own.pair),
+            "meaning": asdict(own.meaning),
+            "random_experts": None if own.disturbance is None else asdict(own.disturbance),
+        }
+        for name, own in found.items()
+    }
+    values = next(iter(values.values())) if len(values) == 1 else {"models": values}
+    first = next(iter(found.values()))
+    values["examples"] = [{"id": strip.id, "text": strip.text} for strip in first.strips]
+    values["sample"] = {"utterances": len(chosen), "seed": options.sample_seed}
     values["figures"] = sorted(f"{name}.{kind}" for name in drawn for kind in drawing.KINDS)
     text = json.dumps(_finite(values), indent=2) + "\n"
     _remove_figures(folder)
     for name, figure in drawn.items():
         drawing.save(figure, folder / name)
     write_text(folder / "routing.json", text)
-    return analysis.numbers
+    return {name: own.numbers for name, own in found.items()}
 
 
 def _remove_figures(folder: Path) -> None:
-    """Those of an earlier analysis, which would stand beside the new ones."""
+    """Remove those of an earlier analysis, which would stand beside the new ones."""
     try:
         names = json.loads((folder / "routing.json").read_text(encoding="utf-8"))["figures"]
         for name in map(str, names):
@@ -195,76 +273,51 @@ def _remove_figures(folder: Path) -> None:
         pass  # none, or not of ours
 
 
-@dataclass(frozen=True, kw_only=True)
-class Analysis:
-    """What is known of a model's routers.
-
-    Attributes:
-        numbers: usage, entropy, agreement of layers.
-        meaning: what the experts do.
-        labels_LN: names of the experts that make layers comparable.
-    """
-
-    numbers: RoutingNumbers
-    meaning: Specialization
-    labels_LN: Ints
-
-
-def analyze_routing(
-    checkpoint: Checkpoint,
-    cuts: CutSet,
-    *,
-    limit: int | None = 500,
-    precision: Precision = "fp32",
-    progress: Progress | None = None,
-) -> Analysis:
-    """All numbers of one pass over the cuts; arguments and errors are those of `collect`."""
-    collection, meaning = collect_specialization(
-        checkpoint, cuts, limit=limit, precision=precision, progress=progress
-    )
-    return Analysis(
-        numbers=summarize(collection, checkpoint.config.routing),
-        meaning=meaning,
-        labels_LN=aligned_labels(collection.experts_LT, checkpoint.config.num_experts),
-    )
-
-
-def _draw(
-    analysis: Analysis,
-    disturbance: RandomExpertResult | None,
-    strips: list[StripExample],
-    config: ModelConfig,
+def draw(
+    found: Mapping[str, Analysis], checkpoints: Mapping[str, Checkpoint], columns: int
 ) -> dict[str, Figure]:
     """All figures by the stem of their file."""
-    from omnirouter.analysis import plots, plots_experts
+    from omnirouter.analysis import plots
+    from omnirouter.analysis.drawing import model_lines
 
-    name, numbers, meaning = config.routing, analysis.numbers, analysis.meaning
-    drawn = {
-        f"expert_strips_{number}": plots.expert_strips(
-            strip.mel_KM,
-            {name: strip.experts_LT},
-            num_experts=config.num_experts,
-            features=config.features,
-            title=strip.text,
+    lines = model_lines(list(found))
+    options: dict[str, Any] = {"lines": lines, "columns": columns}
+    configs = [checkpoint.config for checkpoint in checkpoints.values()]
+    drawn: dict[str, Figure] = {}
+    for number, strips in enumerate(zip(*(own.strips for own in found.values()), strict=True), 1):
+        aligned = zip(found, strips, strict=True)
+        drawn[f"expert_strips_{number}"] = plots.expert_strips(
+            strips[0].mel_KM,
+            {name: s.experts_LT for name, s in aligned if s.experts_LT is not None},
+            num_experts=max(config.num_experts for config in configs),
+            features=configs[0].features,
+            title=strips[0].text,
+            columns=columns,
         )
-        for number, strip in enumerate(strips, start=1)
-        if strip.experts_LT is not None
-    }
-    drawn["usage"] = plots.usage(numbers.usage)
-    drawn["cramers_v_matrix"] = plots.cramers_v_matrix(numbers.cramers_v_matrix)
-    drawn["sounds"] = plots_experts.kinds_of_sound(meaning)
-    drawn["sounds_by_layer"] = plots_experts.told_by_layer({name: meaning})
-    drawn["run_lengths"] = plots_experts.run_lengths({name: meaning})
-    if numbers.pairs:
-        last = numbers.pairs[-1]
-        drawn["contingency"] = plots.contingency(last.contingency, last.mapping, last.layers)
-        drawn["cramers_v"] = plots.cramers_v_lines({name: numbers.cramers_v})
-        drawn["router_inputs"] = plots_experts.router_inputs(
-            {name: meaning}, {name: numbers.cramers_v}
-        )
-    if disturbance is not None:
-        drawn["random_experts"] = plots_experts.random_experts({name: disturbance})
+    for name, own in found.items():
+        end = f"-{_file_name(name)}" if len(found) > 1 else ""
+        drawn[f"usage{end}"] = plots.usage(own.numbers.usage, columns)
+        matrix = own.numbers.cramers_v_matrix
+        drawn[f"cramers_v_matrix{end}"] = plots.cramers_v_matrix(matrix, columns)
+        drawn[f"sounds{end}"] = plots.kinds_of_sound(own.meaning, columns=columns)
+        if (pair := own.pair) is not None:
+            table = plots.contingency(pair.contingency, pair.mapping, pair.layers, columns)
+            drawn[f"contingency{end}"] = table
+    meanings = {name: own.meaning for name, own in found.items()}
+    drawn["sounds_by_layer"] = plots.told_by_layer(meanings, **options)
+    drawn["run_lengths"] = plots.run_lengths(meanings, **options)
+    if any(own.numbers.pairs for own in found.values()):
+        agreement = {name: own.numbers.cramers_v for name, own in found.items()}
+        drawn["cramers_v"] = plots.cramers_v_lines(agreement, **options)
+        drawn["router_inputs"] = plots.router_inputs(meanings, agreement, **options)
+    disturbed = {n: own.disturbance for n, own in found.items() if own.disturbance is not None}
+    if disturbed:
+        drawn["random_experts"] = plots.random_experts(disturbed, **options)
     return drawn
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def _finite(value: Any) -> Any:

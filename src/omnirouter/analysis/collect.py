@@ -1,4 +1,4 @@
-"""The routing decisions of a model on real utterances, and their numbers (Sec. VI).
+"""Routing decisions of a model on real utterances, and their statistics (Sec. VI).
 
 `collect` runs a model over cuts, `summarize` turns its decisions into numbers. Letters: L layers,
 T frames, N experts, B utterances.
@@ -7,7 +7,6 @@ T frames, N experts, B utterances.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +26,12 @@ from omnirouter.evaluate.score_utterances import (
     forward,
 )
 from omnirouter.metrics.expert_load import (
+    ALIGNMENT,
     Floats,
     Ints,
     adjacent_cramers_v,
+    align_layers,
+    aligned_labels,
     best_mapping,
     contingency,
     cramers_v_matrix,
@@ -46,6 +48,7 @@ class RoutingCollection:
     Attributes:
         experts_LT: expert of each frame in each layer, int16, of several the most probable one;
             utterances one after the other.
+        labels_LN: number under which each expert is shown (`aligned_labels`).
         taken_LN: how many frames each expert took in each layer, int64.
         offsets: first frame of each utterance and the end of the last, int64 [B + 1].
         ids: of the utterances.
@@ -58,6 +61,7 @@ class RoutingCollection:
     """
 
     experts_LT: npt.NDArray[np.int16]
+    labels_LN: Ints
     taken_LN: Ints
     offsets: Ints
     ids: list[str]
@@ -71,7 +75,7 @@ class RoutingCollection:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPair:
-    """Two adjacent layers, counted from 1.
+    """Two layers, counted from 1.
 
     Attributes:
         layers: the lower and the upper one.
@@ -87,10 +91,28 @@ class LayerPair:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Numbering:
+    """How experts are numbered in all numbers and figures of an analysis.
+
+    Attributes:
+        method: in words.
+        number_of_output: for each layer, the number (from 0; figures count from 1) under which each
+            output of its router is shown, [L][N].
+    """
+
+    method: str
+    number_of_output: list[list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoutingNumbers:
-    """Figures of a `RoutingCollection`; lists run over layers from the first to the last."""
+    """Statistics of a `RoutingCollection`; lists run over layers from the first to the last.
+
+    Experts are numbered as `numbering` says.
+    """
 
     routing: str
+    numbering: Numbering
     num_experts: int
     utterances: int
     frames: int
@@ -106,11 +128,19 @@ class RoutingNumbers:
     rejected: list[Rejected]
 
 
+def sample_cuts(cuts: CutSet, limit: int | None, seed: int = 0) -> CutSet:
+    """Draw utterances at random, in the order of the manifest; all if `limit` is None."""
+    every = list(cuts)
+    if limit is None or limit >= len(every):
+        return CutSet.from_cuts(every)
+    chosen = np.random.default_rng(seed).choice(len(every), limit, replace=False)
+    return CutSet.from_cuts(every[index] for index in sorted(chosen))
+
+
 def collect(
     checkpoint: Checkpoint,
     cuts: CutSet,
     *,
-    limit: int | None = 500,
     batch_seconds: float = 120.0,
     precision: Precision = "fp32",
     progress: Progress | None = None,
@@ -121,7 +151,6 @@ def collect(
     Args:
         checkpoint: of a model with experts.
         cuts: what to run it on.
-        limit: utterances, from the beginning of `cuts`; None for all.
         batch_seconds: seconds of audio in one batch.
         precision: `bf16` runs the encoder under autocast.
         progress: called after each batch with its number of utterances and seconds of audio.
@@ -131,9 +160,8 @@ def collect(
         BadInput: the model is dense, or no utterance could be used.
     """
     gathered = _Gathered(checkpoint)
-    chosen = cuts if limit is None else cuts.subset(first=limit)
     with evaluating(checkpoint.model):
-        for batch in evaluation_loader(checkpoint, chosen, batch_seconds):
+        for batch in evaluation_loader(checkpoint, cuts, batch_seconds):
             gathered.rejected += batch.rejected
             if not batch.waveforms:
                 continue
@@ -170,7 +198,7 @@ def require_one_expert(checkpoint: Checkpoint) -> None:
 
 
 class _Gathered:
-    """What `collect` has seen so far."""
+    """Decisions of the batches so far."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         require_experts(checkpoint)
@@ -180,9 +208,9 @@ class _Gathered:
         self.ids: list[str] = []
         self.texts: list[str] = []
         self.rejected: list[Rejected] = []
-        self.taken_LN = np.zeros((self.config.num_layers, self.config.num_experts), dtype=np.int64)
-        self.entropy_L = np.zeros(self.config.num_layers)
-        self.gate_L = np.zeros(self.config.num_layers)
+        layers = len(self.config.expert_layers)
+        self.taken_LN = np.zeros((layers, self.config.num_experts), dtype=np.int64)
+        self.entropy_L, self.gate_L = np.zeros(layers), np.zeros(layers)
 
     def add(self, output: EncoderOutput) -> None:
         """Take up a batch."""
@@ -200,8 +228,10 @@ class _Gathered:
     def collection(self) -> RoutingCollection:
         """All of it."""
         offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        experts_LT = np.concatenate(self.experts, axis=1)
         return RoutingCollection(
-            experts_LT=np.concatenate(self.experts, axis=1),
+            experts_LT=experts_LT,
+            labels_LN=aligned_labels(experts_LT, self.config.num_experts),
             taken_LN=self.taken_LN,
             offsets=offsets,
             ids=self.ids,
@@ -214,26 +244,29 @@ class _Gathered:
         )
 
 
+def pair_of_layers(experts_LT: Ints, num_experts: int, layers: tuple[int, int]) -> LayerPair:
+    """Contingency and best mapping of two layers, counted from 1."""
+    lower_T, upper_T = (experts_LT[layer - 1] for layer in layers)
+    table = contingency(lower_T, upper_T, num_experts)
+    mapping = best_mapping(table)
+    return LayerPair(
+        layers=layers,
+        contingency=table.tolist(),
+        mapping=mapping.tolist(),
+        agreement=float(np.trace(table[:, mapping]) / max(1, len(lower_T))),
+    )
+
+
 def summarize(collection: RoutingCollection, routing: str) -> RoutingNumbers:
-    """Figures of a collection; `routing` is the model's kind (`switch`, `omni`)."""
-    experts_LT, num_experts = collection.experts_LT, collection.num_experts
-    frames, taken_LN = experts_LT.shape[1], collection.taken_LN
-    pairs = []
-    for layer, (lower_T, upper_T) in enumerate(pairwise(experts_LT), start=1):
-        table = contingency(lower_T, upper_T, num_experts)
-        mapping = best_mapping(table)
-        agreement = float(np.trace(table[:, mapping]) / frames)
-        pairs.append(
-            LayerPair(
-                layers=(layer, layer + 1),
-                contingency=table.tolist(),
-                mapping=mapping.tolist(),
-                agreement=agreement,
-            )
-        )
+    """Statistics of a collection; `routing` is the model's kind (`switch`, `omni`)."""
+    num_experts, labels_LN = collection.num_experts, collection.labels_LN
+    experts_LT = align_layers(collection.experts_LT, num_experts, labels_LN)
+    taken_LN = np.take_along_axis(collection.taken_LN, labels_LN.argsort(axis=1), axis=1)
+    layers, frames = experts_LT.shape
     adjacent = adjacent_cramers_v(experts_LT, num_experts)
     return RoutingNumbers(
         routing=routing,
+        numbering=Numbering(method=ALIGNMENT, number_of_output=labels_LN.tolist()),
         num_experts=num_experts,
         utterances=len(collection.ids),
         frames=frames,
@@ -245,6 +278,9 @@ def summarize(collection: RoutingCollection, routing: str) -> RoutingNumbers:
         cramers_v=adjacent,
         cramers_v_mean=float(np.mean(adjacent)) if adjacent else 0.0,
         cramers_v_matrix=cramers_v_matrix(experts_LT, num_experts).tolist(),
-        pairs=pairs,
+        pairs=[
+            pair_of_layers(experts_LT, num_experts, (layer, layer + 1))
+            for layer in range(1, layers)
+        ],
         rejected=collection.rejected,
     )

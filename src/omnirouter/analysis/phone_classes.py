@@ -17,7 +17,7 @@ from omnirouter.config import FeatureConfig
 from omnirouter.decoding import ctc_forced_align
 from omnirouter.evaluate.score_utterances import field_of
 from omnirouter.metrics.expert_load import Ints
-from omnirouter.text import Tokenizer, normalize_text
+from omnirouter.text import Tokenizer
 
 KINDS = ("silence", "vowel", "stop", "fricative", "nasal", "approximant", "other")
 LETTERS = {
@@ -41,7 +41,7 @@ def letters_of(log_probs_TV: Tensor, text: str, tokenizer: Tokenizer, frame_s: f
     Raises:
         ValueError: the text does not fit the frames.
     """
-    pieces = tokenizer.encode(normalize_text(text))
+    pieces = tokenizer.encode(tokenizer.normalize(text))
     found = ctc_forced_align(log_probs_TV.detach().float().cpu().numpy(), pieces)
     if found is None:
         raise ValueError(f"{len(log_probs_TV)} frames are too few for {len(pieces)} tokens")

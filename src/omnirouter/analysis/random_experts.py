@@ -1,7 +1,7 @@
-"""What happens to the words when frames are sent to random experts (Fig. 3).
+"""Word error rates with frames sent to random experts (Fig. 3).
 
 With probability p a frame's expert is drawn evenly from all N. The paper leaves open what becomes
-of the gate and of the other layers, so there are three readings; see `READINGS`. Every setting is
+of the gate and of the other layers, so there are three readings; see `options.py`. Every setting is
 run on the same utterances, so that relative changes are paired. Letters: B utterances, T frames, N
 experts, R resamples, U utterances of the set.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from omnirouter.analysis.collect import require_one_expert
 from omnirouter.analysis.hooks import wrapped_routers
+from omnirouter.analysis.options import RandomExpertConfig, Reading
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
@@ -37,32 +37,7 @@ from omnirouter.metrics.wer import CONFIDENCE, edit_counts
 from omnirouter.model import Routing
 from omnirouter.model.routing import RoutingContext
 
-Reading = Literal["top-gate", "own-gate", "shared-draw"]
-READINGS: tuple[Reading, ...] = ("top-gate", "own-gate", "shared-draw")
 RESAMPLES = 1000
-
-
-@dataclass(frozen=True, kw_only=True)
-class RandomExpertConfig:
-    """What is tried.
-
-    Attributes:
-        ratios: probabilities p.
-        seeds: draws of each.
-        readings: `top-gate` keeps the top-1 probability as the gate and draws for each layer;
-            `own-gate` takes the drawn expert's probability; `shared-draw` is `top-gate` with one
-            draw for all layers.
-    """
-
-    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.5, 1.0)
-    seeds: int = 3
-    readings: tuple[Reading, ...] = READINGS
-
-    def __post_init__(self) -> None:
-        if not all(0 < ratio <= 1 for ratio in self.ratios) or not self.ratios:
-            raise BadInput(f"ratios: probabilities above 0 and up to 1, not {list(self.ratios)}")
-        if self.seeds < 1:
-            raise BadInput(f"seeds: at least 1, not {self.seeds}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +45,7 @@ class Disturbed:
     """The error rate in one setting.
 
     Attributes:
-        reading: of `READINGS`.
+        reading: of `options.READINGS`.
         ratio: p.
         wer: mean over the seeds, a fraction.
         change: relative change against the undisturbed rate; NaN if that is 0.
@@ -105,7 +80,7 @@ class RandomExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.router, self.ratio, self.reading, self.draws = router, ratio, reading, draws
-        self.first: Routing | None = None  # of all layers, undisturbed: what some follow
+        self.first: Routing | None = None  # of all layers, undisturbed: which some layers follow
 
     def forward(self, x_TD: Tensor, context: RoutingContext) -> Routing:
         """Route, then let chance decide for some frames."""
@@ -148,7 +123,6 @@ def random_expert_test(
     cuts: CutSet,
     config: RandomExpertConfig,
     *,
-    limit: int | None = 500,
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> RandomExpertResult:
@@ -158,7 +132,6 @@ def random_expert_test(
         checkpoint: of a model with one expert per frame.
         cuts: with texts.
         config: what to try.
-        limit: utterances, from the beginning; None for all.
         precision: `bf16` runs the encoder under autocast.
         progress: called after each batch with its number of utterances and seconds of audio.
 
@@ -179,9 +152,8 @@ def random_expert_test(
     texts: dict[tuple[Reading, float, int], list[str]] = {key: [] for key in keys}
     rejected = []
     model, device = checkpoint.model, next(checkpoint.model.parameters()).device
-    chosen = cuts if limit is None else cuts.subset(first=limit)
     with evaluating(model), torch.no_grad():
-        for batch in evaluation_loader(checkpoint, chosen):
+        for batch in evaluation_loader(checkpoint, cuts, references=True):
             rejected += batch.rejected
             if not batch.waveforms:
                 continue

@@ -1,8 +1,8 @@
-"""What experts do: which sounds, how long, how deep, for whom (beyond what Fig. 2 shows by eye).
+"""Specialization of experts: sounds, run lengths, depth, speakers (which Fig. 2 shows by eye).
 
-Each frame has a kind of sound (`sounds.py`), and experts are compared with it by mutual
+Each frame has a kind of sound (`phone_classes.py`), and experts are compared with it by mutual
 information. Also the premise of Sec. IV: how alike the inputs of neighboring layers' routers are,
-and how much agreement one router applied to all layers would give. `watching.py` runs the model.
+and how much agreement one router applied to all layers would give. `hooks.py` runs the model.
 Letters: L layers, T frames, N experts, C kinds, B utterances, R routers.
 """
 
@@ -21,7 +21,6 @@ from omnirouter.metrics.expert_load import (
     Ints,
     adjacent_cramers_v,
     align_layers,
-    aligned_labels,
 )
 
 PERMUTATIONS = 20
@@ -29,12 +28,12 @@ PERMUTATIONS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class FieldDependence:
-    """How much experts tell of a field of the manifest, in bits per frame; lists over layers.
+    """Dependence of experts on a field of the manifest, in bits per frame; lists over layers.
 
     Attributes:
         values: different values of the field.
         bits: mutual information of expert and value.
-        chance: the same with values dealt out to the utterances at random, mean of 20: what short
+        chance: the same with the values dealt to the utterances at random, mean of 20: what short
             data gives where there is no dependence.
     """
 
@@ -86,7 +85,7 @@ class Specialization:
 
 @dataclass(kw_only=True)
 class Frames:
-    """What is known of the frames seen so far, by batch.
+    """Annotations of the frames so far, by batch.
 
     Attributes:
         letters: letter of each frame as a number (0 is none), [T] each.
@@ -129,12 +128,25 @@ def mean_run(expert_T: Ints, offsets: Ints) -> float:
 
 
 def interpret(
-    experts_LT: npt.NDArray[np.int16], offsets: Ints, seen: Frames, num_experts: int, frame_s: float
+    experts_LT: npt.NDArray[np.int16],
+    offsets: Ints,
+    seen: Frames,
+    num_experts: int,
+    frame_s: float,
+    labels_LN: Ints | None = None,
 ) -> Specialization:
-    """All figures of `Specialization`, from decisions and what is known of the frames."""
+    """All figures of `Specialization`, from decisions and what is known of the frames.
+
+    Args:
+        experts_LT: expert of each frame in each layer, as the routers number them.
+        offsets: first frame of each utterance and the end of the last, [B + 1].
+        seen: what is known of the frames.
+        num_experts: N.
+        frame_s: seconds of one frame.
+        labels_LN: numbers to show experts under; `aligned_labels` if not given.
+    """
     letter_T, quiet_T = np.concatenate(seen.letters), np.concatenate(seen.quiet)
     kind_T = kinds_of(letter_T, quiet_T)
-    labels_LN = aligned_labels(experts_LT, num_experts)
     aligned_LT = align_layers(experts_LT, num_experts, labels_LN)
     tables = [cross_table(kind_T, e_T, (len(KINDS), num_experts)) for e_T in aligned_LT]
     spoken_T = (letter_T > 0) & ~quiet_T

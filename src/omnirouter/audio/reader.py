@@ -53,6 +53,15 @@ AV_FORMATS = (
     "tta,w64,wav,wv"
 )
 TIMELESS = ("aac", "ac3", "eac3", "flac", "mp3", "wav")  # their times are counted, not told
+PADDING_FRAMES = 5  # of an MP3, at most: what its encoder adds, and its decoder drops
+MPEG1_RATE = 32_000  # Hz; frames of lower rates have half as many samples
+VORBIS_ORDER = {  # of libsndfile's channels in FFmpeg's order
+    3: (0, 2, 1),
+    5: (0, 2, 1, 3, 4),
+    6: (0, 2, 1, 4, 5, 3),
+    7: (0, 2, 1, 5, 6, 4, 3),
+    8: (0, 2, 1, 6, 7, 4, 5, 3),
+}
 GUESSED = ("aac", "ac3", "eac3", "flac")  # their lengths are guessed, or claimed
 SOUGHT = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mp3", "wav")  # to the sample
 
@@ -273,8 +282,11 @@ class AudioReader:
             raise AudioError(f"{self.name}: no samples")
         return AudioInfo(self.source_rate, self.channels, samples)
 
-    def decide(self) -> Weights:
+    def decide(self, most_s: float = np.inf) -> Weights:
         """Decide on the weights of the channels, if that has not been done: reads the whole file.
+
+        Args:
+            most_s: seconds that are read at most.
 
         Raises:
             AudioError: damaged on the way.
@@ -282,7 +294,11 @@ class AudioReader:
         if self._weights is None:
             found: ChannelCorrelation | None = None
             if self.channels > 1 and len(self._channels) != 1:
+                done = 0.0
                 for block in self._raw(self._offset, self._seconds):
+                    done += len(block.samples) / block.rate
+                    if done > most_s:
+                        break
                     if found is None:
                         found = ChannelCorrelation(block.weights)
                     if len(block.weights) == len(found.base):
@@ -297,6 +313,10 @@ class AudioReader:
         Raises:
             AudioError: no samples, samples that are no numbers, or damaged on the way.
         """
+        with self._explained("cannot be read"):
+            return self._read()
+
+    def _read(self) -> Samples:
         runs: list[list[_Block]] = []
         for block in self._raw(self._offset, self._seconds):
             if runs and _alike(runs[-1][0], block):
@@ -496,12 +516,27 @@ class AudioReader:
         if not self._sources:
             self._sources = [self._decoder(self._file, self._size)]
 
+    def _surround(self, file: Any, sound: _Libsndfile) -> Weights:
+        """Weights of more than two channels, whose layout FFmpeg tells and libsndfile does not."""
+        try:
+            weights = _FFmpeg(file, self.name, None, []).weights
+        except (_NoAudioError, AudioError):
+            weights = ()
+        finally:
+            sound.rewind()
+        if len(weights) != sound.channels:
+            return sound.weights
+        order = VORBIS_ORDER.get(sound.channels) if sound.kind == "OGG" else None
+        return weights if order is None else tuple(weights[index] for index in order)
+
     def _decoder(self, file: Any, size: int) -> _Libsndfile | _FFmpeg:
         reason, sound = "", None
         if self._track is None and not _is_mp3(file):
             try:
                 sound = _Libsndfile(file, self.name)
-                if sound.tells_length(size) and sound.channels <= 2:
+                if sound.tells_length(size):
+                    if sound.channels > 2:
+                        sound.weights = self._surround(file, sound)
                     return sound
                 if size < HEADER_BYTES and not sound.frames:
                     raise AudioError(f"{self.name}: no samples")
@@ -510,8 +545,6 @@ class AudioReader:
         try:
             return _FFmpeg(file, self.name, self._track, self.notes)
         except _NoAudioError as error:
-            if sound is not None and sound.tells_length(size) and self._track is None:
-                return sound  # of channels whose layout nobody tells
             if str(error).startswith("has "):
                 raise AudioError(f"{self.name}: {error}") from error
             reason = str(error) or reason or "its header does not tell its length"
@@ -542,11 +575,11 @@ class _Libsndfile:
         self._descriptor: int | None = None
         if isinstance(file, io.FileIO):  # read by C, without calls to Python
             self._descriptor = file.fileno()
-            os.lseek(self._descriptor, 0, os.SEEK_SET)
         self._sound = self._opened()
         self.rate = _sane_rate(int(self._sound.samplerate), name)
         self.channels = int(self._sound.channels)
         self.frames, self.kind = int(self._sound.frames), str(self._sound.format)
+        self.weights = mean_weights(self.channels)
 
     def _opened(self) -> soundfile.SoundFile:
         if self._descriptor is None:
@@ -577,7 +610,6 @@ class _Libsndfile:
         size = max(1, min(round(BLOCK_S * self.rate), BLOCK_VALUES // self.channels))
         least = max(1, round(DAMAGED_S * self.rate))
         done, unwanted = self._sought(min(round(skip * self.rate), self.frames))
-        weights = mean_weights(self.channels)
         while True:
             try:  # of joined FLAC it reads nothing at all if it is asked for more than the header's
                 count = min(size, self.frames - done)
@@ -594,7 +626,7 @@ class _Libsndfile:
             done += len(block)
             drop = min(unwanted, len(block))
             unwanted -= drop
-            yield _Block(block[drop:], self.rate, weights)
+            yield _Block(block[drop:], self.rate, self.weights)
 
     def _sought(self, begin: int) -> tuple[int, int]:
         """Position reached, and samples to drop from there; some formats cannot be positioned."""
@@ -603,12 +635,14 @@ class _Libsndfile:
                 self._sound.seek(begin)
             return begin, 0
         except soundfile.SoundFileError:
-            self._sound.close()
-            self._source.seek(0)
-            if self._descriptor is not None:
-                os.lseek(self._descriptor, 0, os.SEEK_SET)
-            self._sound = self._opened()
+            self.rewind()
             return 0, begin
+
+    def rewind(self) -> None:
+        """Begin anew, after somebody else has used the file or a place was not found."""
+        self._sound.close()
+        self._source.seek(0)
+        self._sound = self._opened()
 
     def close(self) -> None:
         self._sound.close()
@@ -643,7 +677,9 @@ class _FFmpeg:
             self._index = self._choose(track)
             stream = self._container.streams.audio[self._index]
             self.rate = _sane_rate(int(stream.rate or 0), name)
-            self.channels = int(stream.codec_context.channels or 1)
+            layout = stream.codec_context.layout
+            self.channels = int(layout.nb_channels or 1)
+            self.weights = _layout_weights(layout.name, self.channels)
         except BaseException:
             self._container.close()
             raise
@@ -687,7 +723,7 @@ class _FFmpeg:
         if len(tracks) > 1:
             chosen = next((i for i in usable if self._decodes(i)), chosen)
             said = f"has {len(tracks)} sound tracks, of which track {chosen + 1} is read"
-            self._note(f"{said}; --track chooses another")
+            self._note(said)
         return chosen
 
     def _note(self, text: str) -> None:
@@ -730,7 +766,12 @@ class _FFmpeg:
     @property
     def promised(self) -> float | None:
         """Seconds of which fewer mean that the file is cut short; None if the header may err."""
-        return None if self._container.format.name == "mp3" else self.duration
+        if self._container.format.name != "mp3":
+            return self.duration
+        frames = _xing_frames(self._file) - PADDING_FRAMES
+        return (
+            frames * (1152 if self.rate >= MPEG1_RATE else 576) / self.rate if frames > 0 else None
+        )
 
     @cached_property
     def _counted(self) -> float:
@@ -991,6 +1032,20 @@ def _is_mp3(file: BinaryIO) -> bool:
     if head[:3] == b"ID3":
         return True
     return len(head) == 4 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2
+
+
+def _xing_frames(file: BinaryIO) -> int:
+    """Frames that the header in the first frame of an MP3 counts; 0 without one."""
+    file.seek(0)
+    head = file.read(10)
+    begin = 0
+    if head[:3] == b"ID3":  # a size of seven bits a byte
+        begin = 10 + sum(b << shift for b, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    file.seek(begin)
+    first = file.read(200)
+    place = max(first.find(b"Xing"), first.find(b"Info"))
+    counts = place >= 0 and first[place + 7] & 1
+    return int.from_bytes(first[place + 8 : place + 12], "big") if counts else 0
 
 
 def _no_other_file(url: str, flags: int, options: dict[str, str]) -> BinaryIO:

@@ -14,9 +14,11 @@ import io
 import os
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
+from omnirouter.cli import console
 from omnirouter.cli.options import BAD, DONE, FAILED
 from omnirouter.config import BadInput, OmnirouterError
 
@@ -36,12 +38,15 @@ COMMANDS = (
     "tables",
     "report",
     "transcribe",
+    "align",
     "serve",
+    "models",
     "average",
     "upcycle",
     "export",
     "bench",
     "plan",
+    "completion",
 )
 SPELLINGS = {"analyse": "analyze"}  # accepted, not shown
 
@@ -83,18 +88,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(command, str(error), BAD)
     except KeyboardInterrupt:
         return _fail(command, "interrupted", FAILED)
-    except (OmnirouterError, OSError, MemoryError, RuntimeError) as error:
+    except (OmnirouterError, OSError, MemoryError, RuntimeError, ModuleNotFoundError) as error:
         if (reason := _reason(error)) is None:
             raise
         return _fail(command, reason, FAILED)
 
 
 def _reason(error: Exception) -> str | None:
-    """What went wrong, in a line; None of what is a mistake of ours."""
+    """The reason of a failure in one line; None for a mistake of ours."""
     if isinstance(error, OmnirouterError):
         return str(error)
     if isinstance(error, OSError):
         return _describe(error)
+    if isinstance(error, ModuleNotFoundError):
+        if (error.name or "omnirouter").startswith("omnirouter"):
+            return None
+        install = "pip install -c constraints.txt '.' (in the folder of omnirouter's source)"
+        return f"needs {error.name}, which is not installed: {install}"
     lacking = ("can't allocate memory", "out of memory")  # torch's words, which says no more
     if isinstance(error, MemoryError) or any(words in str(error) for words in lacking):
         return "out of memory; give it less audio at once (--batch-seconds, where it has that)"
@@ -102,11 +112,9 @@ def _reason(error: Exception) -> str | None:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    from omnirouter.cli.parser import parse
+    from omnirouter.cli.parser import run
 
-    function = load_command(command)
-    parsed = parse(command, function, arguments)
-    return DONE if parsed is None else function(**parsed)
+    return run(command, load_command(command), arguments)
 
 
 def _without_command(arguments: list[str]) -> int:
@@ -131,13 +139,18 @@ def _without_command(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `omnirouter --help`."""
-    rows = [f"  {name:<14}{_first_line(load_command(name))}" for name in COMMANDS]
+    rows = [f"  {name:<14}{summary(name)}" for name in COMMANDS]
     return "\n".join(
         [
             "usage: omnirouter COMMAND ... | --help | --version",
             "",
             "Speech recognition with sparse mixture-of-experts encoders.",
             "",
+            "  omnirouter transcribe talk.mp3     audio to text, with the model that comes along",
+            "  omnirouter serve                   OpenAI-compatible API and web page",
+            "  omnirouter demo                    train and compare three models in ten minutes",
+            "",
+            "commands:",
             *rows,
             "",
             "omnirouter COMMAND --help shows a command's arguments.",
@@ -146,12 +159,15 @@ def overview() -> str:
     )
 
 
-def _first_line(function: Callable[..., int]) -> str:
-    return (introspection.getdoc(function) or "").split("\n", 1)[0]
+def summary(command: str) -> str:
+    """The first line of a command's help."""
+    return (introspection.getdoc(load_command(command)) or "").split("\n", 1)[0]
 
 
 def _fail(command: str, message: str, status: int) -> int:
     line = " ".join(message.split())
+    if console.is_verbose():
+        traceback.print_exc()
     name = f"omnirouter {command}" if command in COMMANDS else "omnirouter"
     print(f"{name}: {line}", file=sys.stderr)
     return status
@@ -171,7 +187,7 @@ def tune_allocator() -> bool:
     percent more. To be called before torch takes memory.
 
     Returns:
-        Whether there was a glibc to tell.
+        True if there is a glibc to tell.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first large block
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":

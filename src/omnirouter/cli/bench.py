@@ -1,71 +1,54 @@
-"""`omnirouter bench`: speed on this machine."""
+"""`omnirouter bench`: the processor, the paths that products take on it, and a few ratios."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from omnirouter.cli import console
-from omnirouter.cli.options import DONE, Compute, require_writable
+from omnirouter.cli.options import DONE
 from omnirouter.config import BadInput
+
+PROGRAMS = ("experts", "attention", "loader", "stream", "train-step", "transcribe")
 
 
 def bench(
-    names: list[str] | None = None,
-    *,
-    family: str = "small",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
-    rounds: int | None = None,
-    quick: bool = False,
-    out: Path | None = None,
-    json: bool = False,
+    names: list[str] | None = None, *, rounds: int = 7, quick: bool = False, json: bool = False
 ) -> int:
-    """Measure speed on this machine: training, recognition, experts, attention, loading.
+    """Show how experts run on this processor, and how long they take compared to a dense layer.
 
-    Models have random weights and take turns on the same input; figures are medians. train-step and
-    transcribe compare Dense, Switch and Omni of a family, a FastConformer (needs transformers) and
-    Whisper (needs faster-whisper; both: pip install "omnirouter[bench]"). Leave the machine alone
-    meanwhile. All at full size take hours on a CPU; --quick takes a minute and measures nothing.
+    Prints the processor, its instruction sets, which products experts and dense layers use and why,
+    and the time of eight experts (width 512, feed-forward 2048) relative to one dense layer, which
+    does as much work for each frame. Takes about a minute; keep the machine idle meanwhile. The
+    benchmarks of whole models, attention, loading and other implementations are programs of the
+    repository: python benchmarks/NAME.py.
+
+    Examples:
+        omnirouter bench
+        ATEN_CPU_CAPABILITY=avx2 omnirouter bench
 
     Args:
-        names: experts, attention, loader, stream, train-step, transcribe; all if none is named.
-        family: models of stream, train-step and transcribe: tiny, small, or by the size of the
-            paper's models 156m, 290m, 559m, 246m, 345m.
-        device: where to run; auto is CUDA where there is a device.
-        rounds: measured rounds; each benchmark's own number if not given.
-        quick: tiny sizes, one round, to see that everything runs.
-        out: folder for a result file of each benchmark; none are written if not given, or with
-            --quick.
-        json: print a JSON object, benchmark to figures, machine and versions.
+        names: none; the benchmarks that had names here are programs of the repository now.
+        rounds: measured rounds, of which the median counts.
+        quick: tiny sizes, one round, to see that it runs.
+        json: print a JSON object: processor, paths, ratios, machine and versions.
     """
-    from omnirouter.bench import models
-    from omnirouter.bench.program import BENCHMARKS, run
     from omnirouter.cli import tune_allocator
-    from omnirouter.cli.complaints import did_you_mean
+    from omnirouter.report.bench import measure, report
 
     for name in names or ():
-        if name not in BENCHMARKS:
-            raise BadInput(
-                f"there is no benchmark {name}{did_you_mean(name, BENCHMARKS) or ';'} there are "
-                f"{', '.join(BENCHMARKS)}"
-            )
-    if rounds is not None and rounds < 1:
+        known = name.replace("_", "-") in PROGRAMS
+        program = name.replace("-", "_") if known else "NAME"
+        raise BadInput(
+            f"bench {name}: benchmarks are programs of the repository; in a clone, run "
+            f"python benchmarks/{program}.py"
+            + ("" if known else f" with NAME one of {', '.join(PROGRAMS)}")
+        )
+    if rounds < 1:
         raise BadInput(f"rounds: at least 1, not {rounds}")
-    if out is not None:
-        require_writable(out / "result.json")
-    models.family(family)
-    common = ["--device", Compute(device=device).torch_device()]
-    common += ["--quick"] if quick else []
-    common += [] if rounds is None else ["--rounds", str(rounds)]
-    found = {}
-    for name in names or BENCHMARKS:
-        console.note(f"{name}: {BENCHMARKS[name]}")
-        own = ["--family", family] if name in ("stream", "train-step", "transcribe") else []
-        folder = None if out is None else out.resolve()
-        values, table = run(name, [*common, *own], folder=folder, allocator_tuned=tune_allocator())
-        found[name] = values
-        if not json:
-            print(f"\n{name}: {BENCHMARKS[name]}\n\n{table}\n", flush=True)
+    tune_allocator()
+    found: dict[str, Any] = measure(rounds=1 if quick else rounds, quick=quick)
     if json:
         console.as_json(found)
+    else:
+        console.markdown(report(found))
     return DONE

@@ -8,22 +8,24 @@ from collections.abc import Iterable
 
 from jsonargparse import ArgumentParser
 
+NEAR = 0.72  # likeness of two names, of which one may be a slip of the other
 WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` with the nearest known name, or the one whose last part is nearest."""
-    names = list(known)
-    tails = {_tail(name): name for name in reversed(names)}
-    if near := difflib.get_close_matches(word, names, 1):
-        return f"; did you mean {near[0]}?"
-    if near := difflib.get_close_matches(_tail(word), tails, 1):
-        return f"; did you mean {tails[near[0]]}?"
+    whole = {_plain(name): name for name in known}
+    tails = {plain.rsplit(".", 1)[-1]: name for plain, name in reversed(whole.items())}
+    plain = _plain(word)
+    for part, names in ((plain, whole), (plain.rsplit(".", 1)[-1], tails)):
+        if near := difflib.get_close_matches(part, names, 1, NEAR):
+            return f"; did you mean {names[near[0]]}?"
     return ""
 
 
-def _tail(name: str) -> str:
-    return name.rsplit(".", 1)[-1].lstrip("-")
+def _plain(name: str) -> str:
+    """A name without what all names share."""
+    return name.lstrip("-").replace("_", "-").lower()
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -37,10 +39,12 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"unknown option {option}{did_you_mean(option, known) or see}"
     if found := re.match(r"the following arguments are required: (.*)", message):
         missing = found[1].split(", ")[0]
-        options = [a.option_strings for a in parser._actions if a.dest == missing]
-        return f"{options[0][0] if any(options) else missing.upper()} is missing{see}"
+        action = next(a for a in parser._actions if a.dest == missing)
+        name = action.option_strings[-1] if action.option_strings else missing.upper()
+        return f"{name} is missing ({(action.help or '').rstrip('.')}){see}"
     if found := re.match(r"argument (\S+): (.*)", message, re.DOTALL):
-        return f"{found[1]}: {found[2]}"
+        name = found[1].rsplit("/", 1)[-1]
+        return f"{name}: {found[2].replace('expected one argument', 'needs a value')}"
     parts = r'Parser key "(.+?)":\s*(.*?)(?:Given value type: .*)?(?:Got|Given) value: (.*)'
     if found := re.match(parts, message, re.DOTALL):
         key, wanted, value = found.groups()
@@ -49,7 +53,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
 
 
 def _wanted(message: str, value: str) -> str:
-    """What kind of value jsonargparse expected."""
+    """The kind of value that jsonargparse expected."""
     if found := re.search(r"Literal\[(.+?)\]", message):
         return f"one of {found[1]}".replace("'", "")
     kinds = re.findall(r"<class '(\w+)'>", message)

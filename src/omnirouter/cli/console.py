@@ -1,13 +1,14 @@
-"""What commands print: tables and JSON on standard output, notes and progress on standard error."""
+"""Printing: tables and JSON on standard output, notes and progress on standard error."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from omnirouter.data.dataset import Rejected
@@ -17,10 +18,37 @@ WIDEST = 500  # columns of a table
 REJECTED_SHOWN = 5  # of each set
 
 Update = Callable[[float], None]
+_level = {"quiet": False, "verbose": False}
+
+
+def set_level(*, quiet: bool, verbose: bool) -> None:
+    """Choose how much is told: with `quiet` results and errors only, with `verbose` more."""
+    _level.update(quiet=quiet, verbose=verbose)
+
+
+def is_verbose() -> bool:
+    """True with --verbose."""
+    return _level["verbose"]
 
 
 def note(text: str) -> None:
-    """One line on standard error."""
+    """One line on standard error, unless --quiet."""
+    if not _level["quiet"]:
+        complain(text)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """With --quiet, keep back what others write to standard error."""
+    if not _level["quiet"]:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stderr(nothing):
+        yield
+
+
+def complain(text: str) -> None:
+    """One line on standard error about what went wrong."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -33,10 +61,13 @@ def table(
     columns: Sequence[str],
     groups: Mapping[str, Sequence[Sequence[str]]],
     words: Collection[str] = (),
+    *,
+    widest: int = WIDEST,
 ) -> None:
     """Print rows under the titles of their groups (if they have one); names in the first column.
 
-    Columns named in `words` are flush left as the first one, the others right as figures are.
+    Columns named in `words` are flush left as the first one, the others right as figures are. Where
+    the table would be wider than `widest`, those columns take several lines.
     """
     from rich.box import SIMPLE
     from rich.console import Console
@@ -47,7 +78,9 @@ def table(
     shown = Table(box=SIMPLE, header_style="bold")
     for number, column in enumerate(columns):
         left = not number or column in words
-        shown.add_column(column, justify="left" if left else "right", no_wrap=True)
+        fixed = not number or column not in words
+        side: Literal["left", "right"] = "left" if left else "right"
+        shown.add_column(column, justify=side, no_wrap=fixed, overflow="fold")
     for title, rows in groups.items():
         if title:
             shown.add_row(Text(title, style="italic"))
@@ -57,8 +90,19 @@ def table(
     console = Console(highlight=False)
     # a line too long for the terminal is better than a figure cut short
     needed = Measurement.get(console, console.options.update(max_width=WIDEST), shown).maximum
-    console.width = max(console.width, needed)
+    console.width = max(console.width, min(needed, widest))
     console.print(shown)
+
+
+def markdown(text: str) -> None:
+    """Print Markdown: drawn on a terminal, as it is into a file or pipe."""
+    if not sys.stdout.isatty():
+        print(text + "\n", flush=True)
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    Console().print(Markdown(text))
 
 
 @contextmanager
@@ -71,6 +115,9 @@ def progress(title: str, total: float | None, unit: str, speed: str = "") -> Ite
     from rich import progress as bars
     from rich.console import Console
 
+    if _level["quiet"]:
+        yield lambda done: None
+        return
     console = Console(stderr=True)
     began = time.monotonic()
 

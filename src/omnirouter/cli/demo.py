@@ -9,7 +9,7 @@ from omnirouter.cli.options import DONE
 
 def demo(
     *,
-    out: Path = Path("runs/demo"),
+    output_dir: Path = Path("runs/demo"),
     steps: int | None = None,
     seed: int = 0,
 ) -> int:
@@ -17,12 +17,16 @@ def demo(
 
     Prints a table of word error rates and writes report.html. About ten minutes on two cores.
 
+    Examples:
+        omnirouter demo
+        omnirouter demo --steps 300 --output-dir runs/short
+
     Args:
-        out: folder for the corpus, the checkpoints and the report.
+        output_dir: folder for the corpus, the checkpoints and the report.
         steps: optimizer steps of each model; give fewer than the built-in number on a slow machine.
         seed: of the corpus and of training.
     """
     from omnirouter.report.demo import run_demo
 
-    run_demo(out, steps=steps, seed=seed)
+    run_demo(output_dir, steps=steps, seed=seed)
     return DONE

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json as json_format
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omnirouter.cli import console
-from omnirouter.cli.options import Running, require_writable, status
+from omnirouter.cli.options import Running, Scoring, require_writable, status
 from omnirouter.config import BadInput, BeamSearchOptions
 
 if TYPE_CHECKING:
@@ -18,29 +19,37 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: str,
     cuts: list[str],
     compute: Running,
     search: BeamSearchOptions,
+    scoring: Scoring,
     *,
     json: bool = False,
-    group_by: str | None = None,
     output: Path | None = None,
     hypotheses: Path | None = None,
 ) -> int:
     """Word error rate of a checkpoint on test sets, with 95% intervals.
 
     Both sides are normalized as Whisper's evaluation does; the interval is a bootstrap over
-    utterances. Audio that cannot be used is left out, counted, and named on standard error.
+    utterances. Utterances without a transcript or with audio that cannot be used are skipped,
+    counted, and named on standard error.
+
+    Examples:
+        omnirouter evaluate english-small test.jsonl
+        omnirouter evaluate runs/mine/best test.jsonl noisy.jsonl --output wer.json
 
     Args:
-        checkpoint: folder of the model, such as best/ of a run.
-        cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded.
+        checkpoint: folder of the model, such as best/ of a run; english-small; or org/name on the
+            Hugging Face Hub.
+        cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded. Of a
+            folder of prepared corpora, such as prepared/ami/cuts_test.jsonl.gz, the test split of
+            each corpus is scored, as ami-test.
         compute: where to run.
         search: beam search with a language model; greedy decoding without one.
+        scoring: how texts are compared.
         json: print a JSON object: name of each manifest (its file name without extension) to wer (a
             fraction), errors, words, ci_low, ci_high, hours, rtfx (seconds of audio per second).
-        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
         output: write the JSON object to this file too.
         hypotheses: write what was recognized, and what was rejected and why, to this JSONL file.
     """
@@ -61,13 +70,14 @@ def evaluate(
     options: dict[str, Any] = {
         "batch_seconds": compute.batch_seconds,
         "precision": compute.precision,
+        "apostrophes": scoring.apostrophes,
         "decoder": decoder_for(model.tokenizer, search),
     }
     results: dict[str, SetResult] = {}
     try:
-        failed = _score_all(sets, model, results, group_by=group_by, **options)
+        failed = _score_all(sets, model, results, group_by=scoring.group_by, **options)
     finally:  # whatever stops a later set, the finished ones are reported
-        _report(results, json=json, output=output, hypotheses=hypotheses)
+        _report(results, scoring, json=json, output=output, hypotheses=hypotheses)
         if results and not json:
             found = "greedy" if search.greedy else f"beam search with {search.language_model}"
             console.note(f"decoding: {found}")
@@ -97,7 +107,9 @@ def _score_all(
                     groups = score_groups(model, utterances, group_by=group_by, **options)
                     found = {f"{name}/{group}": result for group, result in groups.items()}
         except (BadInput, KeyboardInterrupt) as error:
-            console.note(f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted")
+            console.complain(
+                f"omnirouter evaluate: {error}" if str(error) else f"{name}: interrupted"
+            )
             failed += 1
             if isinstance(error, BadInput):
                 continue
@@ -109,36 +121,69 @@ def _score_all(
 
 
 def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
-    """Manifests by file name without extension, or by path where names would clash."""
-    stems = {
-        path: path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
-        for pattern in patterns
-        for path in _expanded(pattern)
-    }
-    names, places = Counter(stem.name for stem in stems.values()), Counter(stems.values())
+    """Manifests by file name without extension, or by path where names would clash.
+
+    Those of folders in a folder, and those in a folder named after a known corpus other than
+    LibriSpeech, are named `<corpus>-<split>`.
+    """
+    from omnirouter.corpora.registry import CORPORA
+    from omnirouter.corpora.validate import split_name
+
+    stems: dict[Path, Path] = {}
+    names: dict[Path, str] = {}
+    for pattern in patterns:
+        for path, below in _expanded(pattern):
+            stem = path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl"))
+            corpus, split = path.absolute().parent.name, split_name(path)
+            known = corpus in CORPORA and corpus != "librispeech"  # whose splits speak for it
+            stems[path] = stem
+            names[path] = f"{corpus}-{split}" if below or known else stem.name
+    counts, places = Counter(names.values()), Counter(stems.values())
     return {
-        stem.name if names[stem.name] == 1 else str(stem if places[stem] == 1 else path): path
-        for path, stem in stems.items()
+        name if counts[name] == 1 else str(stems[path] if places[stems[path]] == 1 else path): path
+        for path, name in names.items()
     }
 
 
-def _expanded(pattern: str) -> list[Path]:
-    """Manifests of a folder, of a glob, or the one that is named."""
+def _expanded(pattern: str) -> list[tuple[Path, bool]]:
+    """Manifests of a glob, the one that is named, or those of a folder.
+
+    Of a folder's folders, for which True stands beside them, test splits alone.
+    """
     from omnirouter.corpora.validate import is_manifest
     from omnirouter.data.manifests import find_manifests
     from omnirouter.data.shar import is_shar
 
     folder = Path(pattern)
     if not folder.is_dir() or is_shar(folder):
-        return find_manifests(pattern)
-    found = sorted(path for path in folder.iterdir() if is_manifest(path))
-    if not found:
+        return [(path, False) for path in find_manifests(pattern)]
+    own = sorted(path for path in folder.iterdir() if is_manifest(path))
+    corpora = sorted(path for path in folder.iterdir() if path.is_dir() and not is_shar(path))
+    below = sorted(path for corpus in corpora for path in corpus.iterdir() if is_manifest(path))
+    tests = [path for path in below if _is_test_split(path)]
+    if len(tests) < len(below):
+        skipped = ", ".join(str(p.relative_to(folder)) for p in below if p not in tests)
+        console.note(f"{pattern}: skipped what is no test split: {skipped}")
+    if not own and not tests:
+        if below:
+            raise BadInput(f"{pattern}: holds no test split; name the manifests to score")
         raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
-    return found
+    return [(path, False) for path in own] + [(path, True) for path in tests]
+
+
+def _is_test_split(path: Path) -> bool:
+    """True for what is named so, and for the paper's sets whatever their name (nov92)."""
+    from omnirouter.corpora.validate import split_name
+    from omnirouter.evaluate.published import TABLES, find_set
+
+    split = split_name(path)
+    known = find_set(TABLES[1], f"{path.absolute().parent.name}-{split}")
+    return known is not None or split.startswith(("test", "eval"))
 
 
 def _report(
     results: Mapping[str, SetResult],
+    scoring: Scoring,
     *,
     json: bool,
     output: Path | None,
@@ -150,6 +195,9 @@ def _report(
     if not results:
         return
     figures = {name: result.to_dict() for name, result in results.items()}
+    if scoring.punctuation == "report":
+        for name, result in results.items():
+            figures[name]["written"] = _written(result)
     if output is not None:
         text = json_format.dumps(figures, indent=2) + "\n"
         write_text(output, text)
@@ -173,6 +221,23 @@ def _report(
     ]
     columns = ("set", "WER", "95% interval", "errors/words", "hours", "RTFx", "rejected")
     console.table(columns, {"": rows})
+    if scoring.punctuation == "report":
+        shares = [
+            [name, *("-" if v is None else f"{v:.1%}" for v in row["written"].values())]
+            for name, row in figures.items()
+        ]
+        console.table(
+            ("set", "WER as written", "casing errors", "marks, precision", "recall"), {"": shares}
+        )
+
+
+def _written(result: SetResult) -> dict[str, float | None]:
+    """Casing and punctuation of a set; None where there is nothing to count."""
+    from omnirouter.metrics.wer import written_score
+
+    texts = [(reference, hypothesis) for _, reference, hypothesis in result.hypotheses]
+    found = written_score([said for said, _ in texts], [heard for _, heard in texts])
+    return {key: None if value != value else value for key, value in asdict(found).items()}
 
 
 def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
@@ -182,6 +247,8 @@ def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
     for name, result in results.items():
         for identity, reference, hypothesis in result.hypotheses:
             row = {"set": name, "id": identity, "reference": reference, "hypothesis": hypothesis}
+            if result.apostrophes != "plain":
+                row["apostrophes"] = result.apostrophes
             yield json_line(row)
         for item in result.rejected:
             yield json_line({"set": name, "id": item.id, "rejected": item.reason})

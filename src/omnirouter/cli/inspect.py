@@ -23,6 +23,10 @@ def inspect(
     Hours, speakers, durations, speech rate, characters; and utterances to look at: unreadable,
     silent, clipped, doubled, overlapping, in another script, without words once normalized.
 
+    Examples:
+        omnirouter inspect data/cuts_train.jsonl.gz
+        omnirouter inspect 'data/*.jsonl.gz' --html inspection.html
+
     Args:
         cuts: manifests, JSONL or lhotse cuts, or Shar folders; quoted globs are expanded.
         html: write a page with histograms to this file too.

@@ -1,4 +1,4 @@
-"""What several commands share: exit statuses, the choice of device, and checks before long work."""
+"""Shared by several commands: exit statuses, the choice of device, and checks before long work."""
 
 from __future__ import annotations
 
@@ -25,13 +25,19 @@ class Compute:
     Attributes:
         device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
         precision: `fp32`, or `bf16` (autocast, float32 weights).
+        threads: of the CPU; as many as there are cores if not given.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise BadInput(f"threads: at least 1, not {self.threads}")
 
     def torch_device(self) -> str:
-        """`cpu` or `cuda`.
+        """`cpu` or `cuda`; torch is told how many threads to use.
 
         Raises:
             BadInput: `cuda` without a device.
@@ -41,6 +47,8 @@ class Compute:
         available = self.device != "cpu" and torch.cuda.is_available()
         if self.device == "cuda" and not available:
             raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         return "cuda" if available else "cpu"
 
 
@@ -51,10 +59,27 @@ class Running(Compute):
     Attributes:
         device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
         precision: `fp32`, or `bf16` (autocast, float32 weights).
+        threads: of the CPU; as many as there are cores if not given.
         batch_seconds: audio in one batch, in seconds.
     """
 
     batch_seconds: float = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How texts are compared.
+
+    Attributes:
+        group_by: score each value of this field of the manifest apart, as NAME/VALUE.
+        apostrophes: `plain` takes typographic apostrophes inside words for plain ones on both
+            sides; `strict` leaves them to Whisper's normalizer, which takes them for spaces.
+        punctuation: `report` also measures casing and punctuation, of models that write them.
+    """
+
+    group_by: str | None = None
+    apostrophes: Literal["plain", "strict"] = "plain"
+    punctuation: Literal["ignore", "report"] = "ignore"
 
 
 def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:

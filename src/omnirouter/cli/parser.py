@@ -2,7 +2,7 @@
 
 Keyword-only parameters are options (booleans flags), others positional (lists take one or more, or
 any number where they have a default), and a dataclass gives an option per field, nested ones with
-dots. A `recipe` is read as defaults.
+dots. A `recipe` is read as defaults. The docstring's `Examples` open the help.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ import argparse
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+from omnirouter.cli import console
 from omnirouter.cli.complaints import explain
 from omnirouter.cli.recipe import take_recipe
+from omnirouter.cli.spelling import CommandLine
 from omnirouter.config import BadInput
+from omnirouter.pretrained import describe_bundled
 
 Command = Callable[..., int]
 GROUP_HELP = "Path to a configuration file."  # jsonargparse's words for --model, --data, ...
+SHORT = {"output": "-o", "output_dir": "-o", "format": "-f"}  # as whisper has them
+LONGEST_METAVAR = 24  # letters; a longer list of choices stands in the help
+METAVARS = {int: "N", float: "X", str: "NAME", Path: "FILE"}
 
 
 class Formatter(argparse.HelpFormatter):
-    """Help with those defaults that say something."""
+    """Help with those defaults that say something; what is indented stays as it is."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -33,38 +40,74 @@ class Formatter(argparse.HelpFormatter):
         silent = default is None or default is False or default in ("", (), argparse.SUPPRESS)
         return text if silent else f"{text} (default: %(default)s)"
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = [
+            part if part.startswith("  ") else super(Formatter, self)._fill_text(part, width, "")
+            for part in text.split("\n\n")
+        ]
+        return "\n\n".join(filled)
 
-def parse(command: str, function: Command, arguments: Sequence[str]) -> dict[str, Any] | None:
+
+def run(command: str, function: Command, arguments: Sequence[str]) -> int:
+    """Run a command; its help if that was asked for.
+
+    Raises:
+        BadInput: in one line, naming the argument as it was typed, or the recipe's key.
+    """
+    line = CommandLine()
+    try:
+        values = parse(command, function, arguments, line)
+        return 0 if values is None else function(**values)
+    except BadInput as error:
+        raise BadInput(line.rename(str(error))) from error
+
+
+def parse(
+    command: str, function: Command, arguments: Sequence[str], line: CommandLine | None = None
+) -> dict[str, Any] | None:
     """Arguments of a command, by parameter of its function; None if help was asked for and printed.
 
     Raises:
         BadInput: in one line, naming the argument or recipe key.
     """
+    line = CommandLine() if line is None else line
     parser = build_parser(command, function)
     if any(argument in ("-h", "--help") for argument in arguments):
         parser.print_help()
         return None
+    arguments = line.read(arguments, parser)
     source = ""
     try:
         values = parser.parse_args(arguments)
+        console.set_level(quiet=values.pop("quiet"), verbose=values.pop("verbose"))
         if "recipe" in values:
+            line.by_key = False
             # then once more: what the recipe says are defaults, the command line wins
-            source = f"{take_recipe(parser, values.recipe, values.preset)}: "
+            source = f"{take_recipe(parser, values)}: "
             values = parser.parse_args(arguments)
     except ArgumentError as error:
-        raise BadInput(source + explain(str(error), parser)) from error
+        raise BadInput(_explained(source, str(error), parser, line)) from error
     values = parser.instantiate(values)
+    if "output_dir" in values and values["output_dir"] is None and _needs_folder(function):
+        raise BadInput(f"--output-dir is missing; see {parser.prog} --help")
     return {name: _value(name, kind, values) for name, kind in _kinds(function).items()}
+
+
+def _explained(source: str, message: str, parser: ArgumentParser, line: CommandLine) -> str:
+    told = explain(message, parser)
+    named = line.rename(told)
+    return named if named.startswith("-") else source + told  # what was typed is no recipe's fault
 
 
 def build_parser(command: str, function: Command) -> ArgumentParser:
     """The parser of a command."""
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
     texts = {param.arg_name: _help(param.description) for param in doc.params}
-    about = [part for part in (doc.short_description, doc.long_description) if part]
+    examples = [_indented(example.description) for example in doc.examples]
+    about = [part for part in (doc.short_description, *examples, doc.long_description) if part]
     parser = ArgumentParser(
         prog=f"omnirouter {command}",
-        description="\n\n".join(about),
+        description="\n\n".join(about).replace("{english-small}", describe_bundled()),
         formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,
@@ -72,7 +115,8 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
     usage = [parser.prog]
     for name, parameter in inspect.signature(function).parameters.items():
         kind = _kinds(function)[name]
-        option = "--" + name.replace("_", "-")
+        options = [SHORT[name]] if name in SHORT else []
+        options.append("--" + name.replace("_", "-"))
         if is_dataclass(kind):
             before = len(parser._actions)
             parser.add_class_arguments(kind)
@@ -89,28 +133,61 @@ def build_parser(command: str, function: Command) -> ArgumentParser:
                 parser.add_argument(name, type=kind, metavar=label, help=texts[name])
             usage.append(label)
         elif kind is bool:
-            parser.add_argument(option, action="store_true", help=texts[name])
+            parser.add_argument(*options, action="store_true", help=texts[name])
         elif parameter.default is inspect.Parameter.empty:
-            parser.add_argument(option, type=kind, required=True, help=texts[name])
-            usage.append(f"{option} {name.upper()}")
+            # the folder may still stand behind the arguments, as it did in earlier versions
+            required = name != "output_dir"
+            parser.add_argument(*options, type=kind, required=required, help=texts[name])
+            usage.append(f"{options[-1]} {_metavar(name, kind)}")
         else:
-            parser.add_argument(option, type=kind, default=parameter.default, help=texts[name])
+            parser.add_argument(*options, type=kind, default=parameter.default, help=texts[name])
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes.")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="more notes; errors with their traceback."
+    )
     parser.usage = " ".join([*usage, "[options]"])
-    for action in parser._actions:
-        hidden = action.help == GROUP_HELP  # keys are given one by one, or in a recipe
-        action.help = argparse.SUPPRESS if hidden else (action.help or "").replace("%", "%%")
-        if action.metavar is None and "." in action.dest:
-            action.metavar = action.dest.rsplit(".", 1)[1].upper()
+    _finish(parser)
     return parser
 
 
+def _finish(parser: ArgumentParser) -> None:
+    """Hide what nobody gives, and name values shortly."""
+    for action in parser._actions:
+        hidden = action.help == GROUP_HELP  # keys are given one by one, or in a recipe
+        action.help = argparse.SUPPRESS if hidden else (action.help or "").replace("%", "%%")
+        kind = getattr(action, "_typehint", None) or action.type
+        if action.metavar is None and action.nargs != 0 and not action.choices:
+            action.metavar = _metavar(action.dest, kind)
+        if isinstance(action.metavar, str) and len(action.metavar) > LONGEST_METAVAR:
+            action.help = f"{action.help} One of {action.metavar.strip('{}').replace(',', ', ')}."
+            action.metavar = "NAME"
+
+
+def _metavar(dest: str, kind: Any) -> str:
+    """A short name for an option's value in help, which tells its kind."""
+    if kind is bool:
+        return "" if "." not in dest else "true|false"
+    kinds = [part for part in (kind, *get_args(kind)) if part is not type(None)]
+    for part in kinds:
+        if get_origin(part) is Literal:
+            return "|".join(str(choice) for choice in get_args(part))
+    if dest.endswith("dir"):
+        return "DIR"
+    if any(get_origin(part) in (list, tuple) for part in kinds):
+        return "[A, ...]"
+    return next((METAVARS[part] for part in kinds if part in METAVARS), "VALUE")
+
+
 def _with_hyphens(parser: ArgumentParser, actions: Sequence[argparse.Action]) -> None:
-    """Name options as those of plain parameters are named."""
+    """Name options as those of plain parameters are named, with their short names."""
     for action in actions:
         for option in [name for name in action.option_strings if "_" in name]:
             named = option.replace("_", "-")
             action.option_strings[action.option_strings.index(option)] = named  # type: ignore[index]
             parser._option_string_actions[named] = parser._option_string_actions.pop(option)
+        if short := SHORT.get(action.dest):
+            action.option_strings.insert(0, short)  # type: ignore[attr-defined]
+            parser._option_string_actions[short] = action
 
 
 def _kinds(function: Command) -> dict[str, Any]:
@@ -118,8 +195,13 @@ def _kinds(function: Command) -> dict[str, Any]:
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
 
 
+def _needs_folder(function: Command) -> bool:
+    parameter = inspect.signature(function).parameters.get("output_dir")
+    return parameter is not None and parameter.default is inspect.Parameter.empty
+
+
 def _item(kind: Any) -> Any:
-    """Type of the items of a list, or of a list that may be left out; None of other types."""
+    """Type of the items of a list, or of an optional list; None of other types."""
     kinds = [kind, *get_args(kind)]
     return next((get_args(k)[0] for k in kinds if get_origin(k) is list), None)
 
@@ -134,3 +216,7 @@ def _value(name: str, kind: Any, values: Namespace) -> Any:
 
 def _help(text: str | None) -> str:
     return " ".join((text or "").split())
+
+
+def _indented(text: str | None) -> str:
+    return "\n".join(f"  {line.strip()}" for line in (text or "").splitlines() if line.strip())

@@ -26,13 +26,16 @@ def plan(
     estimate; times are work counted from the recipe over published peak rates, of which a share is
     assumed, or over the rates that a benchmark measured. Every key of the recipe is also an option.
 
+    Examples:
+        omnirouter plan recipe.yaml --devices 16 --device-kind h100
+
     Args:
         recipe: YAML file, as for omnirouter train.
         run: the configuration.
         devices: how many.
         device_kind: of which kind; cpu is this machine, timed for a moment.
         utterance_seconds: a typical utterance, in seconds.
-        measured: result files of omnirouter bench train-step (and loader) on that kind, as
+        measured: result files of benchmarks/train_step.py (and loader.py) on that kind, as
             '[a.json, b.json]'.
         json: print a JSON object; times in seconds, memory in bytes.
     """
@@ -58,7 +61,8 @@ def _print_plan(found: dict[str, Any]) -> None:
     total, active = found["parameters"] / 1e6, found["active_parameters"] / 1e6
     print(
         f"prediction, not a measurement: {total:.1f} M parameters ({active:.1f} M active), "
-        f"{found['steps']} steps of {found['audio_hours_per_step']:g} h on {found['devices']} "
+        f"{found['steps']} steps of {_duration(found['audio_hours_per_step'])} on "
+        f"{found['devices']} "
         f"{found['device_kind']}, {turns} micro-batch{'es' * (turns > 1)} of "
         f"{found['device_seconds']:g} s on each per step, {found['precision']}"
     )
@@ -71,7 +75,7 @@ def _print_plan(found: dict[str, Any]) -> None:
         for part in next(iter(strategies.values()))["step"]
     ]
     run = [
-        ["days", *(f"{own['days']:.1f}" for own in strategies.values())],
+        ["time", *(_duration(24 * own["days"]) for own in strategies.values())],
         ["binds", *(own["binds"] for own in strategies.values())],
         [
             "audio to load, s/s a device",
@@ -79,11 +83,30 @@ def _print_plan(found: dict[str, Any]) -> None:
         ],
         [
             "loader processes a device",
-            *(str(own["loader_workers_needed"] or "not known") for own in strategies.values()),
+            *(str(own["loader_workers_needed"]) for own in strategies.values()),
         ],
     ]
     names = [f"{name} (chosen)" if name == found["chosen"] else name for name in strategies]
     groups = {"memory of a device, GB": memory, "a step, ms": step, "the run": run}
     console.table(("", *names), groups)
+    chosen = strategies[found["chosen"]]
+    if chosen["binds"] == "loader":
+        print(
+            f"the loader binds: set data.workers to {chosen['loader_workers_needed']} (or more; it "
+            f"is {found['data_workers']}), or prepare the data as Shar with uncompressed audio"
+        )
+    shares = ", ".join(f"{share:.1%}" for share in found["rate_shares"])
+    print(f"learning rates, summed: {shares} in the four quarters of the steps")
+    rate = found["loader_audio_s_per_s_a_process"]
+    print(f"loader: {rate:.0f} s/s a process, {found['loader_source']}")
     print(f"devices: {found['device_source']}")
     print(f"rates: {found['rates_source']}")
+
+
+def _duration(hours: float) -> str:
+    """Hours as a person reads them."""
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    if hours >= 1:
+        return f"{hours:.3g} h"
+    return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"

@@ -13,7 +13,7 @@ from omnirouter.cli import console
 from omnirouter.cli.options import DONE
 from omnirouter.config import BadInput
 
-NOTES = 5  # shown of those on what was left out
+NOTES = 5  # shown of those on what was skipped
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SyntheticOptions:
     Attributes:
         hours: for synthetic, hours of speech to make (10 if not given).
         seed: for synthetic, all draws follow from it (0 if not given).
-        shards: for synthetic, corpora with the seeds FIRST-LAST, such as 0-9, in OUT/000 and so on,
+        shards: for synthetic, corpora with the seeds FIRST-LAST, such as 0-9, in DIR/000 and so on,
             which read other sentences until all are used.
         voices: for synthetic, families of voices and their shares, such as hibari=3,kokoro=1: of
             hibari, kokoro, espeak, flite and festival; the last three if not given.
@@ -61,32 +61,37 @@ class SyntheticOptions:
 def prepare(
     corpus: str,
     src: Path,
-    out: Path,
     synthetic: SyntheticOptions,
     *,
+    output_dir: Path,
     download: bool = False,
     json: bool = False,
 ) -> int:
     """Turn a corpus into cuts, each checked against its audio.
 
-    Writes OUT/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
-    (listed in OUT/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
+    Writes DIR/cuts_<split>.jsonl.gz and prints utterances, hours, and what was rejected and why
+    (listed in DIR/rejected_<split>.jsonl). CORPUS is one of `omnirouter corpora`, or kaldi (a Kaldi
     data folder, or a folder of them), manifest (a JSONL or lhotse manifest, or a folder of them,
     one per split), or synthetic (a text file with one sentence per line, or a folder of them, read
-    aloud by synthesizers into OUT/train.jsonl; an interrupted call is taken up again).
+    aloud by synthesizers into DIR/train.jsonl; an interrupted call is taken up again).
+
+    Examples:
+        omnirouter prepare librispeech LibriSpeech --download --output-dir data
+        omnirouter prepare manifest mine.jsonl --output-dir data
+        omnirouter prepare synthetic sentences.txt --output-dir spoken --hours 10
 
     Args:
         corpus: a name from `omnirouter corpora`, or kaldi, manifest or synthetic.
         src: where the corpus is; with --download where it is put.
-        out: folder to write to.
         synthetic: how text is read aloud.
+        output_dir: folder to write to.
         download: fetch what is not there yet; an interrupted download is taken up again.
         json: print a JSON list with an object per split.
     """
     if corpus == "synthetic":
         if download:
-            raise BadInput("--download: there is nothing to download for synthetic; leave it out")
-        return _read_aloud(src, out, synthetic, json)
+            raise BadInput("--download: there is nothing to download for synthetic; remove it")
+        return _read_aloud(src, output_dir, synthetic, json)
     for name, value in asdict(synthetic).items():
         if value not in (None, False):
             option = name.replace("_", "-")
@@ -98,11 +103,11 @@ def prepare(
         if corpus == "manifest":
             from omnirouter.corpora.validate import prepare_manifests
 
-            reports, notes = prepare_manifests(src, out, update)
+            reports, notes = prepare_manifests(src, output_dir, update)
         else:
             from omnirouter.corpora.prepare import prepare_corpus
 
-            reports, notes = prepare_corpus(corpus, src, out, update)
+            reports, notes = prepare_corpus(corpus, src, output_dir, update)
     for line in notes[:NOTES]:
         console.note(f"omnirouter prepare: {line}")
     if len(notes) > NOTES:
@@ -133,7 +138,7 @@ def _download(corpus: str, src: Path) -> None:
         download(remotes(corpus), src, lambda done: update(done / 1e6))
 
 
-def _read_aloud(src: Path, out: Path, options: SyntheticOptions, json: bool) -> int:
+def _read_aloud(src: Path, output_dir: Path, options: SyntheticOptions, json: bool) -> int:
     """Make one corpus, or one for each shard, and say how fast."""
     from omnirouter.synthesis.tts_corpus import TtsCorpusConfig, make_tts_corpus
 
@@ -148,7 +153,7 @@ def _read_aloud(src: Path, out: Path, options: SyntheticOptions, json: bool) -> 
         raise BadInput(f"{src}: holds no .txt files")
     reports = []
     for seed in _shard_seeds(options):
-        folder = out if seed is None else out / f"{seed:03d}"
+        folder = output_dir if seed is None else output_dir / f"{seed:03d}"
         made = TtsCorpusConfig(**config if seed is None else config | {"seed": seed})
         found = sum(1 for _ in folder.glob("audio/*/*.wav"))
         begin = time.monotonic()

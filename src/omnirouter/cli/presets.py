@@ -15,6 +15,10 @@ def presets(*, json: bool = False) -> int:
     Parameters are counted in all, active (those one frame passes through), and without the CTC
     head, the way in which the paper's names of the dense models count.
 
+    Examples:
+        omnirouter presets
+        omnirouter presets --json
+
     Args:
         json: print a JSON list.
     """

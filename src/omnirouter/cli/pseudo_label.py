@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ class BackendConfig:
     """Where the teacher works.
 
     Attributes:
-        engine: `local` listens in this process; `ray` on a Ray cluster, that of RAY_ADDRESS or one
+        engine: `local` works in this process, `ray` on a Ray cluster, that of RAY_ADDRESS or one
             started here, with a teacher for every GPU, or for every so many cores as --threads.
         workers: for `ray`, teachers at the same time; as many as there is room for if not given.
     """
@@ -29,46 +28,46 @@ class BackendConfig:
 
     def __post_init__(self) -> None:
         if self.engine == "local" and self.workers is not None:
-            raise BadInput("--workers: only for --engine ray; leave it out")
+            raise BadInput("--workers: only for --engine ray; remove it")
         if self.workers is not None and self.workers < 1:
             raise BadInput(f"--workers: at least 1, not {self.workers}")
 
 
 def pseudo_label(
     src: Path,
-    out: Path,
     teacher: TeacherConfig,
     filters: FilterConfig,
     engine: BackendConfig,
     *,
+    output_dir: Path,
     dev_files: int = 24,
     seed: int = 0,
     json: bool = False,
 ) -> int:
-    """Turn long recordings into segments with transcripts by a Whisper teacher.
+    """Turn long recordings into segments with transcripts by a teacher.
 
-    Writes OUT/cuts_train.jsonl.gz and OUT/cuts_dev.jsonl.gz, every rejected segment with its filter
-    and figure to OUT/rejected.jsonl, recordings that failed to OUT/failed.jsonl, and prints hours
+    Writes DIR/cuts_train.jsonl.gz and DIR/cuts_dev.jsonl.gz, every rejected segment with its filter
+    and figure to DIR/rejected.jsonl, recordings that failed to DIR/failed.jsonl, and prints hours
     in and out of every filter. Killed or interrupted, the same command goes on where it stopped;
-    with other filters it sorts anew without listening again.
+    with other filters it filters again without transcribing again.
+
+    Examples:
+        omnirouter pseudo-label recordings --output-dir corpus
+        omnirouter pseudo-label recordings --output-dir corpus --teacher large-v3 --language any
 
     Args:
         src: folder of recordings, a list of paths (.txt), or a manifest.
-        out: folder to write to.
-        teacher: the teacher.
+        output_dir: folder to write to.
+        teacher: Whisper, or an own checkpoint.
         filters: what is kept.
         engine: where the work is done.
-        dev_files: whole recordings drawn for development.
+        dev_files: whole recordings drawn for development, of those with a segment that is kept.
         seed: of that draw.
         json: print the summary as JSON.
     """
     from omnirouter.audio.folders import find_audio
-    from omnirouter.pseudo_labels.pipeline import (
-        Engine,
-        NothingKept,
-        PseudoLabelSummary,
-        run_locally,
-    )
+    from omnirouter.pseudo_labels.backends import find_backend
+    from omnirouter.pseudo_labels.pipeline import NothingKept, PseudoLabelSummary
     from omnirouter.pseudo_labels.pipeline import pseudo_label as run
     from omnirouter.pseudo_labels.source_files import find_sources
     from omnirouter.pseudo_labels.teacher import require_teacher
@@ -76,33 +75,28 @@ def pseudo_label(
     if not src.exists():
         raise BadInput(f"{src}: no such folder, list or manifest")
     require_teacher()
-    hear: Engine = run_locally
-    if engine.engine == "ray":
-        from omnirouter.pseudo_labels.ray_backend import require_ray, run_on_ray
-
-        require_ray()
-        hear = partial(run_on_ray, workers=engine.workers)
+    backend = find_backend(engine.engine, engine.workers)
 
     def name_failed(summary: PseudoLabelSummary) -> None:
         for name, reason in summary.failed.items():
-            console.note(f"omnirouter pseudo-label: {name}: {reason}")
+            console.complain(f"omnirouter pseudo-label: {name}: {reason}")
 
-    sources = find_sources(src, out)
-    hours = sum(s.seconds for s in sources if s.heard(out) is None) / 3600
+    sources = find_sources(src, output_dir)
+    hours = sum(s.seconds for s in sources if s.transcript(output_dir) is None) / 3600
     try:
-        with console.progress("listening", hours, "hours", "hours per hour") as update:
+        with console.progress("transcribing", hours, "hours", "hours per hour") as update:
             summary = run(
                 sources,
-                out,
+                output_dir,
                 teacher,
                 dev_files=dev_files,
                 seed=seed,
                 filters=filters,
-                engine=hear,
+                backend=backend,
                 progress=lambda seconds: update(seconds / 3600),
             )
     except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
         raise
     except NothingKept as error:
         name_failed(error.summary)

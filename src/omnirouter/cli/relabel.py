@@ -7,45 +7,64 @@ from typing import Any
 
 from omnirouter.cli import console
 from omnirouter.cli.options import status
+from omnirouter.config import BadInput
+from omnirouter.pseudo_labels.filters import FilterConfig
 from omnirouter.pseudo_labels.teacher import TeacherConfig
 
 
 def relabel(
     cuts: Path,
-    out: Path,
     teacher: TeacherConfig,
+    filters: FilterConfig,
     *,
+    output_dir: Path,
+    segments: bool = False,
     json: bool = False,
 ) -> int:
-    """Replace a corpus's transcripts by those of a Whisper teacher.
+    """Replace a corpus's transcripts by those of a teacher: Whisper, or an own checkpoint.
 
-    Writes OUT/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
-    the teacher's word error rate in every audio file to OUT/wer_<split>.jsonl, utterances that
-    failed to OUT/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
+    Writes DIR/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
+    the teacher's word error rate in every audio file to DIR/wer_<split>.jsonl, utterances that
+    failed to DIR/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
     interrupted, the same command goes on where it stopped. Utterances stay as they are: the
     options on segments are for those longer than --max-seconds, and --language is taken for
-    granted (`any` tells it for each utterance).
+    granted (`any` tells it for each utterance). With --segments every utterance is cut into
+    segments and filtered, by the same procedure as pseudo-label.
+
+    Examples:
+        omnirouter relabel data --output-dir relabeled
 
     Args:
         cuts: manifest of utterances, or a folder of manifests.
-        out: folder to write to.
+        output_dir: folder to write to.
         teacher: the teacher.
+        filters: which segments are kept, with --segments.
+        segments: cut utterances into segments and filter these, as pseudo-label does.
         json: print a JSON list with an object per split.
     """
     from omnirouter.pseudo_labels.relabel import relabel as run
     from omnirouter.pseudo_labels.relabel import seconds_missing
-    from omnirouter.pseudo_labels.teacher import require_teacher
+    from omnirouter.pseudo_labels.teacher import is_checkpoint, require_teacher
 
-    require_teacher()
-    hours = seconds_missing(cuts, out) / 3600
+    if not segments and filters != FilterConfig():
+        raise BadInput("filters: are applied to segments only; give --segments too")
+    if segments or not is_checkpoint(teacher.teacher):
+        require_teacher()
+    hours = seconds_missing(cuts, output_dir) / 3600
     try:
-        with console.progress("listening", hours, "hours", "hours per hour") as update:
-            splits, failed = run(cuts, out, teacher, progress=lambda done: update(done / 3600))
+        with console.progress("transcribing", hours, "hours", "hours per hour") as update:
+            splits, failed = run(
+                cuts,
+                output_dir,
+                teacher,
+                segments=filters if segments else None,
+                progress=lambda done: update(done / 3600),
+            )
     except KeyboardInterrupt:
-        console.note("interrupted; what was heard is kept, the same command goes on")
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
         raise
     for name, reason in failed.items():
-        console.note(f"omnirouter relabel: {name}: {reason}")
+        console.complain(f"omnirouter relabel: {name}: {reason}")
     rows = [split.to_dict() for split in splits]
     if json:
         console.as_json(rows)

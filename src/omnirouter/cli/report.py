@@ -14,7 +14,7 @@ def report(
     compute: Compute,
     *,
     cuts: list[str] | str | None = None,
-    out: Path = Path("report.html"),
+    output: Path = Path("report.html"),
     title: str = "",
     limit: int = 200,
     random_experts: bool = False,
@@ -24,13 +24,17 @@ def report(
     Without --cuts it shows how training went; with them also word error rates, what the models
     hear, and what their routers and experts do. It opens without a network.
 
+    Examples:
+        omnirouter report runs/omni --output omni.html
+        omnirouter report Dense=runs/dense Omni=runs/omni --cuts '[test.jsonl]'
+
     Args:
         runs: folders of training runs, each as FOLDER or NAME=FOLDER, from the baseline to the one
             that matters.
         compute: where to run.
         cuts: a manifest, or a list of them such as '[a.jsonl, b.jsonl]', to score the runs' best
             checkpoints on; routing is looked at on the first.
-        out: HTML file to write.
+        output: HTML file to write.
         title: heading; made from the runs' names if not given.
         limit: utterances of the first manifest whose routing is looked at.
         random_experts: also measure word errors with frames sent to random experts (slow).
@@ -47,7 +51,7 @@ def report(
         raise BadInput(f"limit: at least 1, not {limit}")
     folders = {_title(name, path): path for name, path in named_files(runs).items()}
     manifests = named_manifests([cuts] if isinstance(cuts, str) else cuts or [])
-    require_writable(out, manifests.values())
+    require_writable(output, manifests.values())
     sets = {name: read_manifest(path) for name, path in manifests.items()}
     options = ReportOptions(
         limit=limit,
@@ -65,7 +69,7 @@ def report(
         with console.progress(name, total + limit, "utterances") as update:
             models.append(of_run(folder, name, sets, options, console.counting(update)))
     write_report(
-        out,
+        output,
         title=title or " and ".join(folders),
         models=models,
         conditions=[EvalSet(label=name) for name in sets],
@@ -74,7 +78,7 @@ def report(
             **{f"set {name}": str(path) for name, path in manifests.items()},
         },
     )
-    console.note(f"report: {out}")
+    console.note(f"report: {output}")
     return DONE
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute
-from omnirouter.config import BadInput, BeamSearchOptions, VadOptions
+from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, missing_extra
+from omnirouter.pretrained import BUNDLED, resolve_model
 from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ def serve(
     POST /v1/audio/transcriptions takes what OpenAI's API takes; the web page is at /, a description
     of the API at /docs, figures for Prometheus at /metrics. Ctrl-C or SIGTERM stops it. The bundled
     model uses its language model; streams over the WebSocket go without one.
+    It writes {english-small}.
+
+    Examples:
+        omnirouter serve
+        omnirouter serve --model runs/mine/best --port 9000
+        omnirouter serve --model english-small,mine=runs/mine/best
 
     Args:
         compute: where to run.
@@ -93,18 +100,17 @@ def serve(
         limits: what the server takes on.
         network: where it listens.
         model: checkpoint folder, such as best/ of a run, an export, or org/name on the Hugging Face
-            Hub; several separated by commas; NAME=DIR sets the name that callers use. The small
-            English model that comes with omnirouter if not given.
+            Hub; several separated by commas; NAME=DIR sets the name that callers use. The model
+            that comes with omnirouter, english-small, if not given.
         access_log: write a line for every request to standard error.
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise BadInput(f'serve needs {missing[0]}: pip install "omnirouter[serve]"')
-    from omnirouter.checkpoint import shipped
+        raise missing_extra(f"serve needs {missing[0]}", "serve")
     from omnirouter.serve.http.app import create_app
     from omnirouter.serve.http.models import parse_model_args
     from omnirouter.serve.http.server import Place, bound, run_server
 
-    wanted = [part for part in model.split(",") if part.strip()] or [str(shipped())]
+    wanted = [part for part in model.split(",") if part.strip()] or [BUNDLED]
     places = parse_model_args(wanted)
     access = network.access()
     opened = bound(network.host, network.port)
@@ -134,12 +140,12 @@ def _served(
     from omnirouter.cli.transcribe import recognizer_of
     from omnirouter.serve import vad
     from omnirouter.serve.http.models import ServedModel
-    from omnirouter.serve.hub import fetch, is_hub_name
 
     if listening.vad == "silero" and not vad.available():
-        raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
-    path = fetch(place) if is_hub_name(place) else Path(place)
+        raise missing_extra("vad: silero needs silero-vad (or choose off)", "vad")
+    path = resolve_model(place)
     recognizer = recognizer_of(path, compute, listening, search)
     checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
     config = None if checkpoint is None else checkpoint.config
-    return ServedModel(name, recognizer, config, int(path.stat().st_mtime))
+    language = "en" if checkpoint is None else str(checkpoint.meta.get("language", "en"))
+    return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language)

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omnirouter.cli.options import DONE
-from omnirouter.config import BadInput, VadOptions
+from omnirouter.config import BadInput, VadOptions, missing_extra
 
 if TYPE_CHECKING:
     from omnirouter.serve.streaming import PartialResult, Stream
@@ -30,19 +30,19 @@ HEARD_S = 0.1  # of sound that a microphone gives at a time
 def require_streamable(
     audio: Sequence[str], formats: Sequence[str], hearing: VadOptions, *, folder: bool
 ) -> None:
-    """Whether these arguments of `transcribe` go with --stream.
+    """Refuse arguments of `transcribe` that do not go with --stream.
 
     Raises:
         BadInput: one does not.
     """
     if len(audio) > 1:
-        raise BadInput(f"stream: hears one recording at a time, not {len(audio)}")
+        raise BadInput(f"stream: transcribes one recording at a time, not {len(audio)}")
     if len(formats) > 1 or formats[0] not in ("txt", "json"):
         raise BadInput(f"format: --stream prints txt or json, not {','.join(formats)}")
     if folder:
-        raise BadInput("output_dir: --stream prints words as they come; leave it out")
+        raise BadInput("output_dir: --stream prints words as they come; remove it")
     if hearing.vad == "silero":
-        raise BadInput("vad: --stream hears everything, as it comes; leave it out")
+        raise BadInput("vad: --stream transcribes everything, as it comes; remove it")
 
 
 def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: str) -> int:
@@ -55,7 +55,7 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
         kind: `txt`, or `json` for an object per final word.
 
     Raises:
-        BadInput: the source cannot be heard.
+        BadInput: the source cannot be opened.
     """
     stream = begin(rate if source in (STDIN, MICROPHONE) else None)
     push: Callable[[Any], list[PartialResult]] = stream.push_pcm
@@ -83,7 +83,7 @@ def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: 
 
 
 def _up_to_an_interrupt(parts: Iterator[Any]) -> Iterator[Any]:
-    """What comes until somebody presses Ctrl-C while it is waited for."""
+    """Parts until somebody presses Ctrl-C while it is waited for."""
     with suppress(KeyboardInterrupt):
         yield from parts
 
@@ -145,7 +145,7 @@ def _file(name: str, rate: int) -> Iterator[Any]:
 
 
 def _microphone(rate: int, ended: threading.Event) -> Iterator[bytes]:
-    """What the system's default microphone hears until then."""
+    """Samples of the system's default microphone until `ended` is set."""
     sounddevice = _sounddevice()
     heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     try:
@@ -181,7 +181,7 @@ def _sounddevice() -> Any:
     try:
         import sounddevice
     except ImportError as error:
-        raise BadInput('microphone: needs sounddevice: pip install "omnirouter[mic]"') from error
+        raise missing_extra("microphone: needs sounddevice", "mic") from error
     except OSError as error:  # it finds no PortAudio
         raise BadInput(
             "microphone: sounddevice needs the library PortAudio; on Debian: apt install "

@@ -25,6 +25,10 @@ def tables(
     systems are given as the mean of the sets' changes and as the change of the mean. With files of
     --hypotheses they come with 95% intervals and a p-value of a paired bootstrap over utterances.
 
+    Examples:
+        omnirouter tables omni.jsonl switch.jsonl --table 1
+        omnirouter tables Ours=omni.jsonl --format latex --output table.tex
+
     Args:
         results: files that omnirouter evaluate wrote with --hypotheses (.jsonl) or --output
             (.json), each as FILE or NAME=FILE; the name is the system's, else the file's name.

@@ -14,37 +14,40 @@ SHOWN_CHARACTERS = 20  # of those outside the alphabet
 
 
 def tokenizer(
-    manifests: list[str], vocabulary: VocabularyConfig, *, out: Path, json: bool = False
+    manifests: list[str], vocabulary: VocabularyConfig, *, output_dir: Path, json: bool = False
 ) -> int:
     """Train word pieces on manifests of any size, and report what they cover.
 
-    Writes OUT/tokenizer.model, for `tokenizer.path` in a recipe, and OUT/tokenizer.json with the
+    Writes DIR/tokenizer.model, for `tokenizer.path` in a recipe, and DIR/tokenizer.json with the
     report: sentences that do not come back from their pieces, pieces per word, and characters
     outside the alphabet with examples. Memory does not grow with the text.
+
+    Examples:
+        omnirouter tokenizer data/cuts_train.jsonl.gz --output-dir pieces --vocab-size 512
 
     Args:
         manifests: JSONL or lhotse cuts, Shar folders, or text files (.txt) with a sentence per
             line; quoted globs are expanded.
         vocabulary: the pieces.
-        out: folder to write to.
+        output_dir: folder to write to.
         json: print the report as JSON.
     """
     from omnirouter.data.tokenizer_training import build_vocabulary, read_texts, write_vocabulary
 
-    if (out / "tokenizer.model").exists():  # models may have been trained with it
-        raise BadInput(f"--out: {out} holds a tokenizer already; choose another folder")
-    require_writable(out / "tokenizer.model")
+    if (output_dir / "tokenizer.model").exists():  # models may have been trained with it
+        raise BadInput(f"output-dir: {output_dir} holds a tokenizer already; choose another folder")
+    require_writable(output_dir / "tokenizer.model")
     with console.progress("reading text", None, "sentences") as update:
         made, report = build_vocabulary(lambda: read_texts(manifests), vocabulary, update)
-    write_vocabulary(made, report, out)
+    write_vocabulary(made, report, output_dir)
     if json:
         console.as_json(report.to_dict())
     else:
-        _show_vocabulary(report.to_dict(), out)
+        _show_vocabulary(report.to_dict(), output_dir)
     return DONE
 
 
-def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
+def _show_vocabulary(found: dict[str, Any], output_dir: Path) -> None:
     facts = [
         ["sentences", f"{found['sentences']:,}"],
         ["trained on", f"{found['sampled']:,}"],
@@ -68,4 +71,4 @@ def _show_vocabulary(found: dict[str, Any], out: Path) -> None:
         console.table(columns, {"": rows}, words=columns[2:])
     if (more := len(found["outside"]) - SHOWN_CHARACTERS) > 0:
         print(f"and {more:,} characters more, listed in the report")
-    print(f"written: {out / 'tokenizer.model'}, {out / 'tokenizer.json'}")
+    print(f"written: {output_dir / 'tokenizer.model'}, {output_dir / 'tokenizer.json'}")

@@ -18,6 +18,11 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
     --optim.peak_lr 1e-3 --data.train '[a.jsonl, b.jsonl]'. The run folder holds config.yaml,
     metrics.jsonl, TensorBoard files, checkpoints/ (training states) and best/ (the model).
 
+    Examples:
+        omnirouter train recipe.yaml
+        omnirouter train recipe.yaml --init english-small --out runs/tuned
+        omnirouter train runs/tuned --resume
+
     Args:
         recipe: YAML file with keys of the options below; with --resume also the folder of a run.
         run: the configuration.
@@ -30,7 +35,8 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
     Compute(device=run.device).torch_device()
     from omnirouter.train import train as run_training
 
-    result = run_training(run, resume=resume)
+    with console.silenced():
+        result = run_training(run, resume=resume)
     if not result.first:  # of several processes one reports
         return FAILED if result.stopped == "interrupted" else DONE
     if result.stopped == "interrupted":

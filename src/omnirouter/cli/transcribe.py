@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import glob
 import os
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
 from omnirouter.cli.complaints import did_you_mean
-from omnirouter.cli.options import Compute, require_writable, status
+from omnirouter.cli.options import DONE, Compute, require_writable, status
 from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
-from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, require_rate
+from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
 from omnirouter.serve.transcript import Transcript
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from omnirouter.serve.recognizer import Recognizer
 
 Deliver = Callable[["AudioSource", Transcript], None]
+ENGLISH = ("", "en", "english", "en-us", "en-gb", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +35,35 @@ class TranscribeOptions(VadOptions):
 
     Attributes:
         sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.
+        language: what is spoken: en, the only one that english-small knows.
+        channels: `mix` makes one of several channels; `separate` transcribes each by itself, as for
+            telephone calls with a speaker on each, and merges what was said by time.
+        track: which sound track of a video, counted from 1; the default one if not given.
     """
 
     sample_rate: int = 16_000
+    language: str = ""
+    channels: Literal["mix", "separate"] = "mix"
+    track: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.language.lower() not in ENGLISH:
+            raise BadInput(
+                f"language: {self.language} cannot be chosen: a model writes the language that it "
+                "was trained on, and english-small writes English; leave --language out"
+            )
         require_rate(self.sample_rate)
+        if self.track is not None and self.track < 1:
+            raise BadInput(f"track: 1 or more, not {self.track}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(SubtitleOptions):
-    """What is written of a transcript.
+    """Output of a transcript.
 
     Attributes:
+        timestamps: begin each line of txt with its times, as [00:01.20 -> 00:04.80].
         max_line_width: letters of a subtitle's line; a longer word stands alone on its line.
         max_line_count: lines of a subtitle.
         format: txt, srt, vtt, json (with times of words), tsv, or several as txt,srt. Without
@@ -60,7 +78,7 @@ class OutputOptions(SubtitleOptions):
     def formats(self) -> list[str]:
         """The formats asked for, checked."""
         asked = self.format or "txt"
-        found = list(dict.fromkeys(part.strip() for part in asked.split(",")))
+        found = list(dict.fromkeys(part.strip().lower() for part in asked.split(",")))
         for name in found:
             if name not in WRITERS:
                 hint = did_you_mean(name, WRITERS) or f"; choose from {', '.join(WRITERS)}"
@@ -83,35 +101,40 @@ def transcribe(
     search: BeamSearchOptions,
     writing: OutputOptions,
     *,
-    model: Path | None = None,
+    model: str = "",
     overwrite: bool = False,
     stream: bool = False,
 ) -> int:
     """Turn audio files of any length into text, word times and subtitles.
 
     Prints the text of each file, with several files behind the file's name and a colon. A file that
-    cannot be read does not keep the others from being done. With --stream one recording is heard as
-    it comes: raw 16-bit mono samples on standard input (-), the microphone, or a file.
+    cannot be read does not keep the others from being done. With --stream one recording is
+    transcribed as it comes: raw 16-bit mono samples on standard input (-), the microphone, or a
+    file. The model that comes with omnirouter, english-small, writes {english-small}.
+
+    Examples:
+        omnirouter transcribe talk.mp3
+        omnirouter transcribe talk.mp3 --timestamps
+        omnirouter transcribe recordings/ --format txt,srt --output-dir transcripts
 
     Args:
-        audio: files libsndfile reads (wav, flac, ogg, opus, mp3, ...; with PyAV also video, m4a and
-            webm), folders, quoted globs, or - for standard input; any rate, any channels. With
-            --stream also `microphone`.
+        audio: files (wav, flac, ogg, opus, mp3, m4a, webm, video, ...), folders, quoted globs, or -
+            for standard input; any rate, any channels. With --stream also `microphone`.
         compute: where to run.
         listening: how audio is taken apart.
         search: beam search with a language model.
         writing: what to write.
-        model: checkpoint folder, such as best/ of a run; or what `omnirouter export` wrote, the
-            folder or one of its graphs. The small English model that comes with omnirouter if not
-            given.
-        output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
-            folder keep their place below it.
-        overwrite: replace files that exist; without it their audio is left out.
+        model: checkpoint folder, such as best/ of a run; what `omnirouter export` wrote, the folder
+            or one of its graphs; org/name on the Hugging Face Hub; or english-small, the model that
+            comes with omnirouter, which is taken if none is given.
+        overwrite: transcribe again what has its files already, and replace them.
         stream: print words while they are said: on a terminal a line that grows, elsewhere final
             words; with --format json an object per word. Needs a model with an attention_context.
     """
     formats, output_dir = writing.formats(), writing.output_dir
     if stream:
+        if listening.channels != "mix" or listening.track is not None:
+            raise BadInput("channels and track: not with --stream; leave them out")
         require_streamable(audio, formats, listening, folder=output_dir is not None)
         recognizer = recognizer_of(model, compute, listening, search)
         return listen(audio[0], recognizer.stream, listening.sample_rate, formats[0])
@@ -121,54 +144,79 @@ def transcribe(
     if len(sources) > 1 and output_dir is None and formats[0] not in ("txt", "json"):
         raise BadInput(f"format: {formats[0]} of several files needs --output-dir DIR")
     deliver: _Printing | _Files = _Printing(formats[0], writing, several=len(sources) > 1)
-    skipped: set[AudioSource] = set()
+    wanted = sources
     if output_dir is not None:
         _require_targets(sources, output_dir)
-        deliver = _Files(formats, writing, output_dir)
-        if not overwrite:
-            skipped = deliver.existing(sources)
-    wanted = [source for source in sources if source not in skipped]
-    failed = len(skipped)
-    if wanted:
-        failed += _run(recognizer_of(model, compute, listening, search), wanted, deliver)
+        deliver = _Files(formats, writing, output_dir, overwrite)
+        wanted = [source for source in sources if deliver.missing(source)]
+        if done := len(sources) - len(wanted):
+            console.note(
+                f"{done} of {len(sources)} recordings {'is' if done == 1 else 'are'} done already; "
+                "--overwrite transcribes them again"
+            )
+    if not wanted:
+        return DONE
+    failed = _run(recognizer_of(model, compute, listening, search), wanted, deliver, listening)
     return status(failed, len(sources))
 
 
 def recognizer_of(
     model: str | Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
 ) -> Recognizer:
-    """A checkpoint or an export ready for use; the model of the package if none is given.
+    """A checkpoint or an export ready for use, by path or name (`resolve_model`).
 
     Raises:
         BadInput: it is not whole.
     """
-    from omnirouter.cli import console
     from omnirouter.serve.load import open_model
 
     return open_model(
         model,
         compute.device,
         precision=compute.precision,
+        threads=compute.threads,
         listening=listening,
         search=search,
         note=lambda text: console.note(f"omnirouter: {text}"),
     )
 
 
-def _run(recognizer: Recognizer, sources: Sequence[AudioSource], deliver: Deliver) -> int:
+def _run(
+    recognizer: Recognizer,
+    sources: Sequence[AudioSource],
+    deliver: Deliver,
+    listening: TranscribeOptions,
+) -> int:
     """Transcribe all; gives how many failed."""
     failed = 0
+    began = time.monotonic()
     title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     with ExitStack() as stack:
         update = stack.enter_context(console.progress(title, 100, "%"))
         audio = _opened(sources, stack)
         progress = _percent(update, len(sources))
-        for number, found in recognizer.transcribe_many(audio, progress=progress):
-            if isinstance(found, BadInput):
-                console.note(f"omnirouter transcribe: {found}")
-                failed += 1
-            else:
+        results = recognizer.transcribe_many(
+            audio, channels=listening.channels, track=listening.track, progress=progress
+        )
+        for number, found in results:
+            name = sources[number].name
+            try:
+                if isinstance(found, BadInput):
+                    raise found
+                for note in found.notes:
+                    hint = "; --track N reads another" * ("sound tracks" in note)
+                    console.note(f"omnirouter transcribe: {name}: {note}{hint}")
+                if not found.text:
+                    console.note(f"omnirouter transcribe: {name}: no speech found")
+                if console.is_verbose():
+                    words, seconds = len(found.words), time.monotonic() - began
+                    console.note(
+                        f"{name}: {found.duration:.1f} s, {words} words, after {seconds:.1f} s"
+                    )
                 deliver(sources[number], found)
+            except OmnirouterError as error:  # what cannot be written costs that file, too
+                console.complain(f"omnirouter transcribe: {error}")
+                failed += 1
     return failed
 
 
@@ -183,6 +231,9 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
             continue
         names = [] if os.path.exists(argument) else sorted(glob.glob(argument, recursive=True))
         for name in names or [argument]:
+            if Path(name).name.startswith(SIDECAR) and (names or len(arguments) > 1):
+                console.note(f"omnirouter transcribe: skipped {name}, which macOS keeps beside it")
+                continue
             if not os.path.isdir(name):
                 found[name] = AudioSource(name, Path(Path(name).stem))
                 continue
@@ -190,6 +241,8 @@ def _sources(arguments: Sequence[str]) -> list[AudioSource]:
             if not inside and not names:
                 raise BadInput(f"{argument}: is a folder without audio files")
             found |= {source.name: source for source in inside if source.name not in found}
+    if not found:
+        raise BadInput("audio: nothing that holds sound was named")
     return list(found.values())
 
 
@@ -228,8 +281,10 @@ class _Printing:
 
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         text = WRITERS[self.kind](source.name, transcript, self.layout)
-        prefix = f"{source.name}: " if self.several and self.kind == "txt" else ""
-        print(prefix + text, flush=True)
+        if self.several and self.kind == "txt":
+            lines = text.splitlines() if self.layout.timestamps and text else [transcript.text]
+            text = "\n".join(f"{source.name}: {line}" for line in lines)
+        print(text, flush=True)
 
 
 @dataclass(frozen=True)
@@ -239,28 +294,21 @@ class _Files:
     kinds: Sequence[str]
     layout: SubtitleOptions
     folder: Path
+    overwrite: bool
 
     def __call__(self, source: AudioSource, transcript: Transcript) -> None:
         from omnirouter.files import write_text
 
-        for kind, target in zip(self.kinds, self._targets(source), strict=True):
+        for kind, target in self.missing(source).items():
             text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
             write_text(target, text)
             console.note(f"{source.name}: {target}")
 
-    def existing(self, sources: Sequence[AudioSource]) -> set[AudioSource]:
-        """Recordings of which some file is there already; says so."""
-        found = set()
-        for source in sources:
-            if there := [path for path in self._targets(source) if path.exists()]:
-                advice = "add --overwrite to replace it"
-                console.note(f"omnirouter transcribe: {source.name}: {there[0]} exists; {advice}")
-                found.add(source)
-        return found
-
-    def _targets(self, source: AudioSource) -> list[Path]:
+    def missing(self, source: AudioSource) -> dict[str, Path]:
+        """Files still to be written of a recording, by format."""
         place = self.folder / source.target
-        return [place.with_name(f"{place.name}.{kind}") for kind in self.kinds]
+        files = {kind: place.with_name(f"{place.name}.{kind}") for kind in self.kinds}
+        return {kind: file for kind, file in files.items() if self.overwrite or not file.exists()}
 
 
 def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | NamedFile]:
@@ -272,7 +320,7 @@ def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | 
             yield source.name
             continue
         kept = stack.enter_context(spool(standard_input()))
-        yield NamedFile(kept, "standard input")
+        yield NamedFile(kept, "standard input", piped=True)
 
 
 def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:

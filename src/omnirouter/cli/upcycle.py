@@ -10,9 +10,9 @@ from omnirouter.config import count_parameters
 
 
 def upcycle(
-    dense: Path,
-    out: Path,
+    dense: str,
     *,
+    output_dir: Path,
     routing: Literal["switch", "omni", "omni-once"] = "omni",
     num_experts: int = 4,
     top_k: int = 1,
@@ -23,11 +23,14 @@ def upcycle(
     """Turn a dense checkpoint into the start of a model with experts.
 
     Every expert is a copy of the dense model's feed-forward layer; the router is fresh. Training
-    goes on from it with omnirouter train RECIPE --init OUT.
+    goes on from it with omnirouter train RECIPE --init DIR.
+
+    Examples:
+        omnirouter upcycle runs/dense/best --output-dir start --num-experts 4
 
     Args:
-        dense: folder of a dense model, such as best/ of a run.
-        out: folder to write; a checkpoint in it is replaced.
+        dense: folder of a dense model, such as best/ of a run; or org/name on the Hugging Face Hub.
+        output_dir: folder to write; a checkpoint in it is replaced.
         routing: omni has one router for all layers, switch one per layer, omni-once one that
             decides once.
         num_experts: copies of each feed-forward layer.
@@ -40,6 +43,7 @@ def upcycle(
         seed: of the fresh router, or of the choice of recordings.
         data: manifest of recordings for apart, some minutes or more; transcripts are not needed.
     """
+    from omnirouter.pretrained import resolve_model
     from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
 
     config = UpcycleConfig(
@@ -50,8 +54,8 @@ def upcycle(
         seed=seed,
         data="" if data is None else str(data),
     )
-    count = count_parameters(upcycle_checkpoint(dense, out, config).config)
+    count = count_parameters(upcycle_checkpoint(resolve_model(dense), output_dir, config).config)
     active, total = count.active / 1e6, count.total / 1e6
-    print(f"{num_experts} experts, {active:.2f} M of {total:.2f} M parameters active: {out}")
-    print(f"next: omnirouter train RECIPE --init {out}")
+    print(f"{num_experts} experts, {active:.2f} M of {total:.2f} M parameters active: {output_dir}")
+    print(f"next: omnirouter train RECIPE --init {output_dir}")
     return DONE

@@ -23,7 +23,14 @@ from omnirouter.config.model_config import (
     ParameterCount,
     count_parameters,
 )
-from omnirouter.config.presets import PAPER_MODELS, PRESETS
+from omnirouter.config.presets import (
+    PAPER_MODELS,
+    PRESETS,
+    ROUTINGS,
+    families,
+    family,
+    training_defaults,
+)
 from omnirouter.config.router_config import (
     BALANCED_BY_FORM,
     GROUP_FIELDS,
@@ -36,9 +43,11 @@ from omnirouter.config.train_config import (
     DataConfig,
     OptimConfig,
     RunConfig,
+    TextConfig,
     TokenizerConfig,
+    dotted,
 )
-from omnirouter.errors import BadInput, OmnirouterError, require_numbers
+from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
 
 __all__ = [
     "BALANCED_BY_FORM",
@@ -50,6 +59,7 @@ __all__ = [
     "PRETRAINED_DIR",
     "PRETRAINED_LANGUAGE_MODEL",
     "RATES",
+    "ROUTINGS",
     "AttentionContext",
     "AugmentConfig",
     "BadInput",
@@ -65,9 +75,15 @@ __all__ = [
     "RoutingKind",
     "RunConfig",
     "SharConfig",
+    "TextConfig",
     "TokenizerConfig",
     "VadOptions",
     "count_parameters",
+    "dotted",
+    "families",
+    "family",
+    "missing_extra",
     "require_numbers",
     "require_rate",
+    "training_defaults",
 ]

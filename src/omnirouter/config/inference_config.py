@@ -33,7 +33,7 @@ def require_rate(sample_rate: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SharConfig:
-    """How archives of audio are made.
+    """Settings of archives of audio.
 
     Attributes:
         audio: `flac` keeps 16 bits a sample as they are; `opus` is several times smaller and loses
@@ -56,7 +56,7 @@ class SharConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VadOptions:
-    """How audio is taken apart and batched.
+    """Settings of voice activity detection and batching.
 
     Attributes:
         vad: leave out what is no speech: `silero`; `off`; or `auto`, silero where it is installed.

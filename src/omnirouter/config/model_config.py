@@ -58,7 +58,7 @@ class FeatureConfig:
 
     @property
     def learned(self) -> bool:
-        """Whether mean and deviation are those of the training set."""
+        """True if mean and deviation are those of the training set."""
         return self.normalisation != "utterance"
 
     @property
@@ -98,7 +98,7 @@ class AttentionContext:
     left: int = 0
 
     def problem(self) -> str | None:
-        """What is wrong with it, in one line that starts with the key to change."""
+        """Problem, in one line that starts with the key to change; None if there is none."""
         for name in ("chunk", "left"):
             if getattr(self, name) < 0:
                 return f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
@@ -115,7 +115,7 @@ class ModelConfig:
 
     Attributes:
         routing: `dense` has no router, `switch` one per layer, `omni` one for all layers (Eq. 6);
-            the others are of related work, see `model/routing_variants.py`.
+            the others are of related work, see `model/router_variants.py`.
         num_experts: experts N in every block's feed-forward layer; 1 for `dense`.
         dim: model width D.
         ffn_dim: feed-forward width F.
@@ -136,7 +136,7 @@ class ModelConfig:
         features: what the model was trained to read.
         router: what is unlike the paper's routers.
         attention_context: what a frame sees; for models that stream.
-        attention_bias: whether the four projections of attention add one, as Whisper's do.
+        attention_bias: the four projections of attention add one, as Whisper's do.
         activation: of the feed-forward layers and experts.
         longest_wave: of the sinusoids or of RoPE, in frames over 2 pi.
     """
@@ -236,6 +236,8 @@ class ModelConfig:
                 )
         if problem := self.router.problem(self.routing, self.num_experts, self.num_layers):
             return problem
+        if self.router_of_layer is not None and self.router.experts_every > 1:
+            raise BadInput("router_of_layer: does not go with router.experts_every; leave one out")
         if self.router_of_layer is not None:
             routers = set(self.router_of_layer)
             if len(self.router_of_layer) != self.num_layers or routers != set(range(len(routers))):
@@ -275,7 +277,7 @@ class ModelConfig:
 
     @property
     def streams(self) -> bool:
-        """Whether the output never depends on what comes after the chunk."""
+        """True if the output never depends on what comes after the chunk."""
         return self.attention_context.chunk > 0
 
     @property
@@ -292,8 +294,17 @@ class ModelConfig:
             return self.router_of_layer
         if self.router.layers_per_router:
             return tuple(layer // self.router.layers_per_router for layer in range(self.num_layers))
-        routers = 1 if self.routing in ONE_ROUTER else self.num_layers
-        return tuple(layer % routers for layer in range(self.num_layers))
+        routers = 1 if self.routing in ONE_ROUTER else len(self.expert_layers)
+        every = self.router.experts_every
+        return tuple(min(layer // every, routers - 1) for layer in range(self.num_layers))
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Layers that have experts, from 0: every k-th; none in a dense model."""
+        if self.routing == "dense":
+            return ()
+        every = self.router.experts_every
+        return tuple(range(every - 1, self.num_layers, every))
 
     @property
     def num_routers(self) -> int:
@@ -353,20 +364,24 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
     attention = 4 * d * (d + config.attention_bias)
     norm = 2 * d
     feed_forward = d * f + f + f * d + d
-    block = config.local_width * d + attention + 2 * norm + n * feed_forward
+    block = config.local_width * d + attention + 2 * norm
+    routed = len(config.expert_layers)
+    copies = n * (1 if config.router.share_experts and routed else routed)
+    chosen = min(copies, routed * config.router.top_k)
+    apart = config.num_layers - routed + (routed if config.router.shared_expert else 0)
     router = 0 if config.routing == "hash" else config.router_width * n
     stem = config.features.width * d + d
     if config.stem == "convolutions":
         stem = CONVOLVED * (config.features.num_mels + d) * d + 2 * d
-    inner = stem + config.num_layers * block + norm
+    inner = stem + config.num_layers * block + (copies + apart) * feed_forward + norm
     head = d * config.vocab_size + config.vocab_size
     total = inner + config.num_routers * router + _embedding_parameters(config) + head
-    idle = config.num_layers * (n - config.router.top_k) * feed_forward
+    idle = (copies - chosen) * feed_forward
     return ParameterCount(total=total, active=total - idle, without_head=total - head)
 
 
 def _embedding_parameters(config: ModelConfig) -> int:
-    """Of SpeechMoE's embedding network; its own CTC head counts, every frame passes through it."""
+    """Parameters of SpeechMoE's embedding network and its CTC head; every frame passes them."""
     if config.embedder is None:
         return 0
     values = sum(map(len, config.router.groups.values())) if config.routing == "speechmoe2" else 0

@@ -1,4 +1,7 @@
-"""Presets: the paper's 13 models (Tables I-III), the streaming size, and small ones for a CPU."""
+"""Presets: the paper's 13 models (Tables I-III), the streaming size, and small ones for a CPU.
+
+Beside the small ones stand the training settings that go with them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 from omnirouter.config.model_config import ModelConfig
 from omnirouter.config.router_config import RoutingKind
+from omnirouter.errors import BadInput
 
 
 def _family(dim: int, label: str, num_experts: int) -> dict[str, ModelConfig]:
@@ -63,3 +67,64 @@ PRESETS: dict[str, ModelConfig] = {
     ),
 }
 PAPER_MODELS = tuple(PRESETS)[:13]
+ROUTINGS = ("dense", "switch", "omni")
+
+
+def families() -> dict[str, dict[str, ModelConfig]]:
+    """Dense, Switch and Omni of equal active size, by the name they share in `PRESETS`."""
+    found = {}
+    for name, omni in PRESETS.items():
+        label = name.removeprefix("omni-")
+        if label == name or f"switch-{label}" not in PRESETS:
+            continue
+        shape = replace(omni, routing="dense", num_experts=1)
+        dense = next(config for config in PRESETS.values() if config == shape)
+        found[label] = {"dense": dense, "switch": PRESETS[f"switch-{label}"], "omni": omni}
+    return found
+
+
+def family(name: str) -> dict[str, ModelConfig]:
+    """Dense, Switch and Omni of one of `families`.
+
+    Raises:
+        BadInput: there is none of this name.
+    """
+    known = families()
+    if name not in known:
+        raise BadInput(f"family: there is no '{name}'; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def training_defaults(preset: str, steps: int) -> dict[str, Any]:
+    """Settings of a run that go with a preset, by dotted key of `RunConfig`; below a recipe's own.
+
+    The paper's models have those of the paper, which are the defaults. The small ones learn from a
+    few hours of speech with these (docs/training.md).
+
+    Args:
+        preset: its name.
+        steps: of the run, over which the schedule is drawn.
+    """
+    if not preset.endswith(("-tiny", "-small")):
+        return {}
+    warmup = max(1, min(100, steps // 10))
+    return {
+        "data.batch_hours": 40 / 3600,
+        "data.cache_gb": 1.0,
+        "augment.cape": False,
+        "augment.frequency_width": 15,
+        "augment.time_masks": 5,
+        "augment.time_width": 15,
+        "augment.time_ratio": 0.05,
+        "augment.masks_from_step": 3 * steps // 10,
+        "optim.peak_lr": 3e-3,
+        "optim.muon_lr": 0.02,
+        "optim.warmup_steps": warmup,
+        "optim.cosine_steps": max(1, steps - warmup),
+        "optim.floor": 0.01,
+        "optim.clip": 1.0,
+        "validate_every": max(1, steps // 10),
+        "checkpoint_every": max(1, min(500, steps // 10)),
+        "log_every": max(1, min(50, steps // 20)),
+        "patience": 0,
+    }

@@ -1,6 +1,6 @@
 """Configuration of routers: the kinds there are, and what may differ from the paper's (Eq. 1).
 
-A part of `config.py`, which everything else imports it through.
+Everything else imports it from `omnirouter.config`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ SOFTMAX_ROUTERS = ("switch", "omni", "omni-once", "speechmoe", "speechmoe2")
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """How routers differ from the paper's (Eq. 1); with the defaults they do not.
+    """Differences of routers from the paper's (Eq. 1); with the defaults there are none.
 
-    Sources and what each option means stand in `model/routing_variants.py`.
+    Sources and what each option means stand in `model/router_variants.py`.
 
     Attributes:
         top_k: experts a frame goes to; for `expert-choice` on average.
         layers_per_router: adjacent layers that share a router; 0 leaves it to `routing`.
+        normalize_gates: scale the gates of the chosen k to sum to one.
+        jitter: noise on a router's input in training, a factor of 1 - jitter to 1 + jitter.
+        shared_expert: an expert of the same size beside the routed ones, for every frame.
+        experts_every: layers from one with experts to the next; others are dense.
+        share_experts: one set of experts for all layers.
         balance_bias: choose experts by probability plus a bias that training moves against the
             load (loss-free balancing); gates stay probabilities.
         codes: for `hash`, k-means codes that stacked frames are told apart by.
@@ -48,6 +53,11 @@ class RouterConfig:
 
     top_k: int = 1
     layers_per_router: int = 0
+    normalize_gates: bool = False
+    jitter: float = 0.0
+    shared_expert: bool = False
+    experts_every: int = 1
+    share_experts: bool = False
     balance_bias: bool = False
     codes: int = 256
     embedding_dim: int = 64
@@ -63,7 +73,7 @@ class RouterConfig:
         return {name: values for name, values in known if values}
 
     def problem(self, routing: RoutingKind, num_experts: int, num_layers: int) -> str | None:
-        """What keeps a model with this `routing` from having these routers; None if nothing does.
+        """Problem of these routers in a model with this `routing`; None if there is none.
 
         One line that starts with the key to change.
         """
@@ -91,6 +101,20 @@ class RouterConfig:
             )
         if routing == "speechmoe2" and not self.groups:
             return "router.domains: speechmoe2 needs the values of field domain, or router.accents"
+        return self._problem_of_experts(routing, num_layers)
+
+    def _problem_of_experts(self, routing: RoutingKind, num_layers: int) -> str | None:
+        if self.normalize_gates and (self.top_k < 2 or routing not in SOFTMAX_ROUTERS):
+            return "router.normalize_gates: gates of one expert would be 1; set top_k: 2 or more"
+        if not 0 <= self.jitter < 1:
+            return f"router.jitter: 0 or more and below 1, not {self.jitter}"
+        if not 1 <= self.experts_every <= num_layers:
+            return (
+                f"router.experts_every: between 1 and num_layers {num_layers}, not "
+                f"{self.experts_every}"
+            )
+        if self.experts_every > 1 and self.layers_per_router:
+            return "router.experts_every: does not go with layers_per_router; leave one out"
         return None
 
 
@@ -107,6 +131,7 @@ class RouterLossConfig:
         embedding: CTC loss of SpeechMoE's embedding network.
         groups: cross-entropy of SpeechMoE2's domains and accents, where the manifest gives them.
         bias_rate: step of `model.router.balance_bias` after each optimizer step.
+        frozen_from: step from which on routers no longer change (StableMoE); 0 for never.
     """
 
     z: float = 0.0
@@ -115,6 +140,7 @@ class RouterLossConfig:
     embedding: float = 0.0
     groups: float = 0.0
     bias_rate: float = 0.001
+    frozen_from: int = 0
 
     def problem(self) -> str | None:
         """A weight that cannot be, in one line that starts with its key; None if all can."""

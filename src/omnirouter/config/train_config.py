@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omnirouter.config.model_config import ModelConfig
 from omnirouter.config.router_config import RouterLossConfig
 from omnirouter.errors import BadInput, require_numbers
 
+if not TYPE_CHECKING:  # noqa: SIM108
+    Paths = tuple[str, ...] | str  # a recipe may give one path as it is; it becomes a tuple
+else:
+    Paths = tuple[str, ...]
+
 SPEEDS = (0.1, 10.0)
+
+
+def _as_tuples(values: object, *names: str) -> None:
+    """Make a tuple of a path that was given as a plain string."""
+    for name in names:
+        value = getattr(values, name)
+        if isinstance(value, str):
+            object.__setattr__(values, name, (value,) if value else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +65,15 @@ class AugmentConfig:
     speeds: tuple[float, ...] = ()  # not in paper
     noise_snr_db: tuple[float, ...] = ()  # not in paper
     noise_probability: float = 0.0  # not in paper
-    noise: tuple[str, ...] = ()  # not in paper
+    noise: Paths = ()  # not in paper
     reverb_probability: float = 0.0  # not in paper
-    rirs: tuple[str, ...] = ()  # not in paper
+    rirs: Paths = ()  # not in paper
     telephone_probability: float = 0.0  # not in paper
     volume_db: tuple[float, ...] = ()  # not in paper
     cape: bool = True  # not in paper
 
     def __post_init__(self) -> None:
+        _as_tuples(self, "noise", "rirs")
         counts = ("frequency_masks", "frequency_width", "time_masks", "time_width")
         others = ("time_ratio", "masks_from_step")
         require_numbers(self, "augment.", dict.fromkeys((*counts, *others), 0))
@@ -90,29 +105,31 @@ class AugmentConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What a run reads.
+    """Data of a run.
 
     Attributes:
-        train: manifests (JSONL, lhotse cuts or Shar folders); paths relative to the working
-            directory, globs allowed.
+        train: manifests (JSONL, lhotse cuts or Shar folders), one or a list; paths relative to the
+            working directory, globs allowed.
         dev: manifests that choose the checkpoint.
         weights: how often each `train` manifest is seen relative to its size (its epochs per
             epoch); all 1 if empty.
         batch_hours: audio in one optimizer step, in hours, over all devices.
+        batch_seconds: the same in seconds, instead of batch_hours.
         device_seconds: audio in one micro-batch on one device, in seconds. A step takes
             batch_hours / device_seconds of them, dealt to the devices in turns.
         buckets: duration buckets of the sampler.
-        min_s: shorter utterances are left out.
-        max_s: longer utterances are left out.
+        min_s: shorter utterances are skipped.
+        max_s: longer utterances are skipped.
         workers: loader processes; 0 loads in the training process.
         cache_gb: decoded audio kept in memory (16 bits a sample), in GB per loader process; 0 for
             none.
     """
 
-    train: tuple[str, ...] = ()
-    dev: tuple[str, ...] = ()
+    train: Paths = ()
+    dev: Paths = ()
     weights: tuple[int, ...] = ()
     batch_hours: float = 7.0  # Sec. V-C
+    batch_seconds: float | None = None
     device_seconds: float = 1575.0  # not in paper: 7 h on 16 devices
     buckets: int = 20  # not in paper
     min_s: float = 0.1  # not in paper
@@ -121,6 +138,11 @@ class DataConfig:
     cache_gb: float = 0.0
 
     def __post_init__(self) -> None:
+        _as_tuples(self, "train", "dev")
+        if self.batch_seconds is not None:
+            require_numbers(self, "data.", {}, ("batch_seconds",))
+            object.__setattr__(self, "batch_hours", self.batch_seconds / 3600)
+            object.__setattr__(self, "batch_seconds", None)  # one of the two says it
         least = {"buckets": 1, "min_s": 0, "workers": 0, "cache_gb": 0}
         above, endless = ("batch_hours", "device_seconds", "max_s"), ("device_seconds", "max_s")
         require_numbers(self, "data.", least, above, endless)
@@ -172,7 +194,7 @@ class OptimConfig:
     warmup_steps: int = 64_000
     cosine_steps: int = 60_000
     floor: float = 0.1  # not in paper
-    halve_every: int = 50_000  # not in paper
+    halve_every: int = 143_000  # not in paper: once an epoch, 1M steps being 7 (Sec. V-C)
     betas: tuple[float, float] = (0.9, 0.999)  # not in paper
     eps: float = 1e-8  # not in paper
     weight_decay: float = 0.01
@@ -188,6 +210,19 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How transcripts are written in training, and so by the model.
+
+    Attributes:
+        casing: `lower`, or `keep` for letters as they are.
+        punctuation: `strip`, or `keep` for the marks `.,?!;:"`, and hyphens inside words.
+    """
+
+    casing: Literal["lower", "keep"] = "lower"
+    punctuation: Literal["strip", "keep"] = "strip"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Word pieces (Sec. V-B).
 
@@ -198,10 +233,11 @@ class TokenizerConfig:
     """
 
     path: str = ""
-    texts: tuple[str, ...] = ()
+    texts: Paths = ()
     sentences: int = 1_000_000  # not in paper
 
     def __post_init__(self) -> None:
+        _as_tuples(self, "texts")
         if self.sentences < 1:
             raise BadInput(f"tokenizer.sentences: at least 1, not {self.sentences}")
 
@@ -212,19 +248,21 @@ class RunConfig:
 
     Attributes:
         out: run folder.
-        preset: name of a preset that `model` starts from.
+        preset: name of a preset that `model` starts from; small ones bring batch, rates and
+            schedule too.
         model: the model; what a recipe gives here wins over the preset.
-        init: checkpoint folder whose weights the run starts from (fine-tuning).
+        init: checkpoint folder whose weights the run starts from (fine-tuning); english-small, or
+            org/name on the Hugging Face Hub.
         seed: of weights, order and augmentation.
         steps: optimizer steps; the run ends here at the latest.
         precision: `bf16` (autocast, float32 weights) or `fp32`.
         device: `auto`, `cpu` or `cuda`.
         strategy: with several processes (torchrun), `ddp` keeps the whole model in each, `fsdp2` a
             part of it; `auto` is `ddp` unless that would fill half of a GPU.
-        load_balance: `paper` for Eqs. 3-5 as printed, `switch` for the mean probability over all
-            tokens.
-        load_balance_weight: weight of the load-balance loss summed over layers (Sec. V-C); without
-            effect on routers that are balanced by construction (hash, base, expert-choice).
+        load_balance: `switch` for the mean probability over all tokens, `paper` for Eqs. 3-5 as
+            printed, which did harm wherever we tried it (docs/results.md).
+        load_balance_weight: weight of the load-balance loss summed over layers (10 in the paper);
+            without effect on routers balanced by construction (hash, base, expert-choice).
         router_losses: further losses on routers.
         consistency: weight of the disagreement of two views of each utterance, masked (and dropped
             out) by different draws; 0 runs one view. Two take twice the frames, and memory, of one.
@@ -240,6 +278,7 @@ class RunConfig:
     preset: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -249,8 +288,8 @@ class RunConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
-    load_balance: Literal["paper", "switch"] = "paper"
-    load_balance_weight: float = 10.0
+    load_balance: Literal["switch", "paper"] = "switch"  # Eqs. 3-5: paper
+    load_balance_weight: float = 1.0  # Sec. V-C: 10
     router_losses: RouterLossConfig = field(default_factory=RouterLossConfig)
     consistency: float = 0.0  # not in paper
     validate_every: int = 5_000
@@ -276,5 +315,16 @@ class RunConfig:
 
     @property
     def views(self) -> int:
-        """How often every utterance goes through the model in a step."""
+        """Passes of every utterance through the model in a step."""
         return 2 if self.consistency else 1
+
+
+def dotted(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings by dotted key, such as `optim.peak_lr`."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            found |= dotted(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

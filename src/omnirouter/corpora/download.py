@@ -2,6 +2,7 @@
 
 A file is `NAME.part` until it is complete and its checksum right; what an archive holds appears in
 the corpus's folder only when all of it is unpacked. The same call goes on where one stopped.
+(lhotse's `resumable_download` compares no hash, and takes a log-in page for the file.)
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _still_needed(remote: Remote, root: Path) -> int:
 
 
 def _goal(remote: Remote, root: Path) -> Path:
-    """What is there once all is done: the file, or a mark that its archive is unpacked."""
+    """File that exists once all is done: itself, or a mark that its archive is unpacked."""
     folder = root / remote.folder
     return folder / f".{remote.name}.unpacked" if remote.unpack else folder / remote.name
 

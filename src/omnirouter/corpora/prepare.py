@@ -1,7 +1,7 @@
 """A corpus on disk to checked cuts, with transcripts cleaned as the corpus needs it.
 
-The layout is read by `layouts.py` or `kaldi.py`, text cleaned by `corpus_text.py`, and every
-utterance held against its audio by `cuts.py`.
+The layout is read by `recipes.py` or `kaldi.py`, text cleaned by `transcripts.py`, and every
+utterance checked against its audio by `validate.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from omnirouter.corpora import kaldi, recipes
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.registry import CORPORA
 from omnirouter.corpora.transcripts import clean_up
-from omnirouter.corpora.validate import SplitReport, write_splits
+from omnirouter.corpora.validate import SplitReport, write_split, write_splits
 from omnirouter.data.cut_audio import SPHERE
 from omnirouter.files import Progress
 
@@ -63,7 +64,7 @@ class _Headers(LibsndfileBackend):  # type: ignore[misc]
 
 
 class _Notes(logging.Handler):
-    """Keeps what lhotse's recipes have to say of what they leave out."""
+    """Collects the warnings of lhotse's recipes about what they skip."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -78,8 +79,8 @@ def _unrepaired() -> Iterator[None]:
     """Keep lhotse's recipes from dropping and trimming utterances in silence.
 
     They end with `fix_manifests`, which cuts an utterance that outlasts its audio and keeps all its
-    words, and says of others only how many are gone. Here each one reaches the check in `cuts.py`,
-    which rejects and lists it.
+    words, and says of others only how many are gone. Here each one reaches the check in
+    `validate.py`, which rejects and lists it.
     """
     importlib.import_module("lhotse.recipes")
     importlib.import_module("lhotse.recipes.callhome_english")
@@ -122,7 +123,9 @@ def prepare_corpus(
         splits, notes = _read(name, src, Path(work))
         if transcribed:
             splits = {split: _cleaned(name, cuts) for split, cuts in splits.items()}
-        reports, unusable = write_splits(splits, out, progress, transcripts=transcribed)
+        reports, unusable = write_splits(
+            splits, out, progress, partial(write_split, transcripts=transcribed)
+        )
     notes += unusable  # often only some splits were fetched
     if not reports:
         raise BadInput(f"{src}: {notes[-1]}")
@@ -145,6 +148,8 @@ def _read(name: str, src: Path, work: Path) -> tuple[Splits, list[str]]:
             return READERS[name](src, work), notes.lines
     except WrongLayout as missing:
         raise BadInput(f"{src}: holds no {missing}; expected {layout}") from missing
+    except BadInput:  # names its file and line
+        raise
     except (AssertionError, OSError, ValueError, LookupError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInput(f"{src}: {reason}; expected {layout}") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -32,7 +33,7 @@ CHIME6_AUDIO = ("audio", "CHiME6/audio", "CHiME6_{part}/CHiME6/audio")
 
 
 class WrongLayout(Exception):
-    """What was looked for in the corpus's folder and is not there."""
+    """A corpus's folder lacks a file of its layout, which the text names."""
 
 
 def librispeech(src: Path, work: Path) -> Splits:
@@ -172,7 +173,27 @@ def fisher(src: Path, work: Path) -> Splits:
     headers = (Recording.from_file(p) for a in audio for p in sorted((src / a).rglob("*.sph")))
     RecordingSet.from_recordings(headers).to_file(work / "recordings_notfixed.jsonl.gz")
     texts = [f"LDC{year}T19" for year in years]
-    return {"train": one_cut_each(**prepare_fisher_english(src, work, audio, texts, True))}
+    return _first_calls(one_cut_each(**prepare_fisher_english(src, work, audio, texts, True)))
+
+
+def _first_calls(cuts: list[Cut], utterances: int = 5000) -> Splits:
+    """Whole calls from the beginning to `dev`, up to 5,000 utterances and a tenth of the calls.
+
+    Fisher has no division of its own. Kaldi's recipe (`egs/fisher_english/s5/run.sh`) takes the
+    first 5,000 utterances for development and may cut a call in two.
+    """
+    calls = list(dict.fromkeys(cut.recording_id for cut in cuts))
+    sizes = Counter(cut.recording_id for cut in cuts)
+    dev, total = set[str](), 0
+    for call in calls[: max(len(calls) // 10, min(1, len(calls) - 1))]:
+        total += sizes[call]
+        if dev and total > utterances:
+            break
+        dev.add(call)
+    parts: dict[str, list[Cut]] = {"train": [], "dev": []}
+    for cut in cuts:
+        parts["dev" if cut.recording_id in dev else "train"].append(cut)
+    return {name: part for name, part in parts.items() if part}
 
 
 def musan(src: Path, work: Path) -> Splits:

@@ -1,4 +1,4 @@
-"""The corpora of the paper, and those for augmentation: what is known of them beforehand.
+"""Registry of corpora: those of the paper, and those for augmentation.
 
 Hours and sizes are the publishers', rounded, from `source` or from what a comment beside them
 names; where a size is marked as reckoned it is hours times channels times sample rate times bytes.
@@ -14,7 +14,7 @@ LDC = "LDC"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """What is known of a corpus.
+    """Description of a corpus.
 
     Attributes:
         title: full name.
@@ -40,7 +40,7 @@ class Corpus:
 
     @property
     def transcribed(self) -> bool:
-        """Whether there are words."""
+        """True for corpora with transcripts."""
         return self.kind != "noise"
 
 

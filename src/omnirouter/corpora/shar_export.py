@@ -3,7 +3,7 @@
 A folder of a million small files is slow to copy and to list; a thousand archives are not. Only the
 stretch of audio that a cut covers is written. Several processes read and encode, this one writes:
 which shard an utterance goes to depends on all before it, for those that cannot be used have no
-place in any.
+place in any. (`CutSet.to_shar(num_jobs=..., fault_tolerant=True)` drops them without a list.)
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from omnirouter.config import BadInput, OmnirouterError, SharConfig
 from omnirouter.corpora.validate import (
     NothingUsable,
     SplitReport,
-    Unusable,
     check_cut,
     manifests_of,
     publish,
-    reasons,
+    require_usable,
     split_name,
+    write_splits,
 )
-from omnirouter.data.cut_audio import from_archive
+from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
-from omnirouter.files import Progress, json_line, only_writer
+from omnirouter.files import Progress, json_line
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE = 64  # utterances packed by this process before others are worth their start
@@ -70,31 +70,20 @@ def export_shar(
     for manifest in manifests:
         if (target := out / split_name(manifest.path)).exists():
             raise BadInput(f"{target}: is there already; remove it or choose another folder")
-    reports, unusable, done = list[SplitReport](), list[str](), 0.0
-    try:
-        with only_writer(out):
-            for manifest in manifests:
-                before = done
-                shown = None if progress is None else lambda n, p=progress, b=before: p(b + n)
-                try:
-                    split = split_name(manifest.path)
-                    reports.append(write_shar(manifest, out, split, config, shown))
-                except NothingUsable as error:
-                    unusable.append(str(error))
-                done += len(manifest)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    splits = {split_name(manifest.path): manifest for manifest in manifests}
+    reports, notes = write_splits(splits, out, progress, partial(write_shar, config=config))
     if not reports:
-        raise NothingUsable("; ".join(unusable))
-    return reports, unusable
+        raise NothingUsable("; ".join(notes))
+    return reports, notes
 
 
 def write_shar(
     cuts: Iterable[Cut],
     out: Path,
     split: str,
-    config: SharConfig,
     progress: Progress | None = None,
+    *,
+    config: SharConfig,
 ) -> SplitReport:
     """Check the cuts of a split against their audio and write both to `out/<split>`.
 
@@ -131,10 +120,7 @@ def write_shar(
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
-    if not report.utterances:
-        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
-        raise NothingUsable(f"{split}: no utterance can be used{why}")
-    return report
+    return require_usable(report, listed)
 
 
 def _writer(folder: Path, config: SharConfig) -> SharWriter:
@@ -207,7 +193,7 @@ class _Caught:
 
 
 def _encode(cut: Cut, config: SharConfig) -> tuple[list[tuple[str, bytes, bool]], dict[str, Any]]:
-    """What lhotse's writer makes of a cut: members of the archive, and the cut in the list."""
+    """Files for the archive that lhotse's writer makes of a cut, and the cut for the list."""
     if not isinstance(cut, MonoCut | MultiCut):
         raise Unusable("mixture: Shar holds recordings; save the mixed audio first")
     try:

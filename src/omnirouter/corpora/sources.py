@@ -1,4 +1,4 @@
-"""Where the corpora that anyone may download are, with their publishers' checksums.
+"""Addresses of the corpora that anyone may download, with their publishers' checksums.
 
 OpenSLR gives MD5 sums for resources 12, 17, 28 and 31 (`md5sum.txt` or `checksum.md5` there). Two
 files have SHA-256 sums that others published of what they fetched from the same address; who did
@@ -61,7 +61,7 @@ DOWNLOADABLE = (*FIXED, "ami")
 
 
 def remotes(corpus: str) -> tuple[Remote, ...]:
-    """What to fetch for a corpus of `DOWNLOADABLE`."""
+    """Files to fetch for a corpus of `DOWNLOADABLE`."""
     return _ami() if corpus == "ami" else FIXED[corpus]
 
 

@@ -1,4 +1,4 @@
-"""What stands in a corpus's transcripts and is no word: marks of noise, tags, spelling conventions.
+"""Clean-up of transcripts by corpus: marks of noise, tags, spelling conventions.
 
 Each corpus has its own rules, applied to training and test text alike before anything else (the
 Whisper normalizer of evaluation, `normalize_text` of training). A transcript that is empty

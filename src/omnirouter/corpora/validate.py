@@ -1,4 +1,4 @@
-"""Writing the cuts of a split: every utterance is held against its audio, then kept or listed.
+"""Write the cuts of a split: every utterance is checked against its audio, then kept or listed.
 
 What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
 checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,27 +23,35 @@ from lhotse.utils import fastcopy
 from omnirouter.audio.downmix import Weights
 from omnirouter.audio.reader import AudioError, AudioInfo, audio_info, channel_weights
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.cut_audio import SPHERE, WEIGHTS, plain_file, text_of
+from omnirouter.data.cut_audio import (
+    SPHERE,
+    WEIGHTS,
+    Unusable,
+    has_text,
+    plain_file,
+    require_inside,
+    text_of,
+)
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
 from omnirouter.files import Progress, json_line, only_writer
 from omnirouter.text import normalize_text
 
-SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
 WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
 SHORTEST_S = 0.01
+REJECT = "omnirouter_reject"  # field of a cut in which a reader says why it cannot be used
 
 
 @dataclass
 class SplitReport:
-    """What became of a split.
+    """Summary of a written split.
 
     Attributes:
         split: its name.
         path: the cuts that were written.
         utterances: number of those.
         seconds: their audio.
-        rejected: utterances left out, by reason; `rejected_<split>.jsonl` lists them.
+        rejected: utterances that were rejected, by reason; `rejected_<split>.jsonl` lists them.
         repeated_ids: utterances that got a suffix because their id was taken.
     """
 
@@ -66,12 +74,11 @@ class SplitReport:
         }
 
 
+WriteSplit = Callable[[Iterable[Cut], Path, str, Progress | None], SplitReport]
+
+
 class NothingUsable(BadInput):
     """No utterance of a split can be used."""
-
-
-class Unusable(Exception):
-    """An utterance is to be left out; the text reads `kind` or `kind: details`."""
 
 
 def prepare_manifests(
@@ -120,7 +127,7 @@ def manifests_of(src: Path) -> list[Path]:
 
 
 def is_manifest(path: Path) -> bool:
-    """Whether an entry of a folder is a manifest or a Shar folder, neither hidden nor a listing."""
+    """True for a manifest or a Shar folder that is neither hidden nor a listing."""
     ours = (".", "rejected_", "rejected.", "wer_", "failed.")
     if path.name.startswith(ours):
         return False
@@ -137,10 +144,18 @@ def write_splits(
     splits: Mapping[str, Iterable[Cut]],
     out: Path,
     progress: Progress | None = None,
-    *,
-    transcripts: bool = True,
+    write: WriteSplit | None = None,
 ) -> tuple[list[SplitReport], list[str]]:
-    """`write_split` for several; one without a usable utterance is a note, and the others go on.
+    """Write several splits; one without a usable utterance is a note, and the others go on.
+
+    Args:
+        splits: cuts by the name of their split.
+        out: folder, made if need be.
+        progress: called with the number of utterances done so far.
+        write: writes one split; `write_split` if not given.
+
+    Returns:
+        A report for every split that has a usable utterance, and a note for every other.
 
     Raises:
         BadInput: another process writes there.
@@ -160,7 +175,7 @@ def write_splits(
             for split, cuts in splits.items():
                 before = done
                 try:
-                    reports.append(write_split(cuts, out, split, shown, transcripts=transcripts))
+                    reports.append((write or write_split)(cuts, out, split, shown))
                 except NothingUsable as error:
                     notes.append(str(error))
     except OSError as error:
@@ -213,15 +228,16 @@ def write_split(
                 part.unlink(missing_ok=True)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
-    if not report.utterances:
-        why = f": {reasons(report)}; see {listed}" if report.rejected else ""
-        raise NothingUsable(f"{split}: no utterance can be used{why}")
-    return report
+    return require_usable(report, listed)
 
 
-def reasons(report: SplitReport) -> str:
-    """Rejections in words, the commonest reason first."""
-    return ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
+def require_usable(report: SplitReport, listed: Path) -> SplitReport:
+    """Return the report; raises `NothingUsable` if it counts none, with the reasons in words."""
+    if report.utterances:
+        return report
+    kinds = ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
+    why = f": {kinds}; see {listed}" if kinds else ""
+    raise NothingUsable(f"{report.split}: no utterance can be used{why}")
 
 
 def publish(part: Path, path: Path, wanted: bool) -> None:
@@ -263,11 +279,10 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     Raises:
         Unusable: no transcript, no audio, or times that the audio does not have.
     """
-    if transcripts and not normalize_text(text_of(cut)):
-        original = [
-            str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
-        ]
-        raise Unusable(": ".join(["empty transcript", *original]))
+    if reason := (getattr(cut, "custom", None) or {}).get(REJECT):
+        raise Unusable(reason)
+    if transcripts:
+        _require_words(cut)
     if cut.duration < 0 or cut.start < 0:
         raise Unusable(f"impossible times: from {cut.start:g} s to {cut.end:g} s")
     if not cut.has_recording and isinstance(cut, MonoCut | MultiCut):
@@ -281,19 +296,28 @@ def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
             )
     path = _single_file(cut)
     if path is None:
-        return cut  # archives and mixtures: their own formats vouch for them
+        # archives and mixtures: their own formats vouch for them
+        if isinstance(cut, MonoCut | MultiCut) and cut.has_recording:
+            require_inside(cut.start, cut.duration, cut.recording.duration)
+        return cut
     header = _header(path)
     length = header.samples / header.sample_rate
     duration = cut.duration or length - cut.start  # 0 is a duration nobody knew
-    if cut.start >= length:
-        raise Unusable(f"starts after its audio: at {cut.start:g} s of {length:g} s")
-    if cut.start + duration > length + SLACK_S:
-        end = cut.start + duration
-        raise Unusable(f"audio shorter than utterance: ends at {end:g} s, file at {length:g} s")
+    require_inside(cut.start, duration, length)
     duration = min(duration, length - cut.start)
     if duration < SHORTEST_S:
         raise Unusable(f"shorter than {SHORTEST_S:g} s")
     return _with_header(cut, path, header, duration)
+
+
+def _require_words(cut: Cut) -> None:
+    if not has_text(cut):
+        raise Unusable("no transcript")
+    if not normalize_text(text_of(cut)):
+        original = [
+            str(s.custom["transcript"]) for s in cut.supervisions if s.has_custom("transcript")
+        ]
+        raise Unusable(": ".join(["empty transcript", *original]))
 
 
 def _single_file(cut: Cut) -> Path | None:
@@ -323,7 +347,7 @@ def _header(path: Path) -> AudioInfo:
 
 
 def _compressed_sphere(path: Path) -> AudioInfo:
-    """What libsndfile does not read and sph2pipe does."""
+    """Header of a SPHERE file that libsndfile does not read and sph2pipe does."""
     try:
         info = Sph2pipeSubprocessBackend().info(path)
     except Exception as error:  # of the program, of lhotse, or of what reads its output

@@ -28,7 +28,7 @@ Wave = NDArray[np.float32]
 
 
 class Augmenter:
-    """What is done to waveforms in training.
+    """Waveform augmentation in training.
 
     Args:
         augment: what to draw from.

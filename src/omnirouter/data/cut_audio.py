@@ -14,13 +14,31 @@ from numpy.typing import NDArray
 from omnirouter.audio.downmix import decide, downmix
 from omnirouter.audio.reader import AudioError, load_audio, resample
 
+SLACK_S = 0.1  # by which an utterance may outlast its audio; it is cut back then
 WEIGHTS = "channel_weights"  # field of a cut: of its channels, as decided over the whole file
 SPHERE = (".sph", ".wv1", ".wv2")  # of the LDC; libsndfile reads those that are not compressed
+
+
+class Unusable(Exception):
+    """An utterance is to be rejected; the text reads `kind` or `kind: details`."""
 
 
 def text_of(cut: Cut) -> str:
     """The words of all supervisions, in the order of time."""
     return " ".join(s.text for s in sorted(cut.supervisions, key=lambda s: s.start) if s.text)
+
+
+def has_text(cut: Cut) -> bool:
+    """True for a cut with a transcript; it may be empty, for silence."""
+    return any(s.text is not None for s in cut.supervisions)
+
+
+def require_inside(start: float, duration: float, length: float) -> None:
+    """Raise `Unusable` for an utterance that begins behind its audio or outlasts it; in seconds."""
+    if start >= length:
+        raise Unusable(f"starts after its audio: at {start:g} s of {length:g} s")
+    if (end := start + duration) > length + SLACK_S:
+        raise Unusable(f"audio shorter than utterance: ends at {end:g} s, file at {length:g} s")
 
 
 def read_cut(cut: Cut, sample_rate: int) -> NDArray[np.float32]:

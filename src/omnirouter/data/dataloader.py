@@ -1,9 +1,9 @@
 """Cuts to batches, in an order that an interrupted run can take up again exactly.
 
 lhotse's dynamic bucketing picks the cuts of a batch from their durations alone, here, in one place
-and ahead of need; `batch.py` makes the batch, in a thread or in processes. Batch `index` of `epoch`
-is the same however it is reached. Of an epoch of millions of cuts only the part at hand is sampled
-again for that; of the cuts before it only the ids are read.
+and ahead of need; `dataset.py` makes the batch, in a thread or in processes. Batch `index` of
+`epoch` is the same however it is reached. Of an epoch of millions of cuts only the part at hand is
+sampled again for that; of the cuts before it only the ids are read.
 """
 
 from __future__ import annotations
@@ -35,20 +35,13 @@ from lhotse.dataset.sampling.dynamic_bucketing import (
 )
 from torch.utils.data import DataLoader
 
-from omnirouter.config import AugmentConfig, BadInput, FeatureConfig, OmnirouterError
-from omnirouter.data.dataset import (
-    AsrDataset,
-    Batch,
-    LoaderConfig,
-    Rejected,
-    RejectLog,
-    SampledBatch,
-)
+from omnirouter.config import AugmentConfig, BadInput, DataConfig, FeatureConfig, OmnirouterError
+from omnirouter.data.dataset import AsrDataset, Batch, Rejected, RejectLog, SampledBatch
 from omnirouter.data.manifests import UniqueIds
 from omnirouter.data.prefetch import prefetch, without_collections
 from omnirouter.text import Tokenizer
 
-__all__ = ["AsrDataLoader", "Batch", "LoaderConfig", "RankSharding", "RejectLog", "Rejected"]
+__all__ = ["AsrDataLoader", "Batch", "RankSharding", "RejectLog", "Rejected"]
 
 # Cuts that are sampled together: what a resume has to sample again at most. Batches are numbered
 # from `part * PART_CUTS` on in each part of an epoch, so that a number says which part it is in.
@@ -91,6 +84,14 @@ class RankSharding(NamedTuple):
                     yield replace(turn[-1], cuts=[])
 
 
+class DataSize(NamedTuple):
+    """Utterances and seconds of audio; not `whole` if there are more."""
+
+    utterances: int
+    seconds: float
+    whole: bool
+
+
 class AsrDataLoader:
     """Iterates over batches of a `CutSet`.
 
@@ -101,8 +102,12 @@ class AsrDataLoader:
         features: sample rate and frame arithmetic.
         tokenizer: makes training targets of the transcripts; without one `Batch.tokens` is empty
             and any transcript will do.
-        data: how batches are made.
+        data: `device_seconds` of audio in a batch (a longer utterance is a batch of its own),
+            buckets, limits, processes and cache.
+        shuffle: another order each epoch.
+        seed: of order and augmentation.
         augment: what is done to waveforms, for training.
+        references: reject what has no transcript, also without a tokenizer.
     """
 
     def __init__(
@@ -111,12 +116,15 @@ class AsrDataLoader:
         *,
         features: FeatureConfig,
         tokenizer: Tokenizer | None,
-        data: LoaderConfig,
+        data: DataConfig,
+        shuffle: bool = False,
+        seed: int = 0,
         augment: AugmentConfig | None = None,
+        references: bool = False,
     ) -> None:
         self.cuts = cuts
-        self.data = data
-        self._maker = AsrDataset(features, tokenizer, data, augment)
+        self.data, self.shuffle, self.seed = data, shuffle, seed
+        self._maker = AsrDataset(features, tokenizer, data, augment, seed, references)
 
     def iterate(
         self,
@@ -136,7 +144,7 @@ class AsrDataLoader:
                 rejected.
         """
         stop = threading.Event()
-        items = self._sample(self._bins, epoch, index, endless, stop)
+        items = self._sample(self._overview[1], epoch, index, endless, stop)
         if deal is not None:
             items = deal(items)
         if self.data.workers:
@@ -146,8 +154,8 @@ class AsrDataLoader:
         return _guard(batches) if endless and deal is None else batches
 
     def cut_batches(self, epoch: int) -> Iterator[list[Cut]]:
-        """What the batches of an epoch are made of; no audio is read."""
-        for item in self._sample(self._bins, epoch, 0, False):
+        """Cuts of each batch of an epoch; no audio is read."""
+        for item in self._sample(self._overview[1], epoch, 0, False):
             yield item.cuts
 
     def _sample(
@@ -158,7 +166,7 @@ class AsrDataLoader:
         endless: bool,
         stop: threading.Event | None = None,
     ) -> Iterator[SampledBatch]:
-        """What batches are made of, from `index` of `epoch` on; `stop` ends a long way to there."""
+        """Sample batches from `index` of `epoch` on; `stop` ends a long way to there."""
         for number in count(epoch) if endless else (epoch,):
             first = index if number == epoch else 0
             part = first // PART_CUTS
@@ -187,11 +195,11 @@ class AsrDataLoader:
         """The sampler of a part of an epoch."""
         sampler = DynamicBucketingSampler(
             cuts,
-            constraint=_PackedSeconds(max_duration=self.data.max_seconds),
+            constraint=_PackedSeconds(max_duration=self.data.device_seconds),
             duration_bins=bins,
             buffer_size=BUFFER_CUTS,
-            shuffle=self.data.shuffle,
-            seed=self.data.seed + part * PART_SEED,
+            shuffle=self.shuffle,
+            seed=self.seed + part * PART_SEED,
             sync_buckets=True,  # without it lhotse 1.33 ends an epoch at the first empty bucket
             world_size=1,
             rank=0,
@@ -199,18 +207,28 @@ class AsrDataLoader:
         sampler.set_epoch(epoch)
         return sampler
 
+    @property
+    def size(self) -> DataSize:
+        """Utterances and seconds, of the first `BUFFER_CUTS` at most; no audio is read.
+
+        Raises:
+            BadInput: there is no utterance.
+        """
+        return self._overview[0]
+
     @cached_property
-    def _bins(self) -> list[float]:
-        """Inner boundaries of the duration buckets, in seconds."""
+    def _overview(self) -> tuple[DataSize, list[float]]:
+        """Size of the data, and inner boundaries of the duration buckets, in seconds."""
         cuts = list(islice(self.cuts, BUFFER_CUTS))
         if not cuts:
             raise BadInput("no utterance to load: the manifests are empty")
         seconds = sum(cut.duration for cut in cuts)
-        full = int(seconds / (BATCHES_PER_BUCKET * self.data.max_seconds))
+        size = DataSize(len(cuts), seconds, whole=len(cuts) < BUFFER_CUTS)
+        full = int(seconds / (BATCHES_PER_BUCKET * self.data.device_seconds))
         buckets = min(self.data.buckets, full, len(cuts))
         if buckets < 2:
-            return [math.inf]  # lhotse wants a boundary; everything is below this one
-        return [float(b) for b in estimate_duration_buckets(cuts, num_buckets=buckets)]
+            return size, [math.inf]  # lhotse wants a boundary; everything is below this one
+        return size, [float(b) for b in estimate_duration_buckets(cuts, num_buckets=buckets)]
 
 
 def _passing(cuts: CutSet, count: int) -> Iterator[Cut | None]:
@@ -298,7 +316,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _shares_memory() -> bool:
-    """Whether batches fit into shared memory, of which containers often have next to nothing."""
+    """True if batches fit into shared memory, of which containers often have next to nothing."""
     place = Path("/dev/shm")
     return place.is_dir() and shutil.disk_usage(place).free > LEAST_SHARED
 

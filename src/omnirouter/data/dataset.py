@@ -1,14 +1,12 @@
-"""What a batch is, and how it is made from cuts: read, check, tokenize, augment.
+"""Batches and how they are made from cuts: read, check, tokenize, augment.
 
 An utterance that cannot be used becomes a `Rejected` with its reason: nothing is fatal, nothing is
-left out in silence. What is random about an utterance hangs on (seed, epoch, cut id) alone.
+dropped in silence. What is random about an utterance hangs on (seed, epoch, cut id) alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -21,53 +19,26 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from omnirouter.audio.features import num_frames
-from omnirouter.audio.reader import AudioError
-from omnirouter.config import GROUP_FIELDS, AugmentConfig, BadInput, FeatureConfig
+from omnirouter.audio.reader import AudioError, sound_length
+from omnirouter.config import GROUP_FIELDS, AugmentConfig, DataConfig, FeatureConfig
 from omnirouter.data.augment import Augmenter
-from omnirouter.data.cut_audio import plain_file, read_cut, text_of
-from omnirouter.text import Tokenizer, normalize_text
+from omnirouter.data.cut_audio import (
+    Unusable,
+    has_text,
+    plain_file,
+    read_cut,
+    require_inside,
+    text_of,
+)
+from omnirouter.files import json_line, write_text
+from omnirouter.text import Tokenizer
 
 _INT16_SCALE = np.float32(2**15)
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How batches are made.
-
-    Attributes:
-        max_seconds: audio in one batch; a longer utterance is a batch of its own.
-        shuffle: another order each epoch.
-        seed: of order and augmentation.
-        buckets: duration buckets at most (a small set gets fewer, so that few batches are partial).
-        min_s: shorter utterances are rejected.
-        max_s: longer utterances are rejected.
-        workers: loader processes; 0 loads in a thread of this process.
-        cache_gb: decoded audio kept in memory as 16-bit samples, in GB per process; 0 for none.
-    """
-
-    max_seconds: float
-    shuffle: bool = False
-    seed: int = 0
-    buckets: int = 20
-    min_s: float = 0.0
-    max_s: float = math.inf
-    workers: int = 0
-    cache_gb: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.max_seconds > 0:
-            raise BadInput(
-                f"max_seconds: audio per batch must be above 0 s, not {self.max_seconds}"
-            )
-        if self.buckets < 1:
-            raise BadInput(f"buckets: at least 1, not {self.buckets}")
-        if self.workers < 0:
-            raise BadInput(f"workers: 0 or more, not {self.workers}")
-
-
 @dataclass(frozen=True)
 class Rejected:
-    """An utterance that was left out; the reason reads `kind: details`."""
+    """An utterance that was rejected; the reason reads `kind: details`."""
 
     id: str
     reason: str
@@ -93,7 +64,7 @@ class Batch:
         index: number of the batch in its epoch.
         after: (epoch, index) from which the data goes on, once all processes have consumed theirs.
         seconds: audio in the batch.
-        rejected: the utterances left out of it.
+        rejected: utterances that are not in it.
     """
 
     waveforms: list[NDArray[np.float32]]
@@ -138,8 +109,8 @@ class RejectLog:
 
     def write(self, path: str | Path) -> None:
         """Write one JSON object with `id` and `reason` per line."""
-        rows = (json.dumps({"id": r.id, "reason": r.reason}) for r in self.rejected.values())
-        Path(path).write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        rows = ({"id": r.id, "reason": r.reason} for r in self.rejected.values())
+        write_text(path, "".join(map(json_line, rows)))
 
     def summary(self) -> str:
         """One line for people."""
@@ -169,13 +140,9 @@ def _groups(cut: Cut) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value is not None}
 
 
-class _Unusable(Exception):
-    """An utterance is to be rejected for this reason."""
-
-
 @dataclass(frozen=True)
 class SampledBatch:
-    """What the sampler gives, and one batch is made from; see `Batch`."""
+    """Cuts of one batch, as the sampler gives them; see `Batch`."""
 
     epoch: int
     index: int
@@ -189,8 +156,10 @@ class AsrDataset(Dataset[Batch]):
     Args:
         features: sample rate and frame arithmetic.
         tokenizer: for training targets; without one any transcript will do.
-        data: limits, seed and cache.
+        data: limits and cache.
         augment: what is done to waveforms, or None.
+        seed: of the augmentation.
+        references: reject what has no transcript, also without a tokenizer.
 
     Raises:
         BadInput: noise or impulse responses to augment with are not there.
@@ -200,10 +169,13 @@ class AsrDataset(Dataset[Batch]):
         self,
         features: FeatureConfig,
         tokenizer: Tokenizer | None,
-        data: LoaderConfig,
+        data: DataConfig,
         augment: AugmentConfig | None,
+        seed: int = 0,
+        references: bool = False,
     ) -> None:
-        self.features, self.tokenizer, self.data = features, tokenizer, data
+        self.references = references or tokenizer is not None
+        self.features, self.tokenizer, self.data, self.seed = features, tokenizer, data, seed
         self.augment = None if augment is None else Augmenter(augment, features)
         self.cache: dict[Hashable, NDArray[np.int16]] = {}
         self.cache_free = data.cache_gb * 1e9
@@ -213,33 +185,42 @@ class AsrDataset(Dataset[Batch]):
         for cut in item.cuts:
             try:
                 self._add(cut, batch)
-            except (_Unusable, AudioError) as error:
+            except (Unusable, AudioError) as error:
                 kind = "unreadable audio: " if isinstance(error, AudioError) else ""
                 batch.rejected.append(Rejected(cut.id, f"{kind}{error}"))
         batch.seconds = sum(map(len, batch.waveforms)) / self.features.sample_rate
         return batch
 
     def _add(self, cut: Cut, batch: Batch) -> None:
+        if self.references and not has_text(cut):
+            raise Unusable("no transcript")
         text = text_of(cut)
         if cut.duration:  # spares decoding what is far too long; 0 is a duration nobody knows
             self._check_duration(cut.duration)
         tokens: list[int] = []
         if self.tokenizer is not None:
-            tokens = self.tokenizer.encode(normalize_text(text))
+            tokens = self.tokenizer.encode(self.tokenizer.normalize(text))
             if not tokens:
-                raise _Unusable("empty transcript")
-        waveform = self._read(cut)
+                raise Unusable("empty transcript")
+        try:
+            waveform = self._read(cut)
+        except AudioError:
+            plain = plain_file(cut)
+            if plain is not None and cut.start and (length := sound_length(plain[0])):
+                require_inside(cut.start, 0.0, length)
+            raise
+        require_inside(0.0, cut.duration, len(waveform) / self.features.sample_rate)
         self._check_duration(len(waveform) / self.features.sample_rate)
         frames = num_frames(len(waveform), self.features)
         needed = max(1, ctc_frames(tokens))
         if frames < needed:
-            raise _Unusable(f"too few frames: {frames}, {len(tokens)} tokens need {needed}")
-        seed = utterance_seed(self.data.seed, batch.epoch, cut.id)
+            raise Unusable(f"too few frames: {frames}, {len(tokens)} tokens need {needed}")
+        seed = utterance_seed(self.seed, batch.epoch, cut.id)
         if self.augment is not None:
             try:
                 waveform = self.augment(waveform, seed, least_frames=needed)
             except AudioError as error:  # of what is added, not of the utterance
-                raise _Unusable(f"unreadable noise or impulse response: {error}") from error
+                raise Unusable(f"unreadable noise or impulse response: {error}") from error
         batch.waveforms.append(waveform)
         batch.tokens.append(tokens)
         batch.texts.append(text)
@@ -249,9 +230,9 @@ class AsrDataset(Dataset[Batch]):
 
     def _check_duration(self, seconds: float) -> None:
         if seconds < self.data.min_s:
-            raise _Unusable(f"shorter than min_s: {seconds:.3f} s, min_s is {self.data.min_s:g}")
+            raise Unusable(f"shorter than min_s: {seconds:.3f} s, min_s is {self.data.min_s:g}")
         if seconds > self.data.max_s:
-            raise _Unusable(f"longer than max_s: {seconds:.1f} s, max_s is {self.data.max_s:g}")
+            raise Unusable(f"longer than max_s: {seconds:.1f} s, max_s is {self.data.max_s:g}")
 
     def _read(self, cut: Cut) -> NDArray[np.float32]:
         rate = self.features.sample_rate

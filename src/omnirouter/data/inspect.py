@@ -1,4 +1,4 @@
-"""What is in a manifest, and what is wrong with it: one pass over cuts and their audio.
+"""Statistics of a manifest and utterances to look at: one pass over cuts and their audio.
 
 Figures for people who are about to train on the data: hours, speakers, durations, speech rate,
 characters; and utterances to look at: unreadable, silent, clipped, doubled, overlapping, in another
@@ -71,7 +71,7 @@ class Issue:
 
 
 class AudioStats(NamedTuple):
-    """What was measured on an utterance's audio."""
+    """Measurements on an utterance's audio."""
 
     error: str
     seconds: float = 0.0

@@ -1,7 +1,7 @@
 """One manifest file: JSONL utterances or lhotse cuts, a line each.
 
 It is checked when it is opened and read line by line whenever it is iterated, so that its size does
-not matter. What users may give instead of a file is in `prepare.py`.
+not matter. Patterns, several manifests and Shar folders are read by `manifests.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NOMINAL_RATE = 16_000
 
 def utterance(
     audio: Path,
-    text: str,
+    text: str | None,
     *,
     id: str,
     start: float = 0.0,
@@ -42,7 +42,7 @@ def utterance(
 
     Args:
         audio: file.
-        text: what is said.
+        text: what is said; None where nobody wrote it down, empty for silence.
         id: of the cut, its recording and its supervision.
         start: in seconds.
         duration: in seconds; 0 where nobody knows it.
@@ -89,7 +89,7 @@ class LazyCut(NamedTuple):
 
 @contextmanager
 def lhotse_cut_at(path: Path, number: int) -> Iterator[None]:
-    """Say of a line that is read as lhotse's cut that it is none, if reading it fails."""
+    """Turn lhotse's parse errors into a BadInput that names the line."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, AssertionError) as error:
@@ -150,7 +150,7 @@ class Manifest:
         speaker = row.get("speaker")
         return utterance(
             audio,
-            row["text"] or "",
+            row["text"],
             id=id,
             start=start,
             duration=duration,
@@ -165,7 +165,7 @@ class Manifest:
 
 
 def _id(row: dict[str, Any]) -> str:
-    """Of a JSONL utterance: its own, or one made of the audio's path and the offset."""
+    """Id of a JSONL utterance: its own, or one made of the audio's path and the offset."""
     if row.get("id") is not None:
         return str(row["id"])
     start = float(row.get("offset") or 0.0)
@@ -182,7 +182,7 @@ def _texts(row: dict[str, Any]) -> Iterator[str]:
 
 
 def _problem(row: dict[str, Any]) -> str | None:
-    """What is wrong with a line of a manifest, or None."""
+    """Complaint about a line of a manifest, or None."""
     if "audio_filepath" not in row:
         if row.get("type") in _CUT_TYPES:
             return None

@@ -100,7 +100,7 @@ def in_parallel(
 def _one_by_one(
     make: Callable[[Item], Result], items: Iterable[Item], lost: Result
 ) -> Iterator[Result]:
-    """As `in_parallel` in one other process; in another one behind an item that it dies of."""
+    """Run items in one other process, and in another one behind an item that it dies of."""
     executor = _processes(1)
     try:
         for item in items:

@@ -1,4 +1,4 @@
-"""Doing what will be needed before it is needed, in a thread."""
+"""Prefetch an iterator in a background thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def prefetch(
     stop: threading.Event,
     until: threading.Event | None = None,
 ) -> Generator[T, None, None]:
-    """What `source` gives, asked for by a thread that is up to `depth` items ahead.
+    """Prefetch an iterator in a background thread, up to `depth` items ahead.
 
     The thread begins when the first item is asked for. It ends with the source, or when this
     iterator is closed. An error of the source is raised where its item would have come.

@@ -23,7 +23,7 @@ EMPTY = "nodata"  # the kind of member that stands for a cut without audio
 
 
 def is_shar(path: Path) -> bool:
-    """Whether a folder is one of shards: `cuts.000000.jsonl.gz`, `recording.000000.tar`, ..."""
+    """True for a folder of shards: `cuts.000000.jsonl.gz`, `recording.000000.tar`, ..."""
     patterns = ("recording*.tar*", "cuts.[0-9]*.jsonl*")
     return path.is_dir() and any(any(path.glob(pattern)) for pattern in patterns)
 
@@ -84,7 +84,7 @@ def _with_audio(entry: LazyCut, place: int, located: Iterator[tuple[int, Member 
 
 
 def _located(cuts: Manifest, archive: Path) -> Iterator[Member | None]:
-    """Where the audio of each cut stands in the archive; None for one that has none."""
+    """Place of each cut's audio in the archive; None for one that has none."""
     for id, found in zip_longest(cuts.ids(), _members(archive)):
         if id is None or found is None:
             raise BadInput(f"{archive}: holds more or fewer recordings than {cuts.path.name} cuts")

@@ -15,11 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, TextConfig
 from omnirouter.files import Progress, write_atomically, write_text
-from omnirouter.text import UNKNOWN, Tokenizer, normalize_text, train_tokenizer
+from omnirouter.text import PUNCTUATION, UNKNOWN, Tokenizer, normalize_text, train_tokenizer
 
 EXAMPLES = 3  # kept of each character, and of what does not come back
 EXCERPT = 60  # characters of an example
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    """How word pieces are made.
+    """Settings of a vocabulary.
 
     Attributes:
         vocab_size: ids, blank and unknown included.
@@ -37,6 +37,8 @@ class VocabularyConfig:
             every character that occurs.
         alphabet: the characters words may have; chosen by --coverage if not given.
         seed: of the draw.
+        casing: `lower`, or `keep` for letters as they are.
+        punctuation: `strip`, or `keep` for the marks `.,?!;:"`, and hyphens inside words.
     """
 
     vocab_size: int = 8192  # Sec. V-B
@@ -44,6 +46,13 @@ class VocabularyConfig:
     coverage: float = 0.9999  # not in paper
     alphabet: str = ""
     seed: int = 0
+    casing: Literal["lower", "keep"] = "lower"
+    punctuation: Literal["strip", "keep"] = "strip"
+
+    @property
+    def text(self) -> TextConfig:
+        """Writing style of the text."""
+        return TextConfig(casing=self.casing, punctuation=self.punctuation)
 
     def __post_init__(self) -> None:
         if self.sentences < 1:
@@ -68,7 +77,7 @@ class UncoveredChar:
 
 @dataclass
 class VocabularyReport:
-    """What a tokenizer makes of the text.
+    """Coverage of the text by a tokenizer.
 
     Attributes:
         vocab_size: ids V.
@@ -158,25 +167,29 @@ def build_vocabulary(
         BadInput: there is no text, or not what `vocab_size` needs; see `train_tokenizer`.
     """
     counts = _Counts()
-    sample = reservoir(counts.watch(_cleaned(texts(), progress)), config.sentences, config.seed)
+    sample = reservoir(
+        counts.watch(_cleaned(texts(), config.text, progress)), config.sentences, config.seed
+    )
     if not counts.sentences:
         raise BadInput("tokenizer: there is no text to train on; check the manifests' text")
     # without spaces, behind which marks would be lost
-    letters = normalize_text("".join(config.alphabet.split()))
-    alphabet = set(letters.replace(" ", "")) | ({"'"} & set(config.alphabet))
+    letters = normalize_text("".join(config.alphabet.split()), config.text)
+    marks = {"'"} | (PUNCTUATION if config.punctuation == "keep" else set())
+    alphabet = set(letters.replace(" ", "")) | (marks & set(config.alphabet))
     alphabet = alphabet or counts.commonest(config.coverage)
     sentences = (" ".join(w for w in s.split() if alphabet.issuperset(w)) for s in sample)
     tokenizer = train_tokenizer(sentences, config.vocab_size, alphabet=alphabet)
     report = counts.report(tokenizer.vocab_size, len(sample), alphabet)
     done = counts.sentences
     shown = None if progress is None else lambda n: progress(done + n)
-    _try_out(tokenizer, _cleaned(texts(), shown), report)
+    _try_out(tokenizer, _cleaned(texts(), config.text, shown), report)
     return tokenizer, report
 
 
-def _cleaned(texts: Iterable[str], progress: Progress | None) -> Iterator[str]:
+def _cleaned(texts: Iterable[str], style: TextConfig, progress: Progress | None) -> Iterator[str]:
     """Training text of the sentences that have any."""
-    for number, text in enumerate(filter(None, map(normalize_text, texts)), start=1):
+    written = (normalize_text(text, style) for text in texts)
+    for number, text in enumerate(filter(None, written), start=1):
         yield text
         if progress is not None:
             progress(number)
@@ -184,7 +197,7 @@ def _cleaned(texts: Iterable[str], progress: Progress | None) -> Iterator[str]:
 
 @dataclass
 class _Counts:
-    """What the first pass finds; grows with the number of different characters only."""
+    """Counts of the first pass; memory grows with the number of different characters only."""
 
     sentences: int = 0
     words: int = 0
@@ -217,7 +230,7 @@ class _Counts:
         return alphabet
 
     def report(self, vocab_size: int, sampled: int, alphabet: set[str]) -> VocabularyReport:
-        """What the counts say of an alphabet."""
+        """Report on an alphabet from the counts."""
         total = self.characters.total()
         outside = [
             UncoveredChar(character, count, self.examples[character])

@@ -6,8 +6,11 @@ against them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from omnirouter.corpora.registry import CORPORA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +86,11 @@ _TWELVE = (
     EvalSet(label="CHiME-6", stems=("chime-6", "chime6-eval", "chime6-test")),
     EvalSet(label="Common Voice", stems=("common-voice", "commonvoice-test", "test-common-voice")),
     EvalSet(label="FLEURS", stems=("fleurs", "fleurs-test")),
-    EvalSet(label="CallHome", stems=("callhome", "callhome-test")),
-    EvalSet(label="Switchboard", stems=("switchboard", "swbd", "switchboard-test")),
+    EvalSet(label="CallHome", stems=("callhome", "callhome-test", "eval2000-callhome")),
+    EvalSet(
+        label="Switchboard",
+        stems=("switchboard", "swbd", "switchboard-test", "eval2000-switchboard"),
+    ),
     _CLEAN,
     _OTHER,
     EvalSet(label="WSJ nov92", stems=("wsj", "wsj-nov92", "nov92", "wsj-test-eval92")),
@@ -169,6 +175,9 @@ TABLES: dict[int, PublishedTable] = {
 }
 
 
+_OTHERS = re.compile(r"(test|dev)_(clean|other)")
+
+
 def same_name(name: str) -> str:
     """A manifest's name without case, punctuation and a leading `cuts`."""
     letters = "".join(letter for letter in name.lower() if letter.isalnum())
@@ -176,10 +185,19 @@ def same_name(name: str) -> str:
 
 
 def find_set(table: PublishedTable, name: str) -> EvalSet | None:
-    """The table's set that a manifest of this name holds; None if there is none."""
-    for known in table.sets:
-        if same_name(name) in {same_name(known.label), *map(same_name, known.stems)}:
-            return known
+    """The table's set that a manifest of this name holds; None if there is none.
+
+    A path such as `prepared/ami/cuts_test` names corpus and split. LibriSpeech writes `test-clean`;
+    `test_clean` alone is the demo's.
+    """
+    *folders, file = name.split("/")
+    forms = [file] if not folders else [f"{folders[-1]}-{file.removeprefix('cuts_')}", file]
+    if folders and folders[-1] in CORPORA:
+        forms.pop()
+    for form in forms:
+        for known in table.sets:
+            if same_name(form) in {same_name(known.label), *map(same_name, known.stems)}:
+                return None if _OTHERS.fullmatch(form.lower()) else known
     return None
 
 

@@ -6,6 +6,7 @@ model it holds in memory; `score` and `score_groups` read a manifest.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterable
@@ -30,6 +31,7 @@ from omnirouter.evaluate.score_utterances import (
 )
 from omnirouter.metrics.wer import error_rate
 from omnirouter.model.kernels import prepack
+from omnirouter.text import Apostrophes, whisper_normalize
 
 NO_WORDS = "{}: there is not one word to compare with; evaluating needs transcripts"
 
@@ -68,8 +70,10 @@ class SetResult:
         rtfx: seconds of audio per second of features, model and decoding together. Reading,
             decompressing and resampling the audio are not counted.
         utterances: scored.
-        rejected: utterances whose audio could not be used; they are **not** part of `wer`.
+        rejected: utterances without a transcript or with audio that cannot be used; they are
+            **not** part of `wer`.
         hypotheses: (id, reference, hypothesis) of every scored utterance.
+        apostrophes: as in `whisper_normalize`.
     """
 
     name: str
@@ -83,12 +87,25 @@ class SetResult:
     utterances: int
     rejected: list[Rejected]
     hypotheses: list[tuple[str, str, str]]
+    apostrophes: Apostrophes = "plain"
+
+    @property
+    def references(self) -> str:
+        """A digest of the ids and normalized references, by which results of others are told."""
+        digest = hashlib.blake2b(digest_size=12)
+        for id_, reference, _ in sorted(self.hypotheses):
+            row = f"{id_}\0{whisper_normalize(reference, self.apostrophes)}\n"
+            digest.update(row.encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain figures for JSON (no transcripts; NaN becomes None)."""
         figures = ("wer", "errors", "words", "ci_low", "ci_high", "hours", "rtfx", "utterances")
         values = {key: getattr(self, key) for key in figures}
         values["rejected"] = len(self.rejected)
+        values["references"] = self.references
+        if self.apostrophes != "plain":
+            values["apostrophes"] = self.apostrophes
         return {
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in values.items()
@@ -173,34 +190,35 @@ def score(
     *,
     name: str,
     batch_seconds: float = 120.0,
-    device: str | None = None,
     precision: Precision = "fp32",
     progress: Progress | None = None,
     decoder: Decoder | None = None,
+    apostrophes: Apostrophes = "plain",
 ) -> SetResult:
     """Word error rate of a checkpoint on one set of cuts.
 
-    Utterances whose audio cannot be used are listed in `rejected` and left out of the error rate.
-    An utterance without a transcript counts as one in which nothing was said.
+    Utterances without a transcript (`text` is null) and those whose audio cannot be used are listed
+    in `rejected` and are no part of the error rate. An empty transcript is silence.
 
     Args:
         checkpoint: what to score.
         cuts: with texts.
         name: of the result.
         batch_seconds: seconds of audio in one batch.
-        device: where to run; where the model is, if not given. The model is moved.
         precision: `bf16` runs the encoder under autocast.
         progress: as in `score_batches`.
         decoder: log-probabilities to a hypothesis; greedy if not given.
+        apostrophes: as in `whisper_normalize`.
 
     Raises:
         BadInput: not one utterance could be used, or none has a transcript.
     """
-    checkpoint = _ready(checkpoint, device, precision)
-    batches = evaluation_loader(checkpoint, cuts, batch_seconds)
+    checkpoint = _ready(checkpoint, precision)
+    batches = evaluation_loader(checkpoint, cuts, batch_seconds, references=True)
     result = _summarize(
         name,
         *_recognize_all(checkpoint, batches, progress, precision=precision, decoder=decoder),
+        apostrophes,
     )
     require_readable(name, result.utterances, result.rejected)
     if not result.words:
@@ -214,10 +232,10 @@ def score_groups(
     *,
     group_by: str,
     batch_seconds: float = 120.0,
-    device: str | None = None,
     precision: Precision = "fp32",
     progress: Progress | None = None,
     decoder: Decoder | None = None,
+    apostrophes: Apostrophes = "plain",
 ) -> dict[str, SetResult]:
     """Word error rate for each value of a field of the manifest, from one pass.
 
@@ -227,10 +245,10 @@ def score_groups(
         group_by: a field of the utterances, such as `corpus`, `condition` or `speaker`. Utterances
             without it are scored under `(none)`.
         batch_seconds: seconds of audio in one batch.
-        device: as in `score`.
         precision: `bf16` runs the encoder under autocast.
         progress: as in `score_batches`.
         decoder: as in `score`.
+        apostrophes: as in `whisper_normalize`.
 
     Returns:
         Results by name of the group, sorted. The `wer` of a group of which nothing could be read is
@@ -242,8 +260,8 @@ def score_groups(
     group_of = {cut.id: field_of(cut, group_by) for cut in cuts}
     if not any(group_of.values()):
         raise BadInput(f"group_by: no utterance of the manifest has the field '{group_by}'")
-    checkpoint = _ready(checkpoint, device, precision)
-    batches = evaluation_loader(checkpoint, cuts, batch_seconds)
+    checkpoint = _ready(checkpoint, precision)
+    batches = evaluation_loader(checkpoint, cuts, batch_seconds, references=True)
     recognized, rejected = _recognize_all(
         checkpoint, batches, progress, precision=precision, decoder=decoder
     )
@@ -254,6 +272,7 @@ def score_groups(
             group,
             [row for row in recognized if (group_of[row.id] or "(none)") == group],
             [row for row in rejected if (group_of.get(row.id) or "(none)") == group],
+            apostrophes,
         )
     if not any(result.words for result in results.values()):
         raise BadInput(NO_WORDS.format(group_by))
@@ -292,10 +311,19 @@ def _recognize_all(
     return recognized, rejected
 
 
-def _summarize(name: str, rows: list[Recognized], rejected: list[Rejected]) -> SetResult:
+def _summarize(
+    name: str,
+    rows: list[Recognized],
+    rejected: list[Rejected],
+    apostrophes: Apostrophes = "plain",
+) -> SetResult:
     audio_s = sum(row.audio_s for row in rows)
     if rows:
-        rate = error_rate([row.reference for row in rows], [row.hypothesis for row in rows])
+        rate = error_rate(
+            [row.reference for row in rows],
+            [row.hypothesis for row in rows],
+            apostrophes=apostrophes,
+        )
         wer, errors, words, low, high = (
             rate.rate,
             rate.errors,
@@ -317,13 +345,12 @@ def _summarize(name: str, rows: list[Recognized], rejected: list[Rejected]) -> S
         utterances=len(rows),
         rejected=rejected,
         hypotheses=[(row.id, row.reference, row.hypothesis) for row in rows],
+        apostrophes=apostrophes,
     )
 
 
-def _ready(checkpoint: Checkpoint, device: str | None, precision: Precision) -> Checkpoint:
-    """The checkpoint on its device; on a CPU with weights as products there want them."""
-    if device is not None:
-        checkpoint.model.to(device)
+def _ready(checkpoint: Checkpoint, precision: Precision) -> Checkpoint:
+    """The checkpoint; on a CPU with weights as products there want them."""
     if next(checkpoint.model.parameters()).device.type != "cpu":
         return checkpoint
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from omnirouter.audio.features import Waveform, extract_features
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import BadInput
-from omnirouter.data.dataloader import AsrDataLoader, Batch, LoaderConfig
+from omnirouter.config import BadInput, DataConfig
+from omnirouter.data.dataloader import AsrDataLoader, Batch
 from omnirouter.model import CTCEncoder, EncoderOutput
 
 Precision = Literal["fp32", "bf16"]
@@ -34,14 +35,21 @@ def evaluating(model: CTCEncoder) -> Iterator[None]:
 
 
 def evaluation_loader(
-    checkpoint: Checkpoint, cuts: CutSet, batch_seconds: float = 120.0
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    batch_seconds: float = 120.0,
+    *,
+    references: bool = False,
 ) -> Iterator[Batch]:
-    """Every utterance once, whatever its length or transcript, in batches of `batch_seconds`."""
+    """Every utterance once, whatever its length, in batches of `batch_seconds`.
+
+    With `references` an utterance without a transcript is rejected; an empty one is silence.
+    """
     if not batch_seconds > 0:
         raise BadInput(f"batch-seconds: more than 0, not {batch_seconds:g}")
-    data = LoaderConfig(max_seconds=batch_seconds)
+    data = DataConfig(device_seconds=batch_seconds, min_s=0.0, max_s=math.inf)
     return AsrDataLoader(
-        cuts, features=checkpoint.config.features, tokenizer=None, data=data
+        cuts, features=checkpoint.config.features, tokenizer=None, data=data, references=references
     ).iterate()
 
 

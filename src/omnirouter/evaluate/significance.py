@@ -7,9 +7,10 @@ so that what is hard for both cancels (Bisani and Ney 2004). Letters: U utteranc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from omnirouter.config import BadInput
 from omnirouter.evaluate.score import SetResult
 from omnirouter.metrics.wer import CONFIDENCE, edit_counts, rate_of_counts
+from omnirouter.text import Apostrophes, whisper_normalize
 
 RESAMPLES = 1000
 Floats = npt.NDArray[np.floating[Any]]
@@ -33,13 +35,16 @@ class SetRate:
         wer: a fraction; NaN if nothing was scored.
         ci_low: lower end of its 95% interval.
         ci_high: upper end.
-        utterances: errors and reference words by utterance's id; empty if the file has only rates.
+        utterances: errors, reference words and digest of the reference by utterance's id; empty if
+            the file has only rates.
+        references: digest of all references; empty if the file has none.
     """
 
     wer: float
     ci_low: float
     ci_high: float
-    utterances: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    utterances: Mapping[str, tuple[int, int, bytes]] = field(default_factory=dict)
+    references: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ def read_results(path: Path) -> dict[str, SetRate]:
     return found
 
 
-def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
+def _of_json(content: dict[str, dict[str, Any]]) -> dict[str, SetRate]:
     def number(value: float | None) -> float:
         if value is not None and not 0 <= value < math.inf:
             raise ValueError("no error rate")
@@ -99,7 +104,10 @@ def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
 
     return {
         name: SetRate(
-            wer=number(row["wer"]), ci_low=number(row["ci_low"]), ci_high=number(row["ci_high"])
+            wer=number(row["wer"]),
+            ci_low=number(row["ci_low"]),
+            ci_high=number(row["ci_high"]),
+            references=str(row.get("references", "")),
         )
         for name, row in content.items()
     }
@@ -107,20 +115,26 @@ def _of_json(content: dict[str, dict[str, float | None]]) -> dict[str, SetRate]:
 
 def _of_lines(text: str) -> dict[str, SetRate]:
     sets: dict[str, dict[str, tuple[str, str]]] = {}
+    strict = set[str]()
     for line in filter(str.strip, text.split("\n")):  # texts may hold other line separators
         row = json.loads(line)
         own = sets.setdefault(row["set"], {})
+        if row.get("apostrophes") == "strict":
+            strict.add(row["set"])
         if "rejected" not in row:
             own[row["id"]] = (row["reference"], row["hypothesis"])
-    return {name: _rate(texts) for name, texts in sets.items() if texts}
+    return {
+        name: _rate(texts, "strict" if name in strict else "plain")
+        for name, texts in sets.items()
+        if texts
+    }
 
 
-def _rate(texts: Mapping[str, tuple[str, str]]) -> SetRate:
+def _rate(texts: Mapping[str, tuple[str, str]], apostrophes: Apostrophes) -> SetRate:
     references = [reference for reference, _ in texts.values()]
     hypotheses = [hypothesis for _, hypothesis in texts.values()]
-    errors, words = edit_counts(references, hypotheses)
-    rate = rate_of_counts(errors, words)
-    counts = dict(zip(texts, zip(errors, words, strict=True), strict=True))
+    counts = _counts(texts, references, hypotheses, apostrophes)
+    rate = rate_of_counts([e for e, _, _ in counts.values()], [w for _, w, _ in counts.values()])
     return SetRate(wer=rate.rate, ci_low=rate.ci_low, ci_high=rate.ci_high, utterances=counts)
 
 
@@ -129,9 +143,21 @@ def rate_of(result: SetResult) -> SetRate:
     ids, references, hypotheses = (
         zip(*result.hypotheses, strict=True) if result.hypotheses else ((), (), ())
     )
-    errors, words = edit_counts(references, hypotheses)
-    counts = dict(zip(ids, zip(errors, words, strict=True), strict=True))
+    counts = _counts(ids, references, hypotheses, result.apostrophes)
     return SetRate(wer=result.wer, ci_low=result.ci_low, ci_high=result.ci_high, utterances=counts)
+
+
+def _counts(
+    ids: Iterable[str],
+    references: Sequence[str],
+    hypotheses: Sequence[str],
+    apostrophes: Apostrophes,
+) -> dict[str, tuple[int, int, bytes]]:
+    """Errors, words and digest of the normalized reference by id."""
+    errors, words = edit_counts(references, hypotheses, apostrophes=apostrophes)
+    texts = (whisper_normalize(t, apostrophes).encode("utf-8", "surrogatepass") for t in references)
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    return dict(zip(ids, zip(errors, words, digests, strict=True), strict=True))
 
 
 def compare(
@@ -167,6 +193,12 @@ def compare(
     if not any(baseline[key].wer for key in common):
         return None
     paired = {k: system[k].utterances and baseline[k].utterances for k in both}
+    for key in (k for k in both if not paired[k]):
+        if len({system[key].references, baseline[key].references} - {""}) > 1:
+            raise BadInput(
+                f"{key}: {name} and {baseline_name} were scored on different transcripts; score "
+                "both on the same manifest"
+            )
     counts = {k: _paired(k, system[k], baseline[k]) for k in both if paired[k]}
     rates = {
         k: _rates(counts[k].sum(axis=1))
@@ -207,11 +239,11 @@ def _paired(key: str, system: SetRate, baseline: SetRate) -> npt.NDArray[np.int6
     rows = [
         (system.utterances[i][0], baseline.utterances[i][0], system.utterances[i][1]) for i in ids
     ]
-    other = next((i for i in ids if system.utterances[i][1] != baseline.utterances[i][1]), None)
+    other = next((i for i in ids if system.utterances[i][2] != baseline.utterances[i][2]), None)
     if other is not None:
         raise BadInput(
-            f"{key}: {other} has {system.utterances[other][1]} words in one result and "
-            f"{baseline.utterances[other][1]} in another; score both on the same manifest"
+            f"{key}: {other} has another transcript in one result than in the other; score both on "
+            "the same manifest"
         )
     if not sum(words for *_, words in rows):
         raise BadInput(

@@ -1,13 +1,13 @@
-"""Numbers of routing decisions: expert usage, confidence, how far layers agree (Sec. VI).
+"""Statistics of routing decisions: expert usage, confidence, agreement of layers (Sec. VI).
 
-Small functions on arrays; `analyze.py` applies them to a model and test data, and `routing_stats`
-is what training logs. Letters: L layers, T frames, N experts.
+Small functions on arrays; `analysis` applies them to a model and test data, and training logs
+`routing_stats`. Letters: L layers, T frames, N experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def contingency(first_T: Ints, second_T: Ints, num_experts: int) -> Ints:
 def cramers_v(table: Ints) -> float:
     """Cramér's V of a contingency table (Fig. 5): 0 if independent, 1 if one decides the other.
 
-    Experts that no frame chose (empty rows and columns) are left out first, as scipy asks for. With
+    Experts that no frame chose (empty rows and columns) are dropped first, as scipy asks for. With
     fewer than two experts in use on either side one layer tells nothing of the other, and V is 0 by
     definition.
     """
@@ -79,18 +79,80 @@ def best_mapping(table: Ints) -> Ints:
     return linear_sum_assignment(table, maximize=True)[1]
 
 
+ALIGNMENT = (
+    "experts are renumbered in each layer so that as many frames as possible keep one number, "
+    "summed over all pairs of layers (assignment layer by layer against all others, from several "
+    "starts); the first layer keeps the router's own numbers"
+)
+
+
 def aligned_labels(experts_LT: Ints, num_experts: int) -> Ints:
-    """New names for every layer's experts, such that each layer agrees best with the one below.
+    """Number every layer's experts so that all pairs of layers agree as well as they can.
+
+    Agreement is the number of frames with the same number in two layers, summed over all pairs of
+    layers. Coordinate ascent (the Hungarian method for one layer against all others) starts from
+    the chain in which each layer follows the one below, and from every layer as the one that all
+    follow; the best result is kept, the plain chain where nothing is better. So a layer that tells
+    nothing of the others does not part those above it from those below.
 
     Returns:
-        int64 [L, N]: expert e of layer l gets the name `labels[l, e]`. Layer 0 keeps its names.
+        int64 [L, N]: expert e of layer l gets the number `labels[l, e]`. Layer 0 keeps its own.
     """
-    labels_LN = np.tile(np.arange(num_experts), (len(experts_LT), 1))
-    for layer in range(1, len(experts_LT)):
-        below_T = labels_LN[layer - 1][experts_LT[layer - 1]]
-        mapping = best_mapping(contingency(below_T, experts_LT[layer], num_experts))
-        labels_LN[layer, mapping] = np.arange(num_experts)
+    aligner = _Aligner(experts_LT, num_experts)
+    best_LN = chain_LN = aligner.follow()
+    most = aligner.agreement(chain_LN)
+    starts = [chain_LN, *(aligner.follow(first) for first in range(len(experts_LT)))]
+    for found_LN in map(aligner.ascend, starts):
+        if (reached := aligner.agreement(found_LN)) > most:
+            best_LN, most = found_LN, reached
+    labels_LN: Ints = np.argsort(best_LN[0])[best_LN]
     return labels_LN
+
+
+class _Aligner:
+    """Contingency tables of all pairs of layers, and the search for `aligned_labels`."""
+
+    def __init__(self, experts_LT: Ints, num_experts: int) -> None:
+        self.layers, self.num_experts = range(len(experts_LT)), num_experts
+        self.tables = {
+            (low, high): contingency(experts_LT[low], experts_LT[high], num_experts)
+            for low, high in combinations(self.layers, 2)
+        }
+        self.tables |= {(high, low): table.T for (low, high), table in self.tables.items()}
+
+    def votes(self, layer: int, labels_LN: Ints, others: Iterable[int]) -> Ints:
+        """Frames of each expert of a layer by the number they have in others, [N, N]."""
+        counts = np.zeros((self.num_experts, self.num_experts), dtype=np.int64)
+        for other in others:
+            counts[:, labels_LN[other]] += self.tables[layer, other]
+        return counts
+
+    def agreement(self, labels_LN: Ints) -> int:
+        """Frames with one number in two layers, summed over all pairs."""
+        rows = range(self.num_experts)
+        return sum(
+            int(self.votes(layer, labels_LN, range(layer))[rows, labels_LN[layer]].sum())
+            for layer in self.layers
+        )
+
+    def follow(self, first: int | None = None) -> Ints:
+        """Each layer matched to the layer `first`, or (None) to the one below it."""
+        labels_LN = np.tile(np.arange(self.num_experts), (len(self.layers), 1))
+        for layer in self.layers:
+            other = layer - 1 if first is None else first
+            if other >= 0 and layer != other:
+                labels_LN[layer] = best_mapping(self.votes(layer, labels_LN, [other]))
+        return labels_LN
+
+    def ascend(self, labels_LN: Ints) -> Ints:
+        """Match each layer to all others, until nothing is gained."""
+        labels_LN, last = labels_LN.copy(), -1
+        while (now := self.agreement(labels_LN)) > last:
+            last = now
+            for layer in self.layers:
+                others = (other for other in self.layers if other != layer)
+                labels_LN[layer] = best_mapping(self.votes(layer, labels_LN, others))
+        return labels_LN
 
 
 def align_layers(experts_LT: Ints, num_experts: int, labels_LN: Ints | None = None) -> Ints:

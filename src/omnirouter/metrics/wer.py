@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from omnirouter.text import whisper_normalize
+from omnirouter.config import TextConfig
+from omnirouter.text import PUNCTUATION, Apostrophes, normalize_text, whisper_normalize
 
 Unit = Literal["word", "character"]
 CONFIDENCE = 0.95
@@ -43,6 +44,7 @@ def error_rate(
     *,
     unit: Unit = "word",
     normalize: bool = True,
+    apostrophes: Apostrophes = "plain",
     resamples: int = 1000,
     seed: int = 0,
 ) -> ErrorRate:
@@ -53,6 +55,7 @@ def error_rate(
         hypotheses: what was recognized, in the same order.
         unit: count words, or characters with the spaces between words.
         normalize: apply `whisper_normalize` to both sides first.
+        apostrophes: as in `whisper_normalize`.
         resamples: bootstrap samples; 0 makes both ends of the interval the rate itself.
         seed: of the bootstrap.
 
@@ -62,8 +65,85 @@ def error_rate(
     Raises:
         ValueError: if the numbers of references and hypotheses differ.
     """
-    errors, lengths = edit_counts(references, hypotheses, unit, normalize)
+    errors, lengths = edit_counts(references, hypotheses, unit, normalize, apostrophes)
     return rate_of_counts(errors, lengths, resamples=resamples, seed=seed)
+
+
+@dataclass(frozen=True)
+class WrittenScore:
+    """How well casing and punctuation are written; fractions, NaN where there is nothing to count.
+
+    Attributes:
+        wer: word error rate on the texts as they are written, a word with another capital or mark
+            being another word.
+        casing_errors: share of the recognized words with other capitals than the reference.
+        precision: share of the marks behind recognized words that the reference has there.
+        recall: share of the reference's marks that are there.
+    """
+
+    wer: float
+    casing_errors: float
+    precision: float
+    recall: float
+
+
+def written_score(references: Sequence[str], hypotheses: Sequence[str]) -> WrittenScore:
+    """Casing and punctuation, apart from the words, which are aligned without either.
+
+    Marks are compared behind words that are recognized; those of lost and inserted words count as
+    missing and as too many. Typographic signs are evened out on both sides.
+
+    Args:
+        references: what was said, as people write it.
+        hypotheses: what was recognized, in the same order.
+    """
+    import jiwer
+
+    style = TextConfig(casing="keep", punctuation="keep")
+    written = [[normalize_text(t, style) for t in texts] for texts in (references, hypotheses)]
+    split = [[_written_words(text) for text in texts] for texts in written]
+    said, heard = ([" ".join(word.key for word in words) for words in texts] for texts in split)
+    same = cased = correct = 0
+    alignments = jiwer.process_words(said, heard).alignments if references else []
+    for reference, hypothesis, chunks in zip(*split, alignments, strict=True):
+        for chunk in chunks:
+            if chunk.type != "equal":
+                continue
+            pairs = zip(
+                reference[chunk.ref_start_idx : chunk.ref_end_idx],
+                hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx],
+                strict=True,
+            )
+            for one, other in pairs:
+                same += 1
+                cased += one.letters != other.letters
+                correct += bool(one.marks) and one.marks == other.marks
+    marks = [sum(bool(word.marks) for text in texts for word in text) for texts in split]
+
+    def share(part: int, whole: int) -> float:
+        return part / whole if whole else float("nan")
+
+    return WrittenScore(
+        wer=error_rate(*written, normalize=False, resamples=0).rate,
+        casing_errors=share(cased, same),
+        precision=share(correct, marks[1]),
+        recall=share(correct, marks[0]),
+    )
+
+
+class _WrittenWord(NamedTuple):
+    key: str  # by which words are aligned
+    letters: str
+    marks: str
+
+
+def _written_words(text: str) -> list[_WrittenWord]:
+    words = []
+    for word in text.split():
+        letters = word.strip("".join(PUNCTUATION))
+        marks = word[word.index(letters) + len(letters) :].replace('"', "")
+        words.append(_WrittenWord(normalize_text(word).replace(" ", ""), letters, marks))
+    return words
 
 
 def rate_of_counts(
@@ -88,6 +168,7 @@ def edit_counts(
     hypotheses: Sequence[str],
     unit: Unit = "word",
     normalize: bool = True,
+    apostrophes: Apostrophes = "plain",
 ) -> tuple[list[int], list[int]]:
     """Errors and reference length of each utterance, in words or characters (see `error_rate`)."""
     import jiwer
@@ -97,7 +178,11 @@ def edit_counts(
     if not references:
         return [], []
     process = jiwer.process_words if unit == "word" else jiwer.process_characters
-    result = process(_prepared(references, normalize), _prepared(hypotheses, normalize))
+
+    def prepared(texts: Sequence[str]) -> list[str]:
+        return [whisper_normalize(t, apostrophes).strip() for t in texts] if normalize else [*texts]
+
+    result = process(prepared(references), prepared(hypotheses))
     errors = [
         sum(
             max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
@@ -107,10 +192,6 @@ def edit_counts(
         for utterance in result.alignments
     ]
     return errors, [len(reference) for reference in result.references]
-
-
-def _prepared(texts: Sequence[str], normalize: bool) -> list[str]:
-    return [whisper_normalize(text).strip() if normalize else text for text in texts]
 
 
 def _interval(

@@ -19,7 +19,7 @@ from omnirouter.config import ModelConfig
 from omnirouter.model.attention_mask import alibi_slopes
 from omnirouter.model.embedding import Embedding, SharedEmbedding
 from omnirouter.model.kv_cache import EncoderCache
-from omnirouter.model.layers import ConvSubsampling, Dropout, EncoderBlock, RotaryCache
+from omnirouter.model.layers import ConvSubsampling, Dropout, EncoderBlock, Experts, RotaryCache
 from omnirouter.model.packing import AttentionBackend, PackedBatch
 from omnirouter.model.router_variants import build_routers
 from omnirouter.model.routing import Routing, RoutingContext
@@ -31,7 +31,7 @@ class EncoderOutput(NamedTuple):
     Attributes:
         log_probs: [T, V] float32, packed as the input.
         lengths: frames of each utterance, [B] int64 on the CPU.
-        routings: one per layer that was run; empty for a dense model.
+        routings: one per layer with experts that was run; empty for a dense model.
         embedding: of SpeechMoE's embedding network; None of models without one.
     """
 
@@ -53,7 +53,13 @@ class CTCEncoder(nn.Module):
             else nn.Linear(config.features.width, config.dim)
         )
         self.routers = build_routers(config)
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.num_layers))
+        # one set for all layers, which keep routers of their own (MoEUT, Csordas et al. 2024)
+        share = bool(config.expert_layers) and config.router.share_experts
+        self.experts = Experts(config) if share else None
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config, routed=layer in config.expert_layers)
+            for layer in range(config.num_layers)
+        )
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size)
         self.dropout = Dropout(config.dropout)
@@ -129,7 +135,8 @@ class CTCEncoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             if layer in skip:
                 continue
-            router = self.routers[self.config.router_map[layer]] if self.routers else None
+            routed = layer in self.config.expert_layers
+            router = self.routers[self.config.router_map[layer]] if routed else None
             context = RoutingContext(
                 layer=layer,
                 lengths_B=lengths_B,
@@ -137,7 +144,7 @@ class CTCEncoder(nn.Module):
                 frames_TS=frames_TS,
                 embedding_TE=None if embedding is None else embedding.values_TE,
             )
-            x_TD, routing = block(x_TD, around[layer], rotation, router, context)
+            x_TD, routing = block(x_TD, around[layer], rotation, router, context, self.experts)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x_TD), routings

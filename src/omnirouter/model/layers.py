@@ -7,7 +7,7 @@ experts, A assignments, K width of a filter.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -191,16 +191,28 @@ class EncoderBlock(nn.Module):
     """Pre-norm block: x + attention, then x + feed-forward or experts (local convolution first).
 
     Router and experts read the same tensor, the output of the second norm.
+
+    Args:
+        config: of the model.
+        routed: whether this layer has experts, if the model has any (GLaM, Du et al. 2022, has them
+            in every other layer).
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, routed: bool = True) -> None:
         super().__init__()
         width = config.local_width
         self.local = DepthwiseConv(width, config.dim) if width else None
         self.attention_norm = nn.LayerNorm(config.dim)
         self.attention = SelfAttention(config)
         self.ffn_norm = nn.LayerNorm(config.dim)
-        self.ffn = FeedForward(config) if config.routing == "dense" else Experts(config)
+        routed = routed and config.routing != "dense"
+        self.ffn: Any = None  # the encoder has the experts of all layers
+        if not routed:
+            self.ffn = FeedForward(config)
+        elif not config.router.share_experts:
+            self.ffn = Experts(config)
+        # beside the routed ones, for every frame (DeepSeekMoE, Dai et al. 2024)
+        self.shared = FeedForward(config) if routed and config.router.shared_expert else None
         self.dropout = Dropout(config.dropout)
 
     def forward(
@@ -210,13 +222,20 @@ class EncoderBlock(nn.Module):
         rotation: RotaryCache | None,
         router: RouterProtocol | None,
         context: RoutingContext,
+        experts: Experts | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """One block; returns its output and, with a router, where the frames went."""
+        """One block; returns its output and, with a router, where the frames went.
+
+        `experts` are those of all layers, if the block has none of its own.
+        """
         if self.local is not None:
             x_TD = self.local(x_TD, packing)
         x_TD = x_TD + self.dropout(self.attention(self.attention_norm(x_TD), packing, rotation))
-        h_TD = self.ffn_norm(x_TD)
+        h_TD, ffn = self.ffn_norm(x_TD), self.ffn if experts is None else self.ffn or experts
         if router is None:
-            return x_TD + self.dropout(self.ffn(h_TD)), None
+            return x_TD + self.dropout(ffn(h_TD)), None
         routing = router(h_TD, context)
-        return x_TD + self.dropout(self.ffn(h_TD, routing)), routing
+        y_TD = ffn(h_TD, routing)
+        if self.shared is not None:
+            y_TD = y_TD + self.shared(h_TD)
+        return x_TD + self.dropout(y_TD), routing

@@ -23,7 +23,13 @@ KMEANS_ROUNDS = 20
 
 def build_routers(config: ModelConfig) -> nn.ModuleList:
     """The routers of a model, as many as `config.num_routers`."""
-    return nn.ModuleList(_build(config) for _ in range(config.num_routers))
+    routers = nn.ModuleList(_build(config) for _ in range(config.num_routers))
+    for router in routers:
+        if isinstance(router, Router):
+            router.jitter = config.router.jitter
+        if isinstance(router, TopKRouter):
+            router.normalize = config.router.normalize_gates
+    return routers
 
 
 def _build(config: ModelConfig) -> nn.Module:
@@ -52,13 +58,15 @@ def _build(config: ModelConfig) -> nn.Module:
 class TopKRouter(Router):
     """The k most probable experts (Shazeer et al. 2017, without noise), for Switch and Omni.
 
-    Gates are the experts' probabilities as in Eq. 2, not scaled to sum to one. With `bias` the
+    Gates are the experts' probabilities as in Eq. 2, with `normalize` scaled to sum to one over the
+    chosen k (DeepSeekMoE, Dai et al. 2024). With `bias` the
     choice is by probability plus a bias of each expert, which is no parameter: training moves it
     with `rebalance`, so that no loss has to balance the load (Wang et al. 2024, arXiv 2408.15664).
     Layers that share the router share the bias.
     """
 
     bias_N: Tensor | None
+    normalize = False
 
     def __init__(self, dim: int, num_experts: int, *, top_k: int = 1, bias: bool = False) -> None:
         super().__init__(dim, num_experts)
@@ -74,6 +82,8 @@ class TopKRouter(Router):
             scores_TN = scores_TN + self.bias_N
         expert_Tk = scores_TN.topk(self.top_k, dim=-1).indices
         gate_Tk = probs_TN.gather(1, expert_Tk)
+        if self.normalize:
+            gate_Tk = gate_Tk / gate_Tk.sum(dim=-1, keepdim=True)
         frame_A = None
         if self.top_k > 1:
             frame_A = torch.arange(len(x_TD), device=x_TD.device).repeat_interleave(self.top_k)
@@ -260,7 +270,7 @@ def tokens_per_expert(
         config: of the model.
         skipped: layers that were not run.
     """
-    layers = [layer for layer in range(config.num_layers) if layer not in skipped]
+    layers = [layer for layer in config.expert_layers if layer not in skipped]
     device = routings[0].probs_TN.device if routings else None
     load_RN = torch.zeros(config.num_routers, config.num_experts, device=device)
     for layer, routing in zip(layers, routings, strict=False):

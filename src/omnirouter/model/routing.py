@@ -63,8 +63,11 @@ class RouterProtocol(Protocol):
 class Router(nn.Module):
     """Top-1 router, P(X) = softmax(X W) (Eq. 1); with one for all layers it is Eq. 6.
 
-    Always in float32, without bias or noise: rounding would flip close decisions.
+    Always in float32, without bias or noise: rounding would flip close decisions. With `jitter` e
+    the input is multiplied by noise of 1 - e to 1 + e in training (Fedus et al. 2022).
     """
+
+    jitter = 0.0
 
     def __init__(self, dim: int, num_experts: int) -> None:
         super().__init__()
@@ -81,4 +84,6 @@ class Router(nn.Module):
     def logits(self, x_TD: Tensor) -> Tensor:
         """X W, float32 [T, N]."""
         with torch.autocast(x_TD.device.type, enabled=False):
+            if self.training and self.jitter:
+                x_TD = x_TD * torch.empty_like(x_TD).uniform_(1 - self.jitter, 1 + self.jitter)
             return x_TD.float() @ self.weight_ND.float().t()

@@ -49,7 +49,7 @@ class FilterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledSegment:
-    """A stretch of a file and what the teacher heard in it.
+    """A stretch of a file with the teacher's transcript.
 
     Attributes:
         start: seconds into the file.
@@ -71,7 +71,7 @@ class LabeledSegment:
         return round(self.end - self.start, 3)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `Segment(**values)` makes it again."""
+        """Plain values; `LabeledSegment(**values)` makes it again."""
         return asdict(self)
 
 
@@ -109,7 +109,7 @@ def compression_ratio(text: str) -> float:
 
 
 def longest_loop(words: list[str]) -> int:
-    """How often a phrase follows itself directly: 1 if none does, 3 for `so so so`."""
+    """Most repetitions of a phrase directly one after another: 3 for `so so so`, 1 for none."""
     most = 1 if words else 0
     for size in range(1, LONGEST_PHRASE + 1):
         run = 0  # words that equal the one a phrase earlier

@@ -1,8 +1,8 @@
 """Long recordings to training data: segments with a teacher's words, filtered, in two splits.
 
-Work goes by file. What the teacher heard in a file is one file of its own under OUT/heard, written
-whole or not at all: a killed run loses at most the files in work, and the same command goes on. The
-filters are applied when all is heard, so that another band needs no new listening.
+Work goes by file. The transcript of a recording is a file of its own under OUT/heard, written whole
+or not at all: a killed run loses at most the files in work, and the same command goes on. Filters
+are applied when all is transcribed, so that other limits need no new transcription.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 from lhotse import MonoCut
 
-from omnirouter.audio.reader import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import NothingUsable, SplitReport, write_split
 from omnirouter.data.manifest import utterance
@@ -24,34 +23,34 @@ from omnirouter.files import (
     is_empty,
     json_line,
     only_writer,
+    write_atomically,
     write_json,
     write_text,
 )
+from omnirouter.pseudo_labels.backends import Backend, run_locally
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.source_files import SourceFile
 from omnirouter.pseudo_labels.teacher import (
-    RATE,
     SegmentHypothesis,
-    Teacher,
     TeacherConfig,
     located,
+    weights_digest,
 )
 
 STAMP = "pseudo-label.json"
-ATTEMPTS = 2  # for a file whose failure may pass
 
 
 @dataclass
 class PseudoLabelSummary:
-    """What came of it; seconds of audio, by filter for what was rejected.
+    """Result of a run: recordings, seconds of audio, and segments rejected by each filter.
 
     Attributes:
-        files: recordings heard.
+        files: recordings transcribed.
         seconds: their audio.
         speech_seconds: of it in segments, all languages.
         kept: segments that passed every filter, and their seconds.
         rejected: segments and seconds by filter.
-        failed: recordings that could not be heard, with the reason.
+        failed: recordings that could not be transcribed, with the reason.
         splits: the cuts written.
     """
 
@@ -91,31 +90,31 @@ class NothingKept(OmnirouterError):
         self.summary = summary
 
 
-def check_settings(out: Path, config: TeacherConfig, name: str = STAMP) -> None:
-    """Note in a file of this name what the folder is made with, or find the same noted there.
+def check_settings(out: Path, config: TeacherConfig, name: str = STAMP, **further: object) -> None:
+    """Write the settings that the folder is made with, or find the same ones there.
 
     Raises:
         BadInput: it holds something else.
         OmnirouterError: it cannot be written.
     """
     try:
-        if not has_settings(out, config, name):
+        if not has_settings(out, config, name, **further):
             out.mkdir(parents=True, exist_ok=True)
-            write_json(out / name, _stamp(config))
+            write_json(out / name, _stamp(config) | further)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
-def has_settings(out: Path, config: TeacherConfig, name: str) -> bool:
-    """Whether the same is noted there; not so of a folder that is empty or not there yet.
+def has_settings(out: Path, config: TeacherConfig, name: str, **further: object) -> bool:
+    """True if the folder was made with these settings; False if it is empty or not there yet.
 
-    Nor of one that holds the note alone: its teacher could not be loaded.
+    One that holds the settings alone counts as empty: its teacher could not be loaded.
 
     Raises:
         BadInput: it holds something else.
     """
     if (out / name).exists():
-        if _stamp_of(out / name) != _stamp(config):
+        if _stamp_of(out / name) != _stamp(config) | further:
             if is_empty(out, name):
                 return False
             raise BadInput(
@@ -129,72 +128,23 @@ def has_settings(out: Path, config: TeacherConfig, name: str) -> bool:
 
 
 def _stamp(config: TeacherConfig) -> dict[str, Any]:
-    """What decides what is heard: neither the device nor the size of batches."""
+    """Settings that decide the transcripts: neither the device nor the size of batches."""
     parts = asdict(config)
-    return {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
+    noted = {k: parts[k] for k in parts if k not in ("batch_size", "device", "threads")}
+    if digest := weights_digest(config.teacher):
+        noted["weights"] = digest
+    return noted
 
 
 def _stamp_of(path: Path) -> object:
-    """What is noted; a teacher's folder as it would be noted today."""
+    """Settings in a file, the teacher's folder as it would be written today."""
     try:
-        noted = json.loads(path.read_text(errors="replace"))
+        noted = json.loads(path.read_text(encoding="utf-8", errors="replace"))
     except json.JSONDecodeError:
         return None
     if isinstance(noted, dict) and isinstance(teacher := noted.get("teacher"), str):
         noted["teacher"] = located(teacher)
     return noted
-
-
-def transcribe_file(source: SourceFile, out: Path, teacher: Teacher) -> None:
-    """Let the teacher listen to a recording, and keep what it heard.
-
-    Raises:
-        AudioError: it cannot be read.
-        OmnirouterError: the teacher fails.
-    """
-    heard = teacher.listen(load_audio(source.path, RATE))
-    values = {
-        "id": source.id,
-        "file": str(source.path),
-        "seconds": source.seconds,
-        "language": heard.language,
-        "probability": heard.probability,
-        "speech_seconds": heard.speech_seconds,
-        "segments": [segment.to_dict() for segment in heard.segments],
-    }
-    path = source.kept(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json_line(values))
-
-
-def run_locally(
-    sources: Sequence[SourceFile], out: Path, config: TeacherConfig
-) -> Iterator[tuple[SourceFile, str]]:
-    """Listen to recordings one after the other in this process.
-
-    Yields:
-        Each recording when it is done, with the reason if it failed, empty otherwise.
-    """
-    teacher = Teacher(config)
-    for source in sources:
-        yield source, with_retry(source, out, teacher)
-
-
-def with_retry(source: SourceFile, out: Path, teacher: Teacher) -> str:
-    """Hear a recording, twice if the first failure may pass; the reason if it failed."""
-    reason = ""
-    for _ in range(ATTEMPTS):
-        try:
-            transcribe_file(source, out, teacher)
-            return ""
-        except AudioError as error:
-            return f"unreadable audio: {error}"
-        except OmnirouterError as error:
-            reason = str(error)
-    return reason
-
-
-Engine = Callable[[Sequence[SourceFile], Path, TeacherConfig], Iterable[tuple[SourceFile, str]]]
 
 
 def pseudo_label(
@@ -205,7 +155,7 @@ def pseudo_label(
     dev_files: int,
     seed: int = 0,
     filters: FilterConfig | None = None,
-    engine: Engine = run_locally,
+    backend: Backend = run_locally,
     progress: Callable[[float], None] | None = None,
 ) -> PseudoLabelSummary:
     """Label recordings that are not labeled yet, then filter and split all of them.
@@ -214,15 +164,15 @@ def pseudo_label(
         sources: recordings.
         out: folder of the corpus.
         config: the teacher.
-        dev_files: whole recordings drawn for development.
+        dev_files: whole recordings drawn for development, among those of which a segment is kept.
         seed: of that draw.
         filters: which segments to keep.
-        engine: how recordings are heard.
-        progress: called with the seconds of audio heard so far.
+        backend: where recordings are transcribed.
+        progress: called with the seconds of audio done so far.
 
     Raises:
         BadInput: too few recordings, or a folder of something else.
-        NothingLeft: every recording failed, or every segment was rejected.
+        NothingKept: every recording failed, or every segment was rejected.
         OmnirouterError: a file cannot be written.
     """
     if not 0 <= dev_files < len(sources):
@@ -234,8 +184,8 @@ def pseudo_label(
     summary, done = PseudoLabelSummary(), 0.0
     try:
         with only_writer(out):
-            missing = [source for source in sources if source.heard(out) is None]
-            for source, reason in engine(missing, out, config) if missing else ():
+            missing = [source for source in sources if source.transcript(out) is None]
+            for source, reason in backend(missing, out, config) if missing else ():
                 if reason:
                     summary.failed[source.id] = reason
                 done += source.seconds
@@ -259,74 +209,87 @@ def _write(
         json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in summary.failed.items()
     )
     write_text(out / "failed.jsonl", failed)
-    apply_filters(sources, out, filters, summary)
-    if not summary.kept[0]:
+    useful = apply_filters(sources, out, filters, summary)
+    used = [source for source in sources if source.id in useful]
+    if dev_files >= len(used):
         for split in ("train", "dev"):  # of other filters, and beside the new lists
             (out / f"cuts_{split}.jsonl.gz").unlink(missing_ok=True)
+    if not used:
         reasons = [f"{n} {name}" for name, (n, _) in summary.rejected.items()]
         if summary.failed:
             reasons.append(f"{len(summary.failed)} of {len(sources)} recordings failed")
         see = "failed.jsonl" if summary.failed else "rejected.jsonl"
         why = ", ".join(reasons) or "there was no speech"
         raise NothingKept(f"{out}: no segment is left ({why}); see {see}", summary)
+    if dev_files >= len(used):
+        raise BadInput(
+            f"dev-files: {dev_files} of {len(used)} recordings of which a segment is kept leave "
+            f"none to train on; give a number below {len(used)} (what was transcribed is kept)"
+        )
 
     def drawn(source: SourceFile) -> bytes:
         return hashlib.blake2b(
             f"{seed}/{source.id}".encode("utf-8", "surrogatepass"), digest_size=8
         ).digest()
 
-    dev = {source.id for source in sorted(sources, key=drawn)[:dev_files]}
+    dev = {source.id for source in sorted(used, key=drawn)[:dev_files]}
     for split, wanted in (("train", False), ("dev", True)):
-        chosen = [source for source in sources if (source.id in dev) == wanted]
+        chosen = [source for source in used if (source.id in dev) == wanted]
         try:
             summary.splits.append(write_split(_kept(chosen, out, filters), out, split))
-        except NothingUsable:  # nothing was kept of these recordings; the table says so
+        except NothingUsable:  # no development set was asked for, or all of it is gone since
             continue
 
 
 def apply_filters(
     sources: Sequence[SourceFile], out: Path, filters: FilterConfig, summary: PseudoLabelSummary
-) -> None:
-    """Count what each filter rejects and list it."""
+) -> set[str]:
+    """Count what each filter rejects and list it; ids of recordings of which a segment is kept."""
+    useful = set[str]()
     counts: dict[str, list[float]] = {name: [0, 0.0] for name in ("language", *FILTERS)}
     kept, seconds = 0, 0.0
-    unfinished = out / "rejected.jsonl.tmp"
-    with unfinished.open("w", encoding="utf-8") as file:
-        for values, heard in _transcribe_all(sources, out):
-            summary.files += 1
-            summary.seconds += values["seconds"]
-            summary.speech_seconds += heard.speech_seconds
-            if heard.language and not heard.segments:
-                counts["language"][0] += 1
-                counts["language"][1] += heard.speech_seconds
-                row = {"id": values["id"], "filter": "language", "figure": heard.language}
-                file.write(json.dumps({**row, "probability": heard.probability}) + "\n")
-            for segment in heard.segments:
-                if why := rejection(segment, filters):
-                    counts[why[0]][0] += 1
-                    counts[why[0]][1] += segment.seconds
-                    row = {"id": values["id"], "filter": why[0], "figure": why[1]}
-                    file.write(json_line({**row, **segment.to_dict()}))
-                else:
-                    kept += 1
-                    seconds += segment.seconds
-    unfinished.replace(out / "rejected.jsonl")
+
+    def write(path: Path) -> None:
+        nonlocal kept, seconds
+        with path.open("w", encoding="utf-8") as file:
+            for values, heard in _stored_segments(sources, out):
+                summary.files += 1
+                summary.seconds += values["seconds"]
+                summary.speech_seconds += heard.speech_seconds
+                if heard.language and not heard.segments:
+                    counts["language"][0] += 1
+                    counts["language"][1] += heard.speech_seconds
+                    row = {"id": values["id"], "filter": "language", "figure": heard.language}
+                    file.write(json.dumps({**row, "probability": heard.probability}) + "\n")
+                for segment in heard.segments:
+                    if why := rejection(segment, filters):
+                        counts[why[0]][0] += 1
+                        counts[why[0]][1] += segment.seconds
+                        row = {"id": values["id"], "filter": why[0], "figure": why[1]}
+                        file.write(json_line({**row, **segment.to_dict()}))
+                    else:
+                        kept += 1
+                        seconds += segment.seconds
+                        useful.add(values["id"])
+
+    write_atomically(out / "rejected.jsonl", write)
     summary.kept = kept, seconds
     summary.rejected = {name: (int(n), s) for name, (n, s) in counts.items() if n}
+    return useful
 
 
-def _transcribe_all(
+def _stored_segments(
     sources: Iterable[SourceFile], out: Path
 ) -> Iterator[tuple[dict[str, Any], SegmentHypothesis]]:
     for source in sources:
-        if values := source.heard(out):
+        if values := source.transcript(out):
             segments = [LabeledSegment(**segment) for segment in values["segments"]]
             parts = (values["language"], values["probability"], values["speech_seconds"])
             yield values, SegmentHypothesis(*parts, segments)
 
 
 def _kept(sources: Sequence[SourceFile], out: Path, filters: FilterConfig) -> Iterator[MonoCut]:
-    for values, heard in _transcribe_all(sources, out):
+    for values, heard in _stored_segments(sources, out):
         for segment in heard.segments:
             if rejection(segment, filters) is None:
                 yield utterance(

@@ -2,12 +2,14 @@
 
 The paper trains on LibriSpeech relabeled by WhisperX to tell the effect of pseudo-labels from that
 of the data. The corpus's transcript stays beside the teacher's as `reference`, and what the teacher
-gets wrong is counted by file. What was heard is kept in a database as it comes: a killed run goes
-on where it stopped.
+gets wrong is counted by file. Utterances stay whole, or are cut into segments that filters keep or
+reject, as pseudo-labels are made. Transcripts are kept in a database as they come: a killed run
+goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from omnirouter.audio.reader import AudioError
 from omnirouter.config import OmnirouterError
 from omnirouter.corpora.validate import (
+    REJECT,
     NothingUsable,
     SplitReport,
     manifests_of,
@@ -32,10 +35,17 @@ from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
 from omnirouter.files import Progress, json_line, only_writer, write_text
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
-from omnirouter.pseudo_labels.filters import LabeledSegment
+from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.pipeline import check_settings, has_settings
 from omnirouter.pseudo_labels.store import HypothesisStore, StoredHypothesis, open_store
-from omnirouter.pseudo_labels.teacher import ANY, RATE, Teacher, TeacherConfig, find_speech
+from omnirouter.pseudo_labels.teacher import (
+    ANY,
+    RATE,
+    Teacher,
+    TeacherConfig,
+    find_speech,
+    load_teacher,
+)
 
 STAMP, HEARD, FAILED = "relabel.json", "heard.sqlite", "failed.jsonl"
 REFERENCE = "reference"  # field of the supervision that keeps the corpus's own transcript
@@ -70,8 +80,9 @@ def relabel(
     out: Path,
     config: TeacherConfig,
     *,
+    segments: FilterConfig | None = None,
     progress: Progress | None = None,
-    teacher: Callable[[TeacherConfig], Teacher] = Teacher,
+    teacher: Callable[[TeacherConfig], Teacher] = load_teacher,
 ) -> tuple[list[Relabeled], dict[str, str]]:
     """Let a teacher transcribe utterances, and write them with its words.
 
@@ -79,13 +90,16 @@ def relabel(
         src: a manifest, or a folder of manifests, of utterances.
         out: folder for `cuts_<split>.jsonl.gz`, `wer_<split>.jsonl` and `failed.jsonl`.
         config: the teacher. Its language is taken for granted; with `any` it is told for every
-            utterance by itself. Only utterances longer than `max_seconds` are segmented.
-        progress: called with the seconds of audio heard so far.
-        teacher: makes the teacher, if there is something to hear.
+            utterance by itself. Only utterances longer than `max_seconds` are segmented, unless
+            `segments` asks for it.
+        segments: cut every utterance into segments, as recordings are for pseudo-labels, and keep
+            those that these filters keep; None leaves utterances as they are.
+        progress: called with the seconds of audio done so far.
+        teacher: makes the teacher, if there is something to transcribe.
 
     Returns:
-        The splits, and utterances that could not be heard with the reason; they are tried again by
-        the next call.
+        The splits, and utterances that could not be transcribed with the reason; they are tried
+        again by the next call.
 
     Raises:
         BadInput: nothing to read, or a folder of something else; or, when the other splits are
@@ -93,16 +107,17 @@ def relabel(
         OmnirouterError: a file cannot be written.
     """
     manifests = [open_manifest(path) for path in manifests_of(src)]
-    has_settings(out, config, STAMP)
-    listener, done, failed = _Listener(config), 0.0, dict[str, str]()
+    further = {"segments": True} if segments else {}
+    has_settings(out, config, STAMP, **further)
+    transcriber, done, failed = _UtteranceTranscriber(config, bool(segments)), 0.0, dict[str, str]()
     if any(True for _ in _all_missing(manifests, out)):
-        listener.teacher = teacher(config)  # before anything is written: it may not be there
-    check_settings(out, config, STAMP)
+        transcriber.teacher = teacher(config)  # before anything is written: it may not be there
+    check_settings(out, config, STAMP, **further)
     try:
         with only_writer(out), open_store(out / HEARD) as store:
             for manifest in manifests:
-                for batch in _batches(missing(manifest, store), listener.together):
-                    found = listener.hear(batch, failed)
+                for batch in _batches(missing(manifest, store), transcriber.together):
+                    found = transcriber.transcribe(batch, failed)
                     own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
                     store.add(split_name(manifest.path), own)
                     done += sum(cut.duration for cut in batch)
@@ -113,7 +128,7 @@ def relabel(
             written, unusable = list[Relabeled](), list[str]()
             for manifest in manifests:
                 try:
-                    written.append(_write(manifest, out, store))
+                    written.append(_write(manifest, out, store, segments))
                 except NothingUsable as error:
                     unusable.append(str(error))
     except OSError as error:
@@ -125,7 +140,7 @@ def relabel(
 
 
 def seconds_missing(src: Path, out: Path) -> float:
-    """Audio that nobody has listened to yet, in seconds."""
+    """Audio that is not transcribed yet, in seconds."""
     manifests = [open_manifest(path) for path in manifests_of(src)]
     return float(sum(cut.duration for cut in _all_missing(manifests, out)))
 
@@ -137,19 +152,21 @@ def _all_missing(manifests: list[AnyManifest], out: Path) -> Iterator[Cut]:
 
 
 def missing(manifest: AnyManifest, store: HypothesisStore) -> Iterator[Cut]:
-    """Utterances of a manifest that nobody has listened to yet."""
-    return (cut for cut in UniqueIds(manifest) if _heard(cut, manifest, store) is None)
+    """Utterances of a manifest that are not transcribed yet."""
+    return (cut for cut in UniqueIds(manifest) if _stored_transcript(cut, manifest, store) is None)
 
 
-def _heard(cut: Cut, manifest: AnyManifest, store: HypothesisStore) -> StoredHypothesis | None:
-    """What was heard; nothing counts of a mixture, whose words belong to its parts."""
+def _stored_transcript(
+    cut: Cut, manifest: AnyManifest, store: HypothesisStore
+) -> StoredHypothesis | None:
+    """Stored transcript; None of a mixture, whose words belong to its parts."""
     if isinstance(cut, MixedCut):
         return None
     return store.get(split_name(manifest.path), identity(cut))
 
 
 def identity(cut: Cut) -> str:
-    """What an utterance is known by: its id, and the file's name and times its words were heard in.
+    """Key of an utterance in the store: its id, and the name and times of its audio.
 
     Not the folder, so that a corpus may move.
     """
@@ -170,17 +187,17 @@ def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
         yield batch
 
 
-class _Listener:
+class _UtteranceTranscriber:
     """A teacher for utterances."""
 
     teacher: Teacher
 
-    def __init__(self, config: TeacherConfig) -> None:
-        self.config = config
+    def __init__(self, config: TeacherConfig, segments: bool) -> None:
+        self.config, self.segments = config, segments
         # a language is told from all that is transcribed together
         self.together = 1 if config.language == ANY else config.batch_size
 
-    def hear(self, cuts: list[Cut], failed: dict[str, str]) -> dict[str, StoredHypothesis]:
+    def transcribe(self, cuts: list[Cut], failed: dict[str, str]) -> dict[str, StoredHypothesis]:
         """Transcribe utterances, several together; what fails is tried once more by itself."""
         samples: dict[str, Samples] = {}
         for cut in cuts:
@@ -191,7 +208,7 @@ class _Listener:
                 samples[cut.id] = read_cut(cut, RATE)
             except AudioError as error:
                 failed[cut.id] = f"unreadable audio: {error}"
-        longest = self.config.max_seconds * RATE
+        longest = -1 if self.segments else self.config.max_seconds * RATE
         short = {id: audio for id, audio in samples.items() if len(audio) <= longest}
         try:
             found = self._together(short) if short else {}
@@ -212,15 +229,16 @@ class _Listener:
             spans.append((at / RATE, (at + len(audio)) / RATE))
             parts += [audio, GAP]
             at += len(audio) + len(GAP)
-        segments = self.teacher.transcribe(np.concatenate(parts), spans)
+        segments = self.teacher.transcribe_spans(np.concatenate(parts), spans)
         return {id: _joined([segment]) for id, segment in zip(samples, segments, strict=True)}
 
     def _in_segments(self, samples: dict[str, Samples]) -> dict[str, StoredHypothesis]:
-        """What is longer than Whisper's window, as pseudo-labels are made."""
+        """Segment and transcribe utterances, as pseudo-labels are made."""
         found = {}
         for id, audio in samples.items():
             spans = find_speech(audio, self.config)
-            found[id] = _joined(self.teacher.transcribe(audio, spans) if spans else [])
+            segments = self.teacher.transcribe_spans(audio, spans) if spans else []
+            found[id] = _stored(segments) if self.segments else _joined(segments)
         return found
 
 
@@ -233,6 +251,12 @@ def _joined(segments: list[LabeledSegment]) -> StoredHypothesis:
         log_prob=float(np.average([segment.log_prob for segment in segments], weights=seconds)),
         no_speech=max(segment.no_speech for segment in segments),
     )
+
+
+def _stored(segments: list[LabeledSegment]) -> StoredHypothesis:
+    """Segments apart, as JSON in place of the text."""
+    text = json.dumps([segment.to_dict() for segment in segments], ensure_ascii=False)
+    return StoredHypothesis(text, 0.0, 0.0)
 
 
 @dataclass
@@ -258,30 +282,53 @@ class _Scores:
         return sorted(rows, key=lambda row: -1.0 if row["wer"] is None else -row["wer"])
 
 
-def _write(manifest: AnyManifest, out: Path, store: HypothesisStore) -> Relabeled:
+def _write(
+    manifest: AnyManifest, out: Path, store: HypothesisStore, segments: FilterConfig | None
+) -> Relabeled:
     split, scores = split_name(manifest.path), _Scores()
-    report = write_split(_relabeled(manifest, store, scores), out, split)
+    report = write_split(_relabeled(manifest, store, scores, segments), out, split)
     path = out / f"wer_{split}.jsonl"
     _write_lines(path, scores.rows())
     counts = scores.files.values()
     return Relabeled(report, rate_of_counts([c[1] for c in counts], [c[2] for c in counts]), path)
 
 
-def _relabeled(manifest: AnyManifest, store: HypothesisStore, scores: _Scores) -> Iterator[Cut]:
+def _relabeled(
+    manifest: AnyManifest, store: HypothesisStore, scores: _Scores, filters: FilterConfig | None
+) -> Iterator[Cut]:
     for cut in UniqueIds(manifest):
-        heard = _heard(cut, manifest, store)
+        heard = _stored_transcript(cut, manifest, store)
         if heard is None:  # it failed, and is listed
             continue
+        parts = [LabeledSegment(**part) for part in json.loads(heard.text)] if filters else []
         reference = _reference(cut)
         if reference is not None:
-            scores.add(cut, reference, heard.text)
-        yield fastcopy(cut, supervisions=[_supervision(cut, heard, reference)])
+            scores.add(cut, reference, _joined(parts).text if filters else heard.text)
+        if filters:
+            yield from (_segment_of(cut, part, filters) for part in parts)
+        else:
+            yield fastcopy(cut, supervisions=[_supervision(cut, heard, reference)])
+
+
+def _segment_of(cut: Cut, part: LabeledSegment, filters: FilterConfig) -> Cut:
+    """A segment of an utterance with the teacher's words, marked if a filter rejects it."""
+    own = fastcopy(
+        cut,
+        id=f"{cut.id}-{part.start:.2f}",
+        start=round(cut.start + part.start, 3),
+        duration=min(part.seconds, round(cut.duration - part.start, 3)),
+    )
+    said = _supervision(own, StoredHypothesis(part.text, part.log_prob, part.no_speech), None)
+    own = fastcopy(own, supervisions=[fastcopy(said, id=own.id)])
+    if why := rejection(part, filters):
+        own.custom = {**(own.custom or {}), REJECT: f"{why[0]}: {why[1]:g}"}
+    return own
 
 
 def _reference(cut: Cut) -> str | None:
-    """What the corpus says; of one that was relabeled before, what it said then."""
+    """Transcript of the corpus; of an utterance relabeled before, the first one."""
     kept = [s.custom[REFERENCE] for s in cut.supervisions if s.has_custom(REFERENCE)]
-    texts = kept or [s.text for s in cut.supervisions if s.text]
+    texts = kept or [s.text for s in cut.supervisions if s.text is not None]
     return " ".join(map(str, texts)) if texts else None
 
 

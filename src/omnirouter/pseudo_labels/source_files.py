@@ -1,6 +1,6 @@
-"""Recordings to label: found, named for good, and what was heard in them.
+"""Recordings to label: found, named for good, and their stored transcripts.
 
-What was heard in a recording is one file under OUT/heard, named after its id. Several recordings
+The transcript of a recording is one file under OUT/heard, named after its id. Several recordings
 may have one name (talk.wav and talk.flac, or those of two folders labeled into one OUT), so that
 the file says which of them it is of; an id that was given once stays with its recording.
 """
@@ -31,17 +31,17 @@ class SourceFile(NamedTuple):
     path: Path
     seconds: float
 
-    def kept(self, out: Path) -> Path:
-        """Where what was heard in it is kept."""
+    def transcript_path(self, out: Path) -> Path:
+        """File of its transcript."""
         name = hashlib.blake2b(self.id.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         return out / "heard" / name[:2] / f"{name}.json"
 
-    def heard(self, out: Path) -> dict[str, Any] | None:
-        """What was heard in it; None if nobody has listened to this file of this length.
+    def transcript(self, out: Path) -> dict[str, Any] | None:
+        """Stored transcript; None if there is none of this file with this length.
 
-        A file that is gone from where it was heard may have moved here.
+        A file that is gone from where it was transcribed may have moved here.
         """
-        values = _read(self.kept(out))
+        values = _read(self.transcript_path(out))
         if values is None:
             return None
         if not os.path.exists(values["file"]):
@@ -52,7 +52,7 @@ class SourceFile(NamedTuple):
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What was heard; None if it is not there, or damaged, and has to be heard again."""
+    """Stored transcript; None if it is not there or damaged, and has to be made again."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -65,7 +65,7 @@ def find_sources(src: Path, out: Path) -> list[SourceFile]:
 
     Args:
         src: the folder, list or manifest.
-        out: folder of the corpus; what was heard for it before keeps its id.
+        out: folder of the corpus; recordings transcribed for it before keep their ids.
 
     Raises:
         BadInput: there are none, or a cut is no stretch of an audio file.
@@ -90,7 +90,7 @@ def find_sources(src: Path, out: Path) -> list[SourceFile]:
 
 
 def _named(src: Path) -> Iterator[tuple[str, Path]]:
-    """Files, and what each would be called if it were alone."""
+    """Files with the names they would have if they were alone."""
     if src.is_dir():
         for path in find_audio(src).files:
             yield path.relative_to(src).with_suffix("").as_posix(), path
@@ -113,7 +113,7 @@ def _named(src: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _place(path: str | Path) -> str:
-    """What two ways to write the same path have in common, links among them."""
+    """Real path, the same for all ways to write it."""
     return os.path.realpath(path)
 
 

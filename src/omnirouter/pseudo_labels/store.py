@@ -1,4 +1,4 @@
-"""What a teacher heard in the utterances of a corpus, on disk: a kill loses nothing of it."""
+"""Crash-safe store of teacher transcripts by utterance id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omnirouter.config import OmnirouterError
 
 
 class StoredHypothesis(NamedTuple):
-    """What the teacher made of an utterance."""
+    """Transcript of an utterance by the teacher."""
 
     text: str
     log_prob: float
@@ -20,7 +20,7 @@ class StoredHypothesis(NamedTuple):
 
 
 class HypothesisStore:
-    """What was heard so far, by split and id, on disk; what is in it survives a kill."""
+    """SQLite database of transcripts by split and id; what is in it survives a kill."""
 
     def __init__(self, path: Path | str) -> None:
         self._database = sqlite3.connect(path)
@@ -30,7 +30,7 @@ class HypothesisStore:
         )
 
     def get(self, split: str, id: str) -> StoredHypothesis | None:
-        """What was heard in an utterance, None if nobody listened yet."""
+        """Transcript of an utterance, None if there is none yet."""
         query = "SELECT text, log_prob, no_speech FROM heard WHERE split = ? AND id = ?"
         row = self._database.execute(query, (split, _key(id))).fetchone()
         return None if row is None else StoredHypothesis(*row)

@@ -1,13 +1,16 @@
-"""The teacher of pseudo-labels: voice activity detection, then Whisper, both by faster-whisper.
+"""Teachers of pseudo-labels: voice activity detection, then Whisper or a checkpoint of our own.
 
 As WhisperX does it: silero's detector finds speech, neighboring stretches are joined up to a
 length Whisper takes at once, and these segments are transcribed in batches, each by itself. The
-package (and CTranslate2 below it) is an extra, imported here only.
+detector and Whisper are faster-whisper's (with CTranslate2 below it), an extra that is imported
+here alone.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.audio.downmix import HighPass
+from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.pseudo_labels.filters import LabeledSegment
 
 RATE = 16_000
@@ -31,18 +35,19 @@ class TeacherConfig:
     """The teacher and how it segments.
 
     Attributes:
-        teacher: name of a Whisper model that faster-whisper fetches, or the folder of any model
-            converted to CTranslate2, with its tokenizer.json.
-        language: code of the language to keep, such as `en`; recordings in another one are left
-            out. `any` keeps all.
+        teacher: name of a Whisper model that faster-whisper fetches, the folder of any model
+            converted to CTranslate2, with its tokenizer.json, or an own checkpoint.
+        language: code of the language to keep, such as `en`; recordings in another one are skipped.
+            `any` keeps all, and so does an own checkpoint, which tells no languages.
         max_seconds: longest segment; Whisper takes 30 s at once.
         min_seconds: shorter stretches of speech are dropped if they cannot be joined to others.
         max_gap: stretches of speech that are no further apart than so many seconds are joined.
         speech_threshold: probability above which a frame is taken for speech.
         batch_size: segments transcribed at the same time.
-        beam_size: hypotheses kept in decoding.
+        beam_size: hypotheses kept in decoding; an own checkpoint takes the best path.
         device: `auto`, `cpu` or `cuda`.
-        compute_type: CTranslate2's, such as `int8` or `float16`; `default` is the model's own.
+        compute_type: CTranslate2's, such as `int8` or `float16`; `default` is the model's own. An
+            own checkpoint runs in float32, or with `bfloat16` under autocast.
         threads: of one teacher on a CPU; 0 leaves it to CTranslate2.
     """
 
@@ -71,7 +76,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class SegmentHypothesis:
-    """What the teacher made of a recording: its language, and segments unless it is another."""
+    """Language of a recording, and its segments unless that is another than the wanted one."""
 
     language: str
     probability: float
@@ -84,14 +89,84 @@ def located(teacher: str) -> str:
     return str(Path(teacher).absolute()) if Path(teacher).is_dir() else teacher
 
 
+def is_checkpoint(teacher: str) -> bool:
+    """True for the folder of a checkpoint that omnirouter trained."""
+    return (Path(teacher) / "tokenizer.model").is_file()
+
+
+def weights_digest(teacher: str) -> str:
+    """A digest of an own checkpoint's weights, which may change under one path; empty for others.
+
+    Raises:
+        BadInput: they cannot be read.
+    """
+    if not is_checkpoint(teacher):
+        return ""
+    try:
+        with (Path(teacher) / "model.safetensors").open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError as error:
+        raise BadInput(f"teacher: {teacher} is no whole checkpoint ({error.strerror})") from error
+
+
 def require_teacher() -> None:
     """Raise `BadInput` that names the extra to install, if faster-whisper is not there."""
     if importlib.util.find_spec("faster_whisper") is None:
-        raise BadInput('pseudo-labels need faster-whisper: pip install "omnirouter[teacher]"')
+        raise missing_extra("pseudo-labels need faster-whisper", "teacher")
 
 
-class Teacher:
+def load_teacher(config: TeacherConfig) -> Teacher:
+    """Whisper, or an own checkpoint.
+
+    Raises:
+        BadInput: faster-whisper is not installed, or there is no such model.
+    """
+    return OwnTeacher(config) if is_checkpoint(config.teacher) else WhisperTeacher(config)
+
+
+class Teacher(ABC):
     """A loaded model.
+
+    Attributes:
+        config: the teacher and how it segments.
+    """
+
+    config: TeacherConfig
+
+    def transcribe(self, samples: NDArray[np.float32]) -> SegmentHypothesis:
+        """Segment and transcribe a recording, mono [samples] at 16 kHz."""
+        spans = find_speech(samples, self.config)
+        speech = sum(end - start for start, end in spans)
+        if not spans:
+            return SegmentHypothesis("", 0.0, 0.0, [])
+        language, probability = self._language(samples, spans)
+        if self.config.language not in (ANY, language):
+            return SegmentHypothesis(language, probability, speech, [])
+        segments = self.transcribe_spans(samples, spans, language)
+        return SegmentHypothesis(language, probability, speech, segments)
+
+    @abstractmethod
+    def transcribe_spans(
+        self,
+        samples: NDArray[np.float32],
+        spans: Sequence[tuple[float, float]],
+        language: str | None = None,
+    ) -> list[LabeledSegment]:
+        """Transcribe each span (seconds); one without words gives an empty text.
+
+        Raises:
+            OmnirouterError: the model fails.
+        """
+
+    @abstractmethod
+    def _language(
+        self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
+    ) -> tuple[str, float]:
+        """Code of the language that is spoken, and its probability."""
+
+
+class WhisperTeacher(Teacher):
+    """Whisper by faster-whisper.
 
     Raises:
         BadInput: it is not installed, or there is no such model.
@@ -121,19 +196,6 @@ class Teacher:
         self._model = model
         self._pipeline = BatchedInferencePipeline(model)
 
-    def listen(self, samples: NDArray[np.float32]) -> SegmentHypothesis:
-        """Segment and transcribe a recording, mono [samples] at 16 kHz."""
-        spans = find_speech(samples, self.config)
-        speech = sum(end - start for start, end in spans)
-        if not spans:
-            return SegmentHypothesis("", 0.0, 0.0, [])
-        language, probability = self._language(samples, spans)
-        if self.config.language not in (ANY, language):
-            return SegmentHypothesis(language, probability, speech, [])
-        return SegmentHypothesis(
-            language, probability, speech, self.transcribe(samples, spans, language)
-        )
-
     def _language(
         self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
     ) -> tuple[str, float]:
@@ -150,13 +212,13 @@ class Teacher:
         )
         return str(language), float(probability)
 
-    def transcribe(
+    def transcribe_spans(
         self,
         samples: NDArray[np.float32],
         spans: Sequence[tuple[float, float]],
         language: str | None = None,
     ) -> list[LabeledSegment]:
-        """What is said in each span (seconds); a span without words gives an empty text."""
+        """Segments as faster-whisper transcribes them, in batches."""
         options: dict[str, Any] = {
             "language": language or (None if self.config.language == ANY else self.config.language),
             "clip_timestamps": [{"start": start, "end": end} for start, end in spans],
@@ -185,6 +247,83 @@ class Teacher:
         return segments
 
 
+class OwnTeacher(Teacher):
+    """A checkpoint that omnirouter trained, decoded greedily: for rounds of self-training.
+
+    The idea of slimIPL (Likhomanenko et al. 2021): a CTC model labels for itself, without a
+    language model. It tells no languages, and where somebody speaks the detector says alone.
+
+    Raises:
+        BadInput: it is no whole checkpoint, or the device is not there.
+    """
+
+    def __init__(self, config: TeacherConfig) -> None:
+        import torch
+
+        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.model.kernels import prepack
+
+        self.config = config
+        cuda = torch.cuda.is_available()
+        if config.device == "cuda" and not cuda:
+            raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+        self._device = "cuda" if cuda and config.device != "cpu" else "cpu"
+        self._half = config.compute_type == "bfloat16"
+        checkpoint = load_checkpoint(config.teacher, self._device)
+        self._features, self._tokenizer = checkpoint.config.features, checkpoint.tokenizer
+        self._model = checkpoint.model
+        if self._device == "cpu":
+            self._model = prepack(self._model, torch.bfloat16 if self._half else torch.float32)
+
+    def _language(
+        self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
+    ) -> tuple[str, float]:
+        return ("" if self.config.language == ANY else self.config.language), 1.0
+
+    def transcribe_spans(
+        self,
+        samples: NDArray[np.float32],
+        spans: Sequence[tuple[float, float]],
+        language: str | None = None,
+    ) -> list[LabeledSegment]:
+        """Segments by the best path; log-probabilities are those of the pieces' peaks."""
+        import torch
+
+        from omnirouter.audio.features import extract_features
+        from omnirouter.audio.reader import resample
+        from omnirouter.decoding import greedy
+
+        segments: list[LabeledSegment] = []
+        for first in range(0, len(spans), self.config.batch_size):
+            batch = spans[first : first + self.config.batch_size]
+            parts = [samples[int(start * RATE) : int(end * RATE)] for start, end in batch]
+            waves = [resample(part, RATE, self._features.sample_rate) for part in parts]
+            try:
+                with (
+                    torch.no_grad(),
+                    torch.autocast(self._device, torch.bfloat16, enabled=self._half),
+                ):
+                    frames = extract_features(waves, self._features, device=self._device)
+                    output = self._model(*frames)
+            except RuntimeError as error:  # out of memory
+                reason = " ".join(str(error).split())[:200]
+                raise OmnirouterError(f"the teacher failed: {reason}") from error
+            hypotheses = greedy(output.log_probs, output.lengths, self._tokenizer)
+            own = output.log_probs.float().cpu().split(output.lengths.tolist())
+            for (start, end), hypothesis, log_probs_TV in zip(batch, hypotheses, own, strict=True):
+                peaks = log_probs_TV[list(hypothesis.frames), list(hypothesis.ids)]
+                segments.append(
+                    LabeledSegment(
+                        start=round(start, 3),
+                        end=round(end, 3),
+                        text=hypothesis.text,
+                        log_prob=float(peaks.mean()) if len(peaks) else 0.0,
+                        no_speech=0.0,
+                    )
+                )
+        return segments
+
+
 def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tuple[float, float]]:
     """Segments that hold speech, in seconds, none longer than `max_seconds`.
 
@@ -203,7 +342,7 @@ def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tup
     )
     if not samples.size:
         return []
-    found = get_speech_timestamps(samples, options)
+    found = get_speech_timestamps(HighPass(RATE)(samples), options)
     end = len(samples) / RATE
     return join_spans([(s["start"] / RATE, min(s["end"] / RATE, end)) for s in found], config)
 

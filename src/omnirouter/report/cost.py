@@ -1,4 +1,4 @@
-"""What a model costs to run, from its configuration alone: floating-point operations by part.
+"""Floating-point operations of a model by part, from its configuration alone.
 
 A multiply-add counts as two operations, and only matrix products (and the local convolution) count,
 as is usual for model-FLOPs utilization. A backward pass costs twice its forward pass. Letters: T

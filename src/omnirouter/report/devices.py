@@ -97,7 +97,7 @@ def this_cpu(processes: int) -> DeviceKind:
     """This machine as it is now: best matrix product, bandwidth of a copy, memory."""
     import torch
 
-    from omnirouter.bench.timing import Shape, gemm_rate, interleaved
+    from omnirouter.report.timing import Shape, gemm_rate, interleaved
 
     shapes = (Shape(1024, 512, 2048), Shape(1024, 1024, 1024))
     rates = {

@@ -1,4 +1,4 @@
-"""What training a model keeps in memory: weights and states exactly, activations estimated.
+"""Memory of training: weights and states exactly, activations estimated.
 
 Activations are what autograd saves for the backward pass of one micro-batch, tensor by tensor as
 `model/layers.py` makes them. Letters: T frames of the micro-batch, D, F, H, N, V, L as in
@@ -47,7 +47,7 @@ class States(NamedTuple):
 
 
 def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -> States:
-    """Of a model that is not built: only its shapes are."""
+    """States of a model from its shapes; it is not built."""
     with torch.device("meta"):
         model = CTCEncoder(config)
     named = list(model.named_parameters())
@@ -80,7 +80,7 @@ def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -
 def activation_bytes(
     config: ModelConfig, lengths: Sequence[int], *, half: bool, cuda: bool
 ) -> dict[str, float]:
-    """What the backward pass of a micro-batch needs, by part; without weights and their copies.
+    """Bytes kept for the backward pass of a micro-batch, by part; without weights and their copies.
 
     Args:
         config: of the model.
@@ -152,7 +152,7 @@ def _ctc(config: ModelConfig, lengths: Sequence[int]) -> float:
 
 
 def working_bytes(config: ModelConfig, lengths: Sequence[int], half: bool) -> float:
-    """What lives for a moment on top: gradients at the widest place, where CTC meets the head."""
+    """Bytes that live for a moment on top: gradients where CTC meets the head, the widest place."""
     padded = float(max(lengths, default=0) * len(lengths))
     wide = (2 if half else FLOAT) * sum(lengths) * max(config.vocab_size, config.ffn_dim)
     return CTC_COPIES * padded * FLOAT * config.vocab_size + wide

@@ -1,4 +1,4 @@
-"""What a report says of one model, and how it is gathered from a run's folder."""
+"""Contents of a report on one model, gathered from a run's folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from omnirouter.analysis.analyze import (
     StripExample,
     analyze_routing,
     choose_examples,
+    sample_cuts,
     strip_examples,
 )
 from omnirouter.analysis.collect import RoutingNumbers, require_one_expert
-from omnirouter.analysis.random_experts import (
-    RandomExpertConfig,
-    RandomExpertResult,
-    random_expert_test,
-)
+from omnirouter.analysis.options import RandomExpertConfig
+from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, ModelConfig
@@ -33,7 +31,7 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelReport:
-    """What the page says of one model.
+    """Contents of the page on one model.
 
     Attributes:
         name: heading of its column, such as `Omni`.
@@ -62,10 +60,10 @@ class ModelReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """How closely a report looks at a model.
+    """Settings of a report's analysis of a model.
 
     Attributes:
-        limit: utterances of the first set whose routing is looked at.
+        limit: utterances, drawn at random from the first set, whose routing is analyzed.
         examples: utterances drawn as strips.
         random_experts: measure error rates with random experts too.
         device: `cpu` or `cuda`.
@@ -121,23 +119,19 @@ def of_run(
     }
     gathered: dict[str, Any] = {}
     for cuts in list(sets.values())[:1]:
-        shown, labels = choose_examples(cuts, options.examples), None
+        chosen = sample_cuts(cuts, options.limit)
+        shown, labels = choose_examples(chosen, options.examples), None
         if checkpoint.config.routing != "dense":
             found = analyze_routing(
-                checkpoint,
-                cuts,
-                limit=options.limit,
-                precision=options.precision,
-                progress=progress,
+                checkpoint, chosen, precision=options.precision, progress=progress
             )
             gathered |= {"routing": found.numbers, "meaning": found.meaning}
             labels = found.labels_LN
             if options.random_experts:
                 gathered["disturbance"] = random_expert_test(
                     checkpoint,
-                    cuts,
+                    chosen,
                     RandomExpertConfig(),
-                    limit=options.limit,
                     precision=options.precision,
                     progress=progress,
                 )

@@ -6,6 +6,7 @@ share. Each run lives in its own folder, and goes on where it stopped if it has 
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import queue
@@ -42,12 +43,16 @@ class Relay(ProgressReporter):
     def __exit__(self, *error: object) -> None:
         pass
 
-    def advance(self, step: int, audio_per_second: float) -> None:
+    @property
+    def due(self) -> bool:
+        """True if losses are to be sent again."""
+        return time.monotonic() - self._sent >= SEND_EVERY_S
+
+    def advance(self, step: int, figures: str | None = None) -> None:
         """A step is done."""
-        now = time.monotonic()
-        if now - self._sent >= SEND_EVERY_S or step == self.steps:
-            self._sent = now
-            self.outbox.put(("step", self.title, step, f"{self.status} {audio_per_second:.0f}x"))
+        if figures is not None:
+            self._sent = time.monotonic()
+            self.outbox.put(("step", self.title, step, figures))
 
     def note(self, text: str) -> None:
         """One line that stays."""
@@ -158,13 +163,16 @@ class _Board:
     def __init__(self, runs: Mapping[str, RunConfig], console: Console) -> None:
         self.console = console
         self.bars = Progress(
-            *columns(), console=console, speed_estimate_period=120, disable=not console.is_terminal
+            *columns(console.width),
+            console=console,
+            speed_estimate_period=120,
+            disable=not console.is_terminal,
         )
         self.tasks: dict[str, TaskID] = {
             name: self.bars.add_task(name, total=config.steps, status="")
             for name, config in runs.items()
         }
-        self.printed = dict.fromkeys(runs, time.monotonic())
+        self.printed = dict.fromkeys(runs, -math.inf)  # the first losses are shown at once
         self.began: dict[str, tuple[int, float]] = {}
 
     def step(self, name: str, step: int, status: str) -> None:

@@ -1,6 +1,6 @@
-"""What a run would need, before it is begun: memory of each device, time of a step, days.
+"""Predict what a run needs: memory of each device, time of a step, days.
 
-A prediction, not a measurement: memory from `memory.py`, times from work and rates of `rates.py`.
+Nothing is measured: memory is from `memory_estimate.py`, times from work and rates of `rates.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import mean
 from typing import Any, Literal
 
 from omnirouter.config import BadInput, RunConfig, count_parameters
@@ -15,30 +17,32 @@ from omnirouter.report.devices import GB, DeviceKind, KindName, device_kind
 from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes
 from omnirouter.report.rates import MATMULS, PARTS, Rates, peak_rates, read_measured, work
 from omnirouter.train.builder import planned_model
+from omnirouter.train.optim import learning_rate
 from omnirouter.train.parallel import STATE_BYTES
 
 Strategy = Literal["ddp", "fsdp2"]
 LINK_SHARE = 0.7  # of a link's rate, an assumption
+LOADER_RATE = 4_900.0  # seconds of FLAC a loader process reads in a second: docs/performance.md
 RESERVED = 0.08  # of a device's memory: the CUDA context, NCCL, fragments; an assumption
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is planned for.
+    """Devices and rates that are planned for.
 
     Attributes:
         devices: how many.
         kind: of which kind.
         utterance_s: seconds of a typical utterance.
         rates: how fast; the kind's own if None.
-        loader_rate: seconds of audio that a loader process reads in a second; None if not known.
+        loader_rate: seconds of audio that a loader process reads in a second.
     """
 
     devices: int
     kind: DeviceKind
     utterance_s: float = 12.0
     rates: Rates | None = None
-    loader_rate: float | None = None
+    loader_rate: float = LOADER_RATE
 
 
 def plan(
@@ -56,7 +60,7 @@ def plan(
         devices: how many.
         kind: of which kind.
         utterance_s: seconds of a typical utterance; attention and CTC depend on it.
-        measured: result files of `omnirouter bench` on the same kind: train-step, loader.
+        measured: result files of benchmarks/train_step.py and loader.py on the same kind.
 
     Returns:
         Plain values; see docs/cli.md.
@@ -76,7 +80,7 @@ def plan(
         kind=device_kind(kind, devices if kind == "cpu" else 1),
         utterance_s=utterance_s,
         rates=rates,
-        loader_rate=loader_rate,
+        loader_rate=loader_rate or LOADER_RATE,
     )
     turns = run.data.accumulation_steps(devices)
     rates = setting.rates or peak_rates(setting.kind, run.precision)
@@ -100,10 +104,14 @@ def plan(
         "devices": devices,
         "device_source": setting.kind.source,
         "rates_source": rates.source,
+        "loader_source": "measured" if loader_rate else "one of our CPUs, FLAC: an assumption",
+        "loader_audio_s_per_s_a_process": setting.loader_rate,
         "parameters": count.total,
         "active_parameters": count.active,
         "precision": run.precision,
         "steps": run.steps,
+        "rate_shares": rate_shares(run),
+        "data_workers": run.data.workers,
         "audio_hours_per_step": run.data.batch_hours,
         "device_seconds": run.data.micro_batch_s,
         "micro_batches_per_device": turns,
@@ -111,6 +119,19 @@ def plan(
         "chosen": chosen,
         "strategies": strategies,
     }
+
+
+def rate_shares(run: RunConfig) -> list[float]:
+    """Shares of the learning rates' sum over the steps that each quarter of a run spends."""
+    ends = [quarter * run.steps // 4 for quarter in range(5)]
+    stride = max(1, run.steps // 100_000)  # a schedule is smooth: not every of a million steps
+    sums = [
+        (end - begin) * mean(learning_rate(step, run.optim) for step in range(begin, end, stride))
+        if end > begin
+        else 0.0
+        for begin, end in pairwise(ends)
+    ]
+    return [part / sum(sums) for part in sums]
 
 
 def lengths_of(run: RunConfig, setting: Setting, seconds: float) -> list[int]:
@@ -121,7 +142,7 @@ def lengths_of(run: RunConfig, setting: Setting, seconds: float) -> list[int]:
 
 
 def chosen_strategy(run: RunConfig, setting: Setting, held: States) -> Strategy:
-    """As training chooses it."""
+    """The strategy that training would choose."""
     if setting.devices == 1:
         return "ddp"
     if run.strategy != "auto":
@@ -235,7 +256,7 @@ def exposed(
 def binding(
     run: RunConfig, setting: Setting, step: Mapping[str, float], turns: int
 ) -> dict[str, Any]:
-    """What takes most of the time, and what the loader of a process has to give."""
+    """Name what takes most of the time, and what the loader of a process has to give."""
     sides = {
         "compute": sum(step[part] for part in MATMULS),
         "memory bandwidth": sum(step[part] for part in ("features", "ctc", "optimizer", "rest")),
@@ -243,9 +264,7 @@ def binding(
     }
     binds = max(sides, key=lambda name: sides[name])
     needed = turns * run.data.micro_batch_s / step["total"]
-    workers = None
-    if setting.loader_rate is not None:
-        workers = math.ceil(needed / setting.loader_rate)
-        if workers > max(run.data.workers, 1):
-            binds = "loader"
+    workers = math.ceil(needed / setting.loader_rate)
+    if workers > max(run.data.workers, 1):  # none loads in a thread of the training process
+        binds = "loader"
     return {"binds": binds, "loader_audio_s_per_s": needed, "loader_workers_needed": workers}

@@ -1,4 +1,4 @@
-"""How much work the parts of a step are, and how fast each is done.
+"""Work of the parts of a step, and the rates at which it is done.
 
 Matrix products are counted in operations (`cost.py`), all else in bytes that pass through memory.
 Rates are published peaks times an assumed share (`devices.py`), or those a train-step benchmark
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.bench.models import ROUTINGS, family
-from omnirouter.config import BadInput, ModelConfig, RunConfig
+from omnirouter.config import ROUTINGS, BadInput, ModelConfig, RunConfig, family
 from omnirouter.report.cost import training_flops
 from omnirouter.report.devices import BANDWIDTH_SHARE, DeviceKind
 from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes
@@ -32,7 +31,7 @@ UPDATE_BYTES = 44  # of a parameter: clipping and AdamW
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How fast each part is: operations or bytes a second, and where that is known from."""
+    """Operations or bytes a second of each part, and their source."""
 
     of: Mapping[str, float]
     source: str
@@ -41,7 +40,7 @@ class Rates:
 def work(
     run: RunConfig, lengths: Sequence[int], held: States, update_share: float = 1.0
 ) -> dict[str, float]:
-    """Of a micro-batch, and of an update: operations of `MATMULS`, bytes of the other parts."""
+    """Work of a micro-batch and of an update: operations of `MATMULS`, bytes of other parts."""
     model, features = run.model, run.model.features
     frames = float(sum(lengths))
     flops = training_flops(model, lengths)

@@ -13,12 +13,13 @@ from typing import Any
 import jiwer
 from markupsafe import Markup, escape
 
-from omnirouter.analysis import plots, plots_experts, plots_training
-from omnirouter.analysis.drawing import Figure, to_svg
+from omnirouter.analysis import plots
+from omnirouter.analysis.drawing import Figure, Line, model_lines, to_svg
 from omnirouter.config import count_parameters
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.tables import WerTable, change, interval, of_results, per_cent
 from omnirouter.files import write_text
+from omnirouter.metrics.expert_load import ALIGNMENT
 from omnirouter.metrics.health import find_spikes
 from omnirouter.report.inspect_page import render
 from omnirouter.report.model_report import ModelReport
@@ -53,6 +54,7 @@ def write_report(
         OmnirouterError: matplotlib is not installed, or the file cannot be written.
     """
     wer = of_results({m.name: m.results for m in models}, conditions)
+    lines = model_lines([model.name for model in models])  # one map of colors for the page
     text = render(
         "report.html",
         title=title,
@@ -67,10 +69,10 @@ def write_report(
         change=change,
         interval=interval,
         ends=lambda own: "" if own is None else f"{change(own[0])} to {change(own[1])}",
-        **_training(models),
+        **_training(models, lines),
         **_strips(models),
-        **_experts(models),
-        **_agreement(models),
+        **_experts(models, lines),
+        **_agreement(models, lines),
     )
     write_text(path, text)
 
@@ -103,15 +105,15 @@ def _headline(table: WerTable) -> str:
     )
 
 
-def _training(models: Sequence[ModelReport]) -> dict[str, Any]:
+def _training(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
     """Loss, error rate and routing over the steps, and what was wrong on the way."""
     runs = {model.name: model.metrics for model in models}
-    wer = plots_training.curves(runs, key="wer", label="word error rate, %", scale=100.0)
+    wer = plots.curves(runs, key="wer", label="word error rate, %", scale=100.0, lines=lines)
     spikes = {model.name: len(find_spikes(model.metrics)) for model in models}
-    drawn = {model.name: plots_training.dynamics(model.metrics) for model in models}
+    drawn = {model.name: plots.dynamics(model.metrics) for model in models}
     return {
         "training": [
-            _figure(plots_training.loss_curves(runs), "CTC loss in training"),
+            _figure(plots.loss_curves(runs, lines), "CTC loss in training"),
             _figure(wer, "Word error rate on the development set"),
         ],
         "spikes": ", ".join(f"{name} {count}" for name, count in spikes.items() if count),
@@ -149,11 +151,11 @@ def _strips(models: Sequence[ModelReport]) -> dict[str, Any]:
     return {
         "strips": drawn,
         "routed": " and ".join(model.name for model in shown),
-        "numbering": "Colors are matched between layers as well as they can be.",
+        "numbering": f"On this page {ALIGNMENT}.",
     }
 
 
-def _experts(models: Sequence[ModelReport]) -> dict[str, Any]:
+def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
     """What the experts do, in words that need no paper."""
     known = {model.name: model.meaning for model in models if model.meaning is not None}
     told = []
@@ -170,20 +172,18 @@ def _experts(models: Sequence[ModelReport]) -> dict[str, Any]:
             }
         )
     drawn = [
-        _figure(
-            plots_experts.kinds_of_sound(own), f"{name}: which expert takes which kind of sound"
-        )
+        _figure(plots.kinds_of_sound(own), f"{name}: which expert takes which kind of sound")
         for name, own in known.items()
     ]
     if known:
-        by_layer = plots_experts.told_by_layer(known)
+        by_layer = plots.told_by_layer(known, lines)
         drawn.append(_figure(by_layer, "What the chosen expert tells of the sound, by layer"))
-        runs = plots_experts.run_lengths(known)
+        runs = plots.run_lengths(known, lines)
         drawn.append(_figure(runs, "How long experts keep the frames"))
     disturbed = {m.name: m.disturbance for m in models if m.disturbance is not None}
     if disturbed:
         caption = "More word errors when experts are drawn at random"
-        drawn.append(_figure(plots_experts.random_experts(disturbed), caption))
+        drawn.append(_figure(plots.random_experts(disturbed, lines), caption))
     fields = [
         (f"{name}: {field}", f.values, *(sum(v) / len(v) for v in (f.bits, f.chance)))
         for name, own in known.items()
@@ -192,20 +192,19 @@ def _experts(models: Sequence[ModelReport]) -> dict[str, Any]:
     return {"experts": told, "expert_figures": drawn, "fields": fields}
 
 
-def _agreement(models: Sequence[ModelReport]) -> dict[str, Any]:
+def _agreement(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
     """Whether layers agree, and why they might."""
     numbers = {model.name: model.routing for model in models if model.routing is not None}
     known = {model.name: model.meaning for model in models if model.meaning is not None}
     drawn: Figures = []
     has_inputs = bool(known) and all(numbers[name].cramers_v for name in known)
     if numbers:
-        lines = plots.cramers_v_lines(
-            {model.name: model.routing.cramers_v if model.routing else [] for model in models}
-        )
-        drawn.append(_figure(lines, "Cramér's V of adjacent layers"))
+        by_layer = {name: routing.cramers_v for name, routing in numbers.items()}
+        figure = plots.cramers_v_lines(by_layer, lines)
+        drawn.append(_figure(figure, "Cramér's V of adjacent layers"))
     if has_inputs:
         measured = {name: numbers[name].cramers_v for name in known}
-        inputs = plots_experts.router_inputs(known, measured)
+        inputs = plots.router_inputs(known, measured, lines)
         drawn.append(_figure(inputs, "Inputs of neighboring routers, and agreement"))
     for name, routing in numbers.items():
         for last in routing.pairs[-1:]:

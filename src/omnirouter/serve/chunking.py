@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from omnirouter.audio.downmix import HighPass
 from omnirouter.config import BLANK
 from omnirouter.serve.vad import HOP, RATE, SpeechDetector
 
@@ -180,7 +181,8 @@ def _cut(samples: Samples, rate: int, frame: int) -> tuple[int, bool]:
     """
     hop = round(QUIET_HOP_S * rate)
     longest = int((LONGEST_S - OVERLAP_S) * rate)
-    hops = samples[: len(samples) // hop * hop].reshape(-1, hop)
+    heard = HighPass(rate)(samples)  # an offset or rumble is never quiet
+    hops = heard[: len(samples) // hop * hop].reshape(-1, hop)
     span = round(QUIET_SPAN_S / QUIET_HOP_S)
     # energy of each hop, averaged over the span around it
     energy = np.convolve(np.einsum("ij,ij->i", hops, hops), np.ones(span) / span, mode="same")

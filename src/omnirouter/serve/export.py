@@ -34,6 +34,7 @@ from omnirouter.config import (
     FeatureConfig,
     ModelConfig,
     OmnirouterError,
+    missing_extra,
 )
 from omnirouter.files import clear_leftovers, copy_entry, flush, write_atomically
 from omnirouter.model import CTCEncoder
@@ -102,6 +103,11 @@ def export(
             f"routing: {checkpoint.config.routing} with these router options has no ONNX export; "
             "dense, switch and omni with top_k 1 and without balance_bias have"
         )
+    options = checkpoint.config.router
+    if options.shared_expert or options.share_experts or options.experts_every > 1:
+        raise BadInput(
+            "router: a model with shared_expert, share_experts or experts_every has no ONNX export"
+        )
     if out.exists() and not _replaceable(out):
         raise BadInput(f"{out}: exists and is no export; choose another folder or empty it")
     found: dict[str, ParityReport] = {}
@@ -134,7 +140,7 @@ def require_packages() -> None:
     """Raise `BadInput` that names the extra to install, if a package for exporting is missing."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(name) is None:
-            raise BadInput(f'export needs {name}: pip install "omnirouter[onnx]"')
+            raise missing_extra(f"export needs {name}", "onnx")
 
 
 def _replaceable(out: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: fetch one by name, publish one with a card of its own figures.
+"""Publish a model on the Hugging Face Hub with a card of its own figures.
 
 What is published is the checkpoint and the card. Paths of the training run, which config.json keeps
 for the machine it was made on, stay behind.
@@ -6,64 +6,16 @@ for the machine it was made on, stay behind.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omnirouter.checkpoint import FILES, Checkpoint, save_checkpoint
-from omnirouter.config import BadInput, OmnirouterError, count_parameters
+from omnirouter.checkpoint import Checkpoint, save_checkpoint
+from omnirouter.config import BadInput, OmnirouterError, count_parameters, missing_extra
+from omnirouter.pretrained import CARD, NAME, one_line
 
-CARD = "README.md"
 PRIVATE = ("run", "averaged", "upcycled_from", "dense")  # what meta holds of the machine
-NAME = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def is_hub_name(path: str | Path) -> bool:
-    """Whether this can only be a model on the Hub: `org/name`, and no folder `org` here."""
-    return (
-        isinstance(path, str)
-        and NAME.fullmatch(path) is not None
-        and not path.startswith(".")
-        and not Path(path).parent.exists()
-    )
-
-
-def fetch(name: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
-    """Download a checkpoint from the Hub, or find it in the local cache.
-
-    Args:
-        name: `org/name`.
-        revision: branch, tag or commit; the main branch if None.
-        endpoint: address of the Hub; huggingface_hub's own (HF_ENDPOINT) if None.
-
-    Returns:
-        The folder of the checkpoint.
-
-    Raises:
-        BadInput: there is no such model, or it may not be read.
-        OmnirouterError: the Hub cannot be reached.
-    """
-    _require_hub()
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, endpoint=endpoint, allow_patterns=[*FILES, CARD]
-        )
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise BadInput(
-            f"{name}: no such folder, and no such model (or revision) on the Hub, or it is private"
-        ) from error
-    except errors.HFValidationError as error:
-        raise BadInput(f"{name}: is no name of a model ({_one_line(error)})") from error
-    except Exception as error:  # of whichever client this version of huggingface_hub uses
-        raise OmnirouterError(
-            f"{name}: no such folder, and the Hub cannot be reached ({_one_line(error)})"
-        ) from error
-    return Path(folder)
 
 
 def push(
@@ -90,7 +42,8 @@ def push(
         BadInput: the name is none.
         OmnirouterError: the Hub refuses or cannot be reached.
     """
-    _require_hub()
+    if find_spec("huggingface_hub") is None:
+        raise missing_extra("the Hub needs huggingface_hub", "hub")
     from huggingface_hub import HfApi, errors
 
     if not NAME.fullmatch(name):
@@ -113,9 +66,9 @@ def push(
                 repo_id=name, folder_path=folder, commit_message="Upload a model of omnirouter"
             )
         except errors.HFValidationError as error:
-            raise BadInput(f"{name}: is no name of a model ({_one_line(error)})") from error
+            raise BadInput(f"{name}: is no name of a model ({one_line(error)})") from error
         except Exception as error:  # of whichever client this version of huggingface_hub uses
-            raise OmnirouterError(f"{name}: not published ({_one_line(error)})") from error
+            raise OmnirouterError(f"{name}: not published ({one_line(error)})") from error
     return str(done.commit_url)
 
 
@@ -162,12 +115,3 @@ print(omnirouter.load("{name}").transcribe("talk.flac").text)
 
 The development set chose this checkpoint, so its error rate is lower there than on other speech.
 """
-
-
-def _require_hub() -> None:
-    if find_spec("huggingface_hub") is None:
-        raise BadInput('the Hub needs huggingface_hub: pip install "omnirouter[hub]"')
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

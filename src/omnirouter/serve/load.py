@@ -7,18 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from omnirouter.config import (
-    PRETRAINED_DIR,
-    BadInput,
-    BeamSearchOptions,
-    VadOptions,
-)
+from omnirouter.config import PRETRAINED_DIR, BadInput, BeamSearchOptions, VadOptions
 from omnirouter.decoding import decoder_for
-from omnirouter.serve.hub import fetch, is_hub_name
+from omnirouter.pretrained import resolve_model
 from omnirouter.serve.onnx import OnnxTranscriber, is_export
 from omnirouter.serve.recognizer import Recognizer
-
-BUNDLED = PRETRAINED_DIR.name  # its name
 
 
 def load(
@@ -59,29 +52,29 @@ def open_model(
     device: str = "auto",
     *,
     precision: Literal["fp32", "bf16"] = "fp32",
+    threads: int | None = None,
     listening: VadOptions | None = None,
     search: BeamSearchOptions | None = None,
     note: Callable[[str], None] = warnings.warn,
 ) -> Recognizer:
     """As `load`, with all settings of the search; `note` is told of a missing language model."""
-    from omnirouter.checkpoint import shipped
-
-    if path is None or (str(path) == BUNDLED and not Path(path).exists()):
-        path = shipped()
-    if is_hub_name(path):
-        path = fetch(str(path))
+    path = resolve_model(path)
     recognizer: Recognizer
     if is_export(path):
         if device == "cuda" or precision == "bf16":
             raise BadInput(
                 "device and precision: an exported model runs on the CPU as it is; remove them"
             )
-        recognizer = OnnxTranscriber(path, listening=listening)
+        recognizer = OnnxTranscriber(path, threads=threads or 0, listening=listening)
         bundled = recognizer.bundled
     else:
+        import torch
+
         from omnirouter.checkpoint import load_checkpoint
         from omnirouter.serve.transcriber import Transcriber
 
+        if threads is not None:
+            torch.set_num_threads(threads)
         checkpoint = load_checkpoint(path, _torch_device(device))
         recognizer = Transcriber(checkpoint, precision=precision, listening=listening)
         bundled = is_bundled(path)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.config import PRETRAINED_DIR, BadInput, FeatureConfig, VadOptions
+from omnirouter.config import PRETRAINED_DIR, BadInput, FeatureConfig, VadOptions, missing_extra
 from omnirouter.decoding import Decoder
-from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.text import Tokenizer
 
 FORMAT = "omnirouter-onnx-1"
@@ -58,7 +59,12 @@ class OnnxTranscriber(Recognizer):
                 raise BadInput(f"{folder}: {name} is missing, this is not a whole export")
         features, self.bundled = _features(folder / CONFIG)
         super().__init__(features, Tokenizer.load(folder / TOKENIZER), listening, decoder)
-        self._session = _session(graph, threads)
+        self._graph, self._session = graph, _session(graph, threads)
+
+    @property
+    def name(self) -> str:
+        """The graph."""
+        return str(self._graph)
 
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at the model's rate."""
@@ -99,7 +105,7 @@ def _features(path: Path) -> tuple[FeatureConfig, bool]:
 
 def _session(path: Path, threads: int) -> Any:
     if find_spec("onnxruntime") is None:
-        raise BadInput('an exported model needs onnxruntime: pip install "omnirouter[onnx]"')
+        raise missing_extra("an exported model needs onnxruntime", "onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

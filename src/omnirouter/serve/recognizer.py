@@ -14,14 +14,13 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
-from omnirouter.audio.reader import BLOCK_S, LOUDEST, AudioReader, NamedFile
-from omnirouter.config import BadInput, FeatureConfig, VadOptions, require_rate
+from omnirouter.audio.reader import BLOCK_S, AudioReader, NamedFile
+from omnirouter.config import BadInput, FeatureConfig, VadOptions
 from omnirouter.decoding import Decoder, Hypothesis, ctc_greedy_search
 from omnirouter.serve import vad
 from omnirouter.serve.chunking import (
@@ -32,22 +31,21 @@ from omnirouter.serve.chunking import (
     stitch_point,
     windows,
 )
+from omnirouter.serve.inputs import Audio, Samples, resolve_audio
 from omnirouter.serve.transcript import Segment, Transcript, Word
-from omnirouter.text import Tokenizer
+from omnirouter.text import WORD_START, Tokenizer
 
 if TYPE_CHECKING:
     from omnirouter.serve.streaming import Stream
 
 SILENCE = 2 / 2.0**15  # samples that differ by no more hold nothing but rounding
-WORD_START = "▁"
 # A word goes on behind its last piece's peak. On synthetic speech with known boundaries, of 0 to
 # 0.5 s this came closest to the words' true ends (benchmarks/word_times.py).
 TAIL_S = 0.12
 
-Samples = NDArray[np.float32]
 LogProbs = NDArray[np.float32]  # [T, V]
-Audio = str | Path | NamedFile | NDArray[Any]
 Progress = Callable[[float, float], None]
+Channels = Literal["mix", "separate"]
 
 
 class Recognizer(ABC):
@@ -75,6 +73,16 @@ class Recognizer(ABC):
         pieces = tokenizer.pieces(range(tokenizer.vocab_size))
         self.begins_V = np.array([piece.startswith(WORD_START) for piece in pieces])
 
+    def __repr__(self) -> str:
+        decoding = "greedy" if self.decoder is None else f"decoder {self.decoder!r}"
+        rate, pieces = self.features.sample_rate, self.tokenizer.vocab_size
+        return f"{type(self).__name__}({self.name}, {rate} Hz, {pieces} pieces, {decoding})"
+
+    @property
+    def name(self) -> str:
+        """What it is, for people: folder and kind."""
+        return "model"
+
     @abstractmethod
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at `features.sample_rate`."""
@@ -96,34 +104,74 @@ class Recognizer(ABC):
         plain.decoder = None
         return plain
 
+    @overload
+    def transcribe(
+        self,
+        audio: list[Audio],
+        *,
+        sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
+        progress: Progress | None = None,
+    ) -> list[Transcript]: ...
+
+    @overload
     def transcribe(
         self,
         audio: Audio,
         *,
         sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Progress | None = None,
-    ) -> Transcript:
+    ) -> Transcript: ...
+
+    def transcribe(
+        self,
+        audio: Audio | list[Audio],
+        *,
+        sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
+        progress: Progress | None = None,
+    ) -> Transcript | list[Transcript]:
         """Recognize speech of any length.
 
         Args:
-            audio: a file libsndfile reads (wav, flac, ogg, opus, mp3, ...), or PyAV where it is
-                installed; or mono samples [samples], floats in [-1, 1] or integers.
-            sample_rate: of the samples in Hz; the model's if not given.
+            audio: the path of an audio or video file, a file opened for reading bytes, the bytes
+                of one, samples [samples] or [samples, channels], floats in [-1, 1] or integers, or
+                {"array": samples, "sampling_rate": Hz}; or a list of these, whose windows go
+                through the model together.
+            sample_rate: of samples, in Hz; the model's if not given.
+            channels: `mix` makes one of several; `separate` transcribes each by itself and merges
+                what was said by time.
+            track: which sound track of a file, counted from 1; its default one if None.
             progress: called as windows are done, with the seconds done and the seconds in all (so
                 far, if it is not known).
 
         Returns:
-            The transcript; an empty one for audio that is silent or shorter than one frame.
+            The transcript, or a list of them; an empty one for audio that is silent or shorter
+            than one frame.
 
         Raises:
-            BadInput: the file is missing, empty or no audio, the samples are not mono numbers, or
-                the rate is none.
+            BadInput: a file is missing, empty or no audio, an address instead of a file, the
+                samples are no numbers, or the rate is none. `transcribe_many` goes on with the
+                other recordings.
         """
-        rate = self.features.sample_rate
-        if sample_rate is not None and not isinstance(audio, str | Path | NamedFile):
-            audio = _resampled(to_float32_mono(audio), sample_rate, rate)
+        if isinstance(audio, list) and not all(isinstance(part, int | float) for part in audio):
+            several = list(
+                self.transcribe_many(audio, sample_rate=sample_rate, channels=channels, track=track)
+            )
+            for _, result in several:
+                if isinstance(result, BadInput):
+                    raise result
+            return [result for _, result in several if isinstance(result, Transcript)]
         advance = None if progress is None else lambda _, done, total: progress(done, total)
-        ((_, found),) = self.transcribe_many([audio], progress=advance)
+        one: Any = audio
+        many = self.transcribe_many(
+            [one], sample_rate=sample_rate, channels=channels, track=track, progress=advance
+        )
+        ((_, found),) = many
         if isinstance(found, BadInput):
             raise found
         return found
@@ -132,40 +180,59 @@ class Recognizer(ABC):
         self,
         audio: Iterable[Audio],
         *,
+        sample_rate: int | None = None,
+        channels: Channels = "mix",
+        track: int | None = None,
         progress: Callable[[int, float, float], None] | None = None,
     ) -> Iterator[tuple[int, Transcript | BadInput]]:
         """Recognize several recordings; windows of several go through the model together.
 
         Args:
-            audio: files, or mono samples at the model's rate; taken as they are needed.
+            audio: as for `transcribe`; taken as they are needed.
+            sample_rate: of samples, in Hz; the model's if not given.
+            channels: as for `transcribe`.
+            track: as for `transcribe`.
             progress: called with a recording's number, seconds done and seconds in all.
 
         Yields:
             The number of a recording and its transcript, or what is wrong with it, in order.
         """
-        waiting: list[TranscriptionSession] = []
+        waiting: list[list[TranscriptionSession]] = []  # a recording's channels
         batch: list[tuple[TranscriptionSession, Window]] = []
         held = 0.0
         for number, source in enumerate(audio):
-            recording = self.begin(number, progress)
-            waiting.append(recording)
+            parts = [self.begin(number, progress)]
+            waiting.append(parts)
             try:
-                for window in self._windows(source, recording):
-                    batch.append((recording, window))
-                    held += len(window.samples) / self.features.sample_rate
-                    if held >= self.listening.batch_seconds:
-                        self._run(batch)
-                        batch, held = [], 0.0
+                source = resolve_audio(source, self.features.sample_rate, sample_rate)
+                if channels == "separate":
+                    count = self._channels(source, track)
+                    parts += [self.begin(number) for _ in range(1, count)]
+                for index, part in enumerate(parts):
+                    only = (index,) if len(parts) > 1 else ()
+                    for window in self._windows(source, part, only, track):
+                        batch.append((part, window))
+                        held += len(window.samples) / self.features.sample_rate
+                        if held >= self.listening.batch_seconds:
+                            self._run(batch)
+                            batch, held = [], 0.0
+                    part.read = True
             except BadInput as error:
-                recording.error = error
-            recording.read = True
+                parts[0].error, parts[0].read = error, True
+                del parts[1:]
             batch = [(owner, window) for owner, window in batch if owner.error is None]
             pending = {owner.number for owner, _ in batch}
-            while waiting and waiting[0].number not in pending and waiting[0].read:
-                yield waiting.pop(0).result()
+            while waiting and waiting[0][0].number not in pending and waiting[0][-1].read:
+                yield _result(waiting.pop(0))
         self._run(batch)
-        for recording in waiting:
-            yield recording.result()
+        for parts in waiting:
+            yield _result(parts)
+
+    def _channels(self, source: Any, track: int | None) -> int:
+        if not isinstance(source, str | Path | NamedFile):
+            return 1
+        with AudioReader(source, self.features.sample_rate, track=track) as stream:
+            return stream.channels
 
     def begin(
         self, number: int = 0, progress: Callable[[int, float, float], None] | None = None
@@ -173,16 +240,21 @@ class Recognizer(ABC):
         """A recording to which the log-probabilities of its windows can be added, in order."""
         return TranscriptionSession(number, self._joining, progress)
 
-    def _windows(self, source: Audio, recording: TranscriptionSession) -> Iterator[Window]:
+    def _windows(
+        self,
+        source: Any,
+        recording: TranscriptionSession,
+        channels: Sequence[int],
+        track: int | None,
+    ) -> Iterator[Window]:
         """The windows of a recording that hold anything; counts its seconds."""
         rate = self.features.sample_rate
         if not isinstance(source, str | Path | NamedFile):
-            samples = to_float32_mono(source)
-            recording.total = len(samples) / rate
-            yield from self.windows_in(_in_blocks(samples, rate), recording)
+            recording.total = len(source) / rate
+            yield from self.windows_in(_in_blocks(source, rate), recording)
             return
-        with AudioReader(source, rate) as stream:
-            recording.total = stream.duration or 0.0
+        with AudioReader(source, rate, channels=channels, track=track) as stream:
+            recording.total, recording.notes = stream.duration or 0.0, stream.notes
             yield from self.windows_in(stream.blocks(), recording)
 
     def windows_in(
@@ -318,6 +390,7 @@ class TranscriptionSession:
     read: bool = False
     total: float = 0.0
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
     joining: _WindowStitcher = field(init=False)
 
     def __post_init__(self) -> None:
@@ -354,8 +427,19 @@ class TranscriptionSession:
             text=" ".join(segment.text for segment in segments),
             segments=segments,
             duration=round(self.seconds, 3),
+            notes=tuple(self.notes),
         )
         return self.number, transcript
+
+
+def _result(parts: Sequence[TranscriptionSession]) -> tuple[int, Transcript | BadInput]:
+    """What came of a recording, of which each channel may be a part."""
+    number, found = parts[0].result()
+    if len(parts) == 1 or isinstance(found, BadInput):
+        return number, found
+    others = [part.result()[1] for part in parts[1:]]
+    transcripts = [found, *(one for one in others if isinstance(one, Transcript))]
+    return number, Transcript.of_channels(transcripts)
 
 
 def _merged(begun: Word, rest: Word) -> Word:
@@ -372,37 +456,3 @@ def _in_blocks(samples: Samples, rate: int) -> Iterator[Samples]:
     size = round(BLOCK_S * rate)
     for first in range(0, len(samples), size):
         yield samples[first : first + size]
-
-
-def to_float32_mono(audio: Any) -> Samples:
-    """Samples or a tensor of them, floats in [-1, 1] or integers, as float32 in [-1, 1].
-
-    Of unsigned integers the middle is silence, as in 8-bit files.
-
-    Raises:
-        BadInput: they are not mono, or no numbers that samples come in.
-    """
-    if hasattr(audio, "detach"):
-        audio = audio.detach().cpu()
-        audio = (audio.float() if audio.is_floating_point() else audio).numpy()
-    values = np.asarray(audio)
-    if values.ndim != 1:
-        raise BadInput(f"audio: give mono samples of shape [samples], not {list(values.shape)}")
-    kind, half = values.dtype.kind, 2.0 ** (8 * values.dtype.itemsize - 1)
-    if kind not in "fiu" or (kind != "f" and values.dtype.itemsize > 4):
-        raise BadInput(f"audio: give floats in [-1, 1], int16 or int32, not {values.dtype}")
-    samples = np.asarray(values, dtype=np.float32)
-    if kind != "f":
-        samples = samples / np.float32(half) - np.float32(kind == "u")
-    if not (np.abs(samples) < LOUDEST).all():  # nor is NaN
-        raise BadInput(
-            f"audio: holds samples that are not numbers (NaN or infinite), or beyond {LOUDEST:g}"
-        )
-    return samples
-
-
-def _resampled(samples: Samples, sample_rate: int, rate: int) -> Samples:
-    require_rate(sample_rate)
-    if sample_rate == rate or not samples.size:
-        return samples
-    return np.asarray(soxr.resample(samples, sample_rate, rate), dtype=np.float32)

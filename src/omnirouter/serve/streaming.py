@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import soxr
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnirouter.audio.features import normalize, num_mel_frames, stack_frames, window_mels
-from omnirouter.config import BLANK, BadInput, FeatureConfig, require_rate
+from omnirouter.config import BLANK, BadInput, FeatureConfig, ModelConfig, require_rate
+from omnirouter.decoding import Decoder, Hypothesis
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.recognizer import WORD_START, LogProbs, Recognizer, Samples, to_float32_mono
+from omnirouter.serve.inputs import Samples, to_float32_mono
 from omnirouter.serve.transcript import Word
+from omnirouter.text import WORD_START, Tokenizer
 
-if TYPE_CHECKING:
-    from omnirouter.serve.transcriber import Transcriber
-
+LogProbs = NDArray[np.float32]  # [T, V]
 PAUSE_S = 1.0  # without a piece: a word that is followed by it is final, though none comes after
 PCM_BYTES = 2  # of a sample
 
@@ -54,6 +54,33 @@ class PartialResult:
     log_probs: LogProbs = field(repr=False, compare=False)
 
 
+class StreamingModel(Protocol):
+    """What a stream needs of a model; `Transcriber` has it."""
+
+    features: FeatureConfig
+    tokenizer: Tokenizer
+    decoder: Decoder | None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Architecture of the encoder."""
+        ...
+
+    def next_log_probs(self, frames_TS: Tensor, past: EncoderCache) -> LogProbs:
+        """Log-probabilities of the next frames."""
+        ...
+
+    def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
+        """Pieces and the frames where they peak."""
+        ...
+
+    def words(
+        self, log_probs_TV: LogProbs, begin: float, end: float
+    ) -> tuple[tuple[Word, ...], bool]:
+        """Words with their times."""
+        ...
+
+
 class Stream:
     """One recording on its way; `Transcriber.stream` makes it.
 
@@ -69,8 +96,8 @@ class Stream:
             is none.
     """
 
-    def __init__(self, model: Transcriber, sample_rate: int | None = None) -> None:
-        self._model, self._past = model, EncoderCache(model.checkpoint.config)
+    def __init__(self, model: StreamingModel, sample_rate: int | None = None) -> None:
+        self._model, self._past = model, EncoderCache(model.config)
         if model.decoder is not None:
             raise BadInput("language_model: a stream is decoded without one; leave it out")
         own = model.features.sample_rate
@@ -203,7 +230,7 @@ class StreamingDecoder:
         recognizer: decodes the best path.
     """
 
-    def __init__(self, recognizer: Recognizer) -> None:
+    def __init__(self, recognizer: StreamingModel) -> None:
         self._recognizer = recognizer
         frame_s = recognizer.features.frame_s
         self._pause, self._longest = round(PAUSE_S / frame_s), round(LONGEST_S / frame_s)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import VadOptions
+from omnirouter.config import ModelConfig, VadOptions
 from omnirouter.decoding import Decoder
 from omnirouter.model import EncoderOutput
 from omnirouter.model.kernels import prepack
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.hub import push
-from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcript import Segment, Transcript, Word
 
@@ -48,6 +49,17 @@ class Transcriber(Recognizer):
         if next(checkpoint.model.parameters()).device.type == "cpu":
             half = precision == "bf16"
             self._encoder = prepack(checkpoint.model, torch.bfloat16 if half else torch.float32)
+
+    @property
+    def config(self) -> ModelConfig:
+        """Architecture of the encoder."""
+        return self.checkpoint.config
+
+    @property
+    def name(self) -> str:
+        """Folder and kind of the checkpoint."""
+        config = self.checkpoint.config
+        return f"{self.checkpoint.path}: {config.routing}, {config.num_layers} layers"
 
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at the model's rate."""

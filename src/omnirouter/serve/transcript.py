@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from omnirouter.serve.subtitles import SubtitleOptions, as_srt, as_vtt
+
+SHOWN = 60  # letters of a text in a repr
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +30,21 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """What was said in one stretch, with the times of its first and last word in seconds."""
+    """What was said in one stretch.
+
+    Attributes:
+        start: of its first word, in seconds.
+        end: of its last word, in seconds.
+        text: the words.
+        words: the same with their times.
+        channel: counted from 1, where channels are transcribed one by one.
+    """
 
     start: float
     end: float
     text: str
     words: tuple[Word, ...]
+    channel: int | None = None
 
     @classmethod
     def of(cls, words: tuple[Word, ...]) -> Segment:
@@ -39,7 +53,7 @@ class Segment:
         return cls(start=words[0].start, end=words[-1].end, text=text, words=words)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Transcript:
     """What was said in one recording.
 
@@ -47,18 +61,54 @@ class Transcript:
         text: all of it; empty if nothing was recognized.
         segments: stretches in which something was recognized.
         duration: of the audio, in seconds.
+        notes: what a user should know of how the audio was read, in sentences.
     """
 
     text: str
     segments: tuple[Segment, ...]
     duration: float
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of_channels(cls, found: Sequence[Transcript]) -> Transcript:
+        """Merge the transcripts of a recording's channels by time."""
+        segments = [
+            replace(segment, channel=number)
+            for number, transcript in enumerate(found, 1)
+            for segment in transcript.segments
+        ]
+        segments.sort(key=lambda segment: (segment.start, segment.channel))
+        return cls(
+            text=" ".join(segment.text for segment in segments),
+            segments=tuple(segments),
+            duration=max(transcript.duration for transcript in found),
+            notes=tuple(dict.fromkeys(note for one in found for note in one.notes)),
+        )
 
     @property
     def words(self) -> tuple[Word, ...]:
         """The words of all segments."""
         return tuple(word for segment in self.segments for word in segment.words)
 
+    def __repr__(self) -> str:
+        text = (
+            self.text if len(self.text) <= SHOWN else self.text[:SHOWN].rsplit(" ", 1)[0] + " ..."
+        )
+        words, segments = len(self.words), len(self.segments)
+        return f"Transcript({self.duration:g} s, {words} words, {segments} segments: {text!r})"
+
+    def to_srt(self, layout: SubtitleOptions | None = None) -> str:
+        """SubRip subtitles."""
+        return as_srt("", self, layout or SubtitleOptions()) + "\n"
+
+    def to_vtt(self, layout: SubtitleOptions | None = None) -> str:
+        """WebVTT subtitles."""
+        return as_vtt("", self, layout or SubtitleOptions()) + "\n"
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: text, duration, segments with their words."""
+        """Plain values for JSON: text, duration, segments with their words (and channels)."""
         values = asdict(self)
+        for segment in values["segments"]:
+            if segment["channel"] is None:
+                del segment["channel"]
         return {key: values[key] for key in ("text", "duration", "segments")}

@@ -15,7 +15,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput
+from omnirouter.audio.downmix import HighPass
+from omnirouter.config import BadInput, missing_extra
 
 RATE = 16_000  # Hz; all that the sequence model knows
 HOP = 512  # samples per probability
@@ -38,7 +39,8 @@ class SpeechDetector:
     """Speech probabilities of one recording, hop by hop.
 
     The detector misses faint speech that the recognizer hears, so quiet recordings are amplified
-    for it, by the peak of what comes together and of what came before.
+    for it, by the peak of what comes together and of what came before. An offset and what lies
+    below voices are taken out before: they are no level.
 
     Args:
         rate: of the samples to come, in Hz.
@@ -54,11 +56,13 @@ class SpeechDetector:
         self._context = np.zeros(CONTEXT, dtype=np.float32)
         self._state = [np.zeros((1, 1, 128), dtype=np.float32) for _ in range(2)]
         self._peak = 0.0
+        self._high_pass = HighPass(RATE)
 
     def __call__(self, samples: Samples, *, last: bool = False) -> NDArray[np.float32]:
         """Probabilities of the hops that are complete with [samples]; of all with `last`."""
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples, last=last)
+        samples = self._high_pass(samples)
         size = round(PEAK_HALVES_S * RATE)
         parts = [samples[i : i + size] for i in range(0, len(samples), size)] or [samples]
         found = [self._hops(part, last=last and part is parts[-1]) for part in parts]
@@ -93,16 +97,14 @@ def _level(samples: Samples) -> float:
 @cache
 def _session() -> Any:
     if not available():
-        raise BadInput('vad: silero needs an extra: pip install "omnirouter[vad]"; or choose off')
+        raise missing_extra("vad: silero needs silero-vad (or choose off)", "vad")
     import onnxruntime
 
     package = importlib.util.find_spec("silero_vad")
     assert package is not None and package.submodule_search_locations
     path = Path(package.submodule_search_locations[0], MODEL)
     if not path.is_file():
-        raise BadInput(
-            'vad: this silero-vad lacks its sequence model: pip install "silero-vad>=6.2"'
-        )
+        raise BadInput("vad: this silero-vad lacks its sequence model; install 6.2 or newer of it")
     options = onnxruntime.SessionOptions()
     options.inter_op_num_threads = options.intra_op_num_threads = 1
     providers = ["CPUExecutionProvider"]

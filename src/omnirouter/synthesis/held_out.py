@@ -6,12 +6,11 @@ in a row with one, both without regard to case, punctuation, apostrophes and abb
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from omnirouter.config import BadInput
+from omnirouter.files import read_json_lines
 from omnirouter.text import normalize_text
 
 RUN = 8  # words
@@ -44,20 +43,14 @@ class HeldOutText:
 
     @classmethod
     def from_manifests(cls, manifests: Sequence[Path]) -> HeldOutText:
-        """Read the transcripts of JSONL manifests; lines without one are skipped.
+        """Read the transcripts of JSONL manifests or lhotse cuts; lines without one are skipped.
 
         Raises:
             BadInput: a manifest cannot be read, or a line of it is not JSON.
         """
-        texts: list[str] = []
-        for path in manifests:
-            try:
-                lines = path.read_text("utf-8").splitlines()
-                rows = [json.loads(line) for line in lines if line.strip()]
-            except (OSError, ValueError) as error:
-                raise BadInput(f"{path}: cannot be read as a JSONL manifest ({error})") from error
-            texts += (row["text"] for row in rows if isinstance(row, dict) and row.get("text"))
-        return cls(texts)
+        rows = (row for path in manifests for _, row in read_json_lines(path))
+        texts = (part.get("text") for row in rows for part in [row, *row.get("supervisions", ())])
+        return cls(text for text in texts if text)
 
     def reason(self, text: str) -> str | None:
         """Say why a text is held out; None if it may be used."""

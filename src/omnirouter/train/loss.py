@@ -1,4 +1,4 @@
-"""What a step lowers: CTC, the load-balance loss (Eq. 5), and the losses of related routers.
+"""Loss of a step: CTC, the load-balance loss (Eq. 5), and the losses of related routers.
 
 With `consistency` an output holds two views of its batch, one after the other: an utterance's CTC
 is the mean over both.
@@ -155,19 +155,19 @@ class ExpertBiasUpdater:
         self.counts_RN = torch.zeros(model.num_routers, model.num_experts, device=device)
 
     def add(self, routings: Sequence[Routing], skipped: Collection[int]) -> None:
-        """Count a micro-batch whose layers `skipped` were left out."""
+        """Count a micro-batch of which some layers were `skipped`."""
         if self.on and routings:
             self.counts_RN += tokens_per_expert(routings, self.config.model, skipped)
 
     def rebalance(
         self, network: CTCEncoder, total: Callable[[Tensor], Tensor], finite: Tensor
     ) -> None:
-        """Move the biases against what was counted, unless the step is left out.
+        """Move the biases against what was counted, unless the step is skipped.
 
         Args:
             network: has the routers.
             total: sums over all processes.
-            finite: whether the step counts, a scalar.
+            finite: true if the step counts, a scalar.
         """
         if self.on:
             rate = self.config.router_losses.bias_rate * finite

@@ -65,7 +65,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, single or stacked, but not to (stacked) biases."""
+    """True for what weight decay applies to: matrices, single or stacked, but not biases."""
     return parameter.requires_grad and parameter.ndim >= 2 and "bias" not in name
 
 

@@ -102,7 +102,7 @@ class ParallelModel:
 
 
 class _Root(nn.Module):
-    """What FSDP2 takes for the model.
+    """The module that FSDP2 takes for the model.
 
     It moves the tensors a model is called with to the GPU. Lengths must stay on the CPU, so this
     one is called with a function.

@@ -1,11 +1,12 @@
-"""What a person sees of a run: a progress bar with ETA on a terminal, plain lines elsewhere."""
+"""Progress of a run: a line with ETA on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import platform
 import time
 from types import TracebackType
-from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,16 +19,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from omnirouter.config import RunConfig, count_parameters
+from omnirouter.data.dataloader import DataSize
+from omnirouter.train.distributed import DistributedContext
+
+TERMINAL_EVERY_S = 2.0  # between two readings of the losses
 PLAIN_EVERY_S = 30.0
+WIDE = 110  # characters a terminal needs for a bar beside the figures
 
 
-def columns() -> list[ProgressColumn]:
-    """What a bar shows: name, bar, steps, time, ETA, status."""
+def columns(width: int) -> list[ProgressColumn]:
+    """Columns of a line for a terminal of so many characters; a narrow one has no bar."""
+    wide = width >= WIDE
     return [
         TextColumn("[bold]{task.description}"),
-        BarColumn(),
+        *([BarColumn(bar_width=min(40, width - 80))] if wide else []),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *([TimeElapsedColumn()] if wide else []),
         TextColumn("ETA"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[status]}"),
@@ -35,11 +43,11 @@ def columns() -> list[ProgressColumn]:
 
 
 class ProgressReporter:
-    """Shows a run.
+    """Shows a run: the first losses at once, later ones paced in time.
 
     Args:
         steps: of the whole run.
-        title: in front of the bar.
+        title: in front of the line.
         console: where to print; standard error if None.
     """
 
@@ -47,15 +55,14 @@ class ProgressReporter:
         self.steps = steps
         self.title = title
         self.console = console or Console(stderr=True, highlight=False)
-        self.status = ""
         self._bar = Progress(
-            *columns(),
+            *columns(self.console.width),
             console=self.console,
             speed_estimate_period=120,
             disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
-        self._printed = time.monotonic()
+        self._printed: float | None = None
         self._began: tuple[int, float] | None = None
 
     def __enter__(self) -> ProgressReporter:
@@ -71,31 +78,30 @@ class ProgressReporter:
     ) -> None:
         self._bar.stop()
 
-    def advance(self, step: int, audio_per_second: float) -> None:
-        """A step is done; `audio_per_second` is seconds of audio trained on per second."""
+    @property
+    def due(self) -> bool:
+        """True if losses are to be shown again; reading them makes a GPU wait."""
+        every = TERMINAL_EVERY_S if self.console.is_terminal else PLAIN_EVERY_S
+        return self._printed is None or time.monotonic() - self._printed >= every
+
+    def advance(self, step: int, figures: str | None = None) -> None:
+        """A step is done; `figures` are those of a step for which they were `due`."""
         now = time.monotonic()
         if self._began is None:
             self._began = (step, now)
-        speed = f"{audio_per_second / 3600:.3f} audio-h/s ({audio_per_second:.0f}x)"
-        assert self._task is not None
-        self._bar.update(self._task, completed=step, status=f"{self.status} {speed}")
-        if not self.console.is_terminal and now - self._printed >= PLAIN_EVERY_S:
-            self._printed = now
+        if self._task is not None:
+            self._bar.update(self._task, completed=step)
+        if figures is None:
+            return
+        self._printed = now
+        if self._task is not None:
+            self._bar.update(self._task, status=figures)
+        if not self.console.is_terminal:
             done, since = step - self._began[0], now - self._began[1]
             left = f", {since / done * (self.steps - step) / 60:.1f} min left" if done else ""
             self.console.print(
-                f"{self.title}: step {step}/{self.steps}{left}, {speed} {self.status}",
-                soft_wrap=True,
+                f"{self.title}: step {step}/{self.steps}{left}, {figures}", soft_wrap=True
             )
-
-    def losses(self, row: dict[str, Any]) -> None:
-        """A row of metrics was written."""
-        if row["ctc"] is None:
-            self.status = "no finite loss"
-            return
-        self.status = f"CTC {row['ctc']:.1f}"
-        if "cramers_v" in row:
-            self.status += f" balance {row['load_balance']:.2f}"
 
     def validation(self, step: int, wer: float, loss: float) -> None:
         """A validation is done."""
@@ -104,3 +110,65 @@ class ProgressReporter:
     def note(self, text: str) -> None:
         """One line that stays."""
         self.console.print(f"{self.title}: {text}", soft_wrap=True, markup=False)
+
+
+def figures(ctc: float | None, balance: float | None, audio_per_second: float) -> str:
+    """Losses and speed as a line shows them.
+
+    Args:
+        ctc: mean CTC loss of an utterance; None if no step had a finite one.
+        balance: load-balance loss; None for a model without experts.
+        audio_per_second: seconds of audio trained on per second.
+    """
+    parts = ["no finite loss" if ctc is None else f"CTC {ctc:.1f}"]
+    if ctc is not None and balance is not None:
+        parts.append(f"balance {balance:.2f}")
+    speed = f"{audio_per_second:.0f}" if audio_per_second >= 10 else f"{audio_per_second:.1f}"
+    return " ".join([*parts, f"{speed}x real time"])
+
+
+def start_line(config: RunConfig, size: DataSize, world: DistributedContext) -> str:
+    """Size of the model, the data and a step, and where it is computed."""
+    count, data = count_parameters(config.model), config.data
+    active = f" ({count.active / 1e6:.3g} M active)" if count.active < count.total else ""
+    more = "" if size.whole else "more than "
+    step_s = data.batch_hours * 3600
+    parts = [
+        f"{config.preset or config.model.routing}, {count.total / 1e6:.3g} M parameters{active}",
+        f"vocabulary {config.model.vocab_size}",
+        f"{more}{size.utterances:,} utterances, {_duration(size.seconds)}",
+        f"{_duration(step_s)} of audio a step",
+    ]
+    if size.whole and size.seconds:
+        passes = config.steps * step_s / size.seconds
+        parts.append(f"{config.steps:,} steps are {passes:.3g} passes over the data")
+    return "; ".join([*parts, f"{device_name(world)}, {config.precision}"])
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"
+
+
+def device_name(world: DistributedContext) -> str:
+    """Name of the device, and the number of processes on it."""
+    if world.device.type == "cuda":
+        name = torch.cuda.get_device_name(world.device)
+    else:
+        count = torch.get_num_threads()
+        name = f"CPU ({platform.machine()}), {count} thread{'s' * (count > 1)}"
+    return f"{world.size} processes on {name}" if world.size > 1 else name
+
+
+def too_large_a_step(config: RunConfig, size: DataSize) -> str | None:
+    """Warn of a step that takes more audio than there is."""
+    step_s = config.data.batch_hours * 3600
+    if not size.whole or step_s <= size.seconds:
+        return None
+    return (
+        f"warning: a step takes {_duration(step_s)} of audio, data.train has "
+        f"{_duration(size.seconds)}: every step sees all of it {step_s / size.seconds:.3g} "
+        "times; set data.batch_seconds (40 for a few hours of speech)"
+    )

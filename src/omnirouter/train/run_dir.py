@@ -38,7 +38,7 @@ class RunDir:
     Args:
         config: the run.
         resume: there must be one in the folder already.
-        writes: whether this process is the one that writes; the others only look.
+        writes: true in the process that writes; the others only look.
 
     Raises:
         BadInput: a new run in a folder that holds one, or `resume` where there is none.
@@ -85,8 +85,23 @@ class RunDir:
         """
         if not self.writes:
             return
-        text = yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+        text = yaml.safe_dump(plain(asdict(config)), sort_keys=False)
         write_text(self.path / "config.yaml", text)
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration that the last session of the run left.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        path = self.path / "config.yaml"
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInput(f"{path}: cannot be read ({error})") from error
+        if not isinstance(found, dict):
+            raise BadInput(f"{path}: is not the configuration of a run")
+        return found
 
     def newest_state(self) -> Path | None:
         """The latest training state; None before the first."""
@@ -154,7 +169,7 @@ class RunDir:
         write_text(self.metrics, "".join(rows))
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
-        """What has been logged of one kind, oldest first."""
+        """Logged rows of one kind, oldest first."""
         if not self.metrics.exists():
             return []
         return [row for row in rows_of(self.metrics) if row.get("kind") == kind]
@@ -166,11 +181,11 @@ class RunDir:
         self._lock.close()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Tuples as lists, for YAML."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -20,13 +20,14 @@ from omnirouter.train.parallel import ParallelModel, full_state
 
 @dataclass
 class TrainProgress:
-    """How far a run is; saved with weights and optimizer.
+    """Counters of a run, saved with weights and optimizer.
 
     Attributes:
         step: optimizer steps done.
         epoch: epoch of the next batch.
         index: number of the next batch within it.
         best_wer: best validation so far.
+        best_step: step of it; 0 if it is the start of a fine-tuning.
         worse: validations since then.
         skipped: steps skipped because loss or gradient were not finite.
         skipped_in_row: of these, the ones since the last good step.
@@ -39,6 +40,7 @@ class TrainProgress:
     epoch: int = 0
     index: int = 0
     best_wer: float = float("inf")
+    best_step: int = -1
     worse: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
@@ -57,6 +59,7 @@ class TrainState:
         progress: how far the run is.
         rejected: utterances that could not be used.
         sums: CTC, load balance and steps since the last logged row, float64 [3].
+        data: digests of the manifests, by key of the recipe.
     """
 
     model: ParallelModel
@@ -64,6 +67,7 @@ class TrainState:
     progress: TrainProgress = field(default_factory=TrainProgress)
     rejected: RejectLog = field(default_factory=RejectLog)
     sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    data: dict[str, list[str]] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Any]:
         """The state between two steps; whole in the first process, all must ask together."""
@@ -76,6 +80,7 @@ class TrainState:
             "progress": asdict(self.progress),
             "sums": self.sums.tolist(),
             "statistics": (config.features.mean, config.features.std),
+            "data": self.data,
             "rejected": list(self.rejected.rejected.values()),
             "rng": world.all_gather((torch.get_rng_state(), cuda_rng)),
         }

@@ -108,10 +108,14 @@ class TrainStep:
                 output, batch = result, own
                 load.add(result.routings, dropped)
         losses = self.world.all_reduce(losses)
+        frozen = 0 < self.config.router_losses.frozen_from <= number
+        if frozen:
+            self.model.network.routers.zero_grad()  # without a gradient no optimizer moves them
         norm = self.model.clip(self.config.optim.clip)
         finite = (losses.sum() + norm).isfinite()
         update(self.optimizers, finite)
-        load.rebalance(self.model.network, self.world.all_reduce, finite)
+        if not frozen:
+            load.rebalance(self.model.network, self.world.all_reduce, finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         return StepResult(losses, norm, finite, rate, output, batch, dropped)

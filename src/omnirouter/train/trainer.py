@@ -27,7 +27,7 @@ from omnirouter.metrics.health import TrainingHealth
 from omnirouter.model import CTCEncoder
 from omnirouter.train.builder import build_run
 from omnirouter.train.distributed import DistributedContext, restarted
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.progress import ProgressReporter, figures
 from omnirouter.train.state import TrainProgress
 from omnirouter.train.step import (
     AsyncFiniteCheck,
@@ -147,7 +147,7 @@ class Trainer:
 
     @property
     def progress(self) -> TrainProgress:
-        """How far the run is."""
+        """Counters of the run."""
         return self.state.progress
 
     def run(self) -> TrainResult:
@@ -160,6 +160,7 @@ class Trainer:
             closing(batches),  # type: ignore[type-var]
             self.reporter,
         ):
+            self.validator.validate_start(self.state.model.for_use(), progress)
             while progress.step < self.config.steps:
                 if reason := self.early_end():  # as a run that goes on may have done before
                     return self.finish(reason)
@@ -183,7 +184,8 @@ class Trainer:
             BadInput: in a whole epoch no process had one.
         """
         progress = self.progress
-        barren = (progress.epoch + 1, progress.index)
+        # an epoch is over when the next one begins; the one at hand counts only from its start
+        barren = progress.epoch + (2 if progress.index else 1)
         while True:
             count = self.config.data.accumulation_steps(self.world.size)
             taken = [next(batches) for _ in range(count)]
@@ -198,7 +200,7 @@ class Trainer:
                 progress.audio_s += seconds
                 used = [batch for batch, size in zip(taken, counts, strict=True) if size]
                 return MicroBatches(used, int(sum(counts)))
-            if position >= barren:
+            if position[0] >= barren:
                 log = self.state.rejected
                 example = next(iter(log.rejected.values()))
                 raise BadInput(
@@ -237,7 +239,7 @@ class Trainer:
         config, step = self.config, self.progress.step
         last = step == config.steps
         self.interrupted = self.world.any(self.interrupt.received)
-        self.reporter.advance(step, self.progress.audio_s / max(self.progress.elapsed_s, 1e-9))
+        self.report_progress(last=last)
         if step % config.log_every == 0 or last:
             self.log_step()
         if step % config.validate_every == 0 or last:
@@ -248,6 +250,18 @@ class Trainer:
                 raise
         if step % config.checkpoint_every == 0 or last or self.early_end():
             self.save_state()
+
+    def report_progress(self, *, last: bool) -> None:
+        """Tell how far the run is, with mean losses since the last logged row when they are due."""
+        progress, shown = self.progress, None
+        if self.reporter.due or last:
+            ctc, balance, steps = self.state.sums.tolist()
+            experts = balance if self.config.model.routing != "dense" else None
+            mean = [
+                value / steps if steps and value is not None else None for value in (ctc, experts)
+            ]
+            shown = figures(mean[0], mean[1], progress.audio_s / max(progress.elapsed_s, 1e-9))
+        self.reporter.advance(progress.step, shown)
 
     def save_state(self) -> None:
         """Write the training state."""
@@ -288,7 +302,6 @@ class Trainer:
                 row |= routing_stats(output.routings, self.config.model.num_experts)
         self.state.sums.zero_()
         self.folder.log(row)
-        self.reporter.losses(row)
         for text in self.health.see(row):
             self.folder.log({"step": row["step"], "kind": "diagnosis", "text": text})
             self.reporter.note(f"step {row['step']}: {text}")
@@ -304,6 +317,11 @@ class Trainer:
         if rejected and self.world.first:
             rejected.write(self.folder.path / "rejected.jsonl")
             self.reporter.note(f"{rejected.summary()}; listed in {self.folder.path}/rejected.jsonl")
+        if self.config.init and progress.best_step == 0 and stopped != "interrupted":
+            self.reporter.note(
+                f"no step was better than the start (dev WER {progress.best_wer:.1%}): best/ is "
+                "the model it began from; lower optim.peak_lr, or give more data"
+            )
         best = progress.best_wer
         return TrainResult(
             best=self.folder.best,

@@ -10,6 +10,7 @@ Letters: L layers, T frames, D model width, N experts, C directions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig
-from omnirouter.data.dataloader import AsrDataLoader, LoaderConfig
+from omnirouter.config import BadInput, DataConfig, FeatureConfig, ModelConfig
+from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.dataset import RejectLog
 from omnirouter.data.manifests import read_manifest
 from omnirouter.model import CTCEncoder, Router
@@ -51,7 +52,7 @@ class Frames(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class UpcycleConfig:
-    """What a dense model becomes.
+    """Settings of the model with experts.
 
     Attributes:
         routing: `omni` has one router for all layers, `switch` one per layer, `omni-once` one that
@@ -112,7 +113,7 @@ def upcycle(dense: CTCEncoder, config: UpcycleConfig, known: Frames | None = Non
 
 
 def _sizes(dense: ModelConfig, config: UpcycleConfig, recorded: bool) -> ModelConfig:
-    """Of the model with experts; `recorded` is whether there are recordings."""
+    """Configuration of the model with experts; `recorded` is true if there are recordings."""
     if dense.routing != "dense":
         raise BadInput(f"has experts already (routing: {dense.routing}); give a dense model")
     if config.num_experts < 2:
@@ -139,11 +140,11 @@ def _copies(value: Tensor, part: str, config: UpcycleConfig, scale: float) -> Te
 
 
 def _read_by_experts(dense: CTCEncoder, known: Frames) -> list[Tensor]:
-    """What the feed-forward layer of every block reads, h_TD each."""
-    heard: list[Tensor] = []
+    """Inputs of every block's feed-forward layer, h_TD each."""
+    inputs: list[Tensor] = []
 
     def keep(module: Any, given: Any, output: Tensor) -> None:
-        heard.append(output)
+        inputs.append(output)
 
     norms = [m for name, m in dense.named_modules() if name.endswith(".ffn_norm")]
     hooks = [norm.register_forward_hook(keep) for norm in norms]
@@ -153,20 +154,20 @@ def _read_by_experts(dense: CTCEncoder, known: Frames) -> list[Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return heard
+    return inputs
 
 
 @torch.no_grad()
-def _set_apart(model: CTCEncoder, heard: Sequence[Tensor]) -> None:
+def _set_apart(model: CTCEncoder, inputs: Sequence[Tensor]) -> None:
     """Give routers the ends of directions, and scale each layer's copies by its mean gate."""
     owner, routers = model.config.router_map, []
     for number, router in enumerate(model.routers):
         assert isinstance(router, Router)
-        own = [h_TD for h_TD, which in zip(heard, owner, strict=True) if which == number]
+        own = [h_TD for h_TD, which in zip(inputs, owner, strict=True) if which == number]
         ends_CD = directions(own, model.config.num_experts // 2) * (SPREAD / 2)
         router.weight_ND.copy_(torch.cat([ends_CD, -ends_CD]))
         routers.append(router)
-    for layer, (h_TD, block) in enumerate(zip(heard, model.blocks, strict=True)):
+    for layer, (h_TD, block) in enumerate(zip(inputs, model.blocks, strict=True)):
         context = RoutingContext(layer=layer, lengths_B=torch.tensor([len(h_TD)]))
         gate = routers[owner[layer]](h_TD, context).gate_A.sum() / len(h_TD)
         assert isinstance(block, EncoderBlock) and isinstance(block.ffn, Experts)
@@ -174,14 +175,14 @@ def _set_apart(model: CTCEncoder, heard: Sequence[Tensor]) -> None:
         block.ffn.down_bias_ND.div_(gate)
 
 
-def directions(heard: Sequence[Tensor], count: int) -> Tensor:
+def directions(inputs: Sequence[Tensor], count: int) -> Tensor:
     """Directions in which frames of several layers differ most, the strongest first.
 
     Routers have no bias, so a direction is at a right angle to every layer's mean frame: half of
     the frames of each lie on either side.
 
     Args:
-        heard: h_TD of each layer, which count alike.
+        inputs: h_TD of each layer, which count alike.
         count: how many, C.
 
     Returns:
@@ -190,31 +191,37 @@ def directions(heard: Sequence[Tensor], count: int) -> Tensor:
     Raises:
         BadInput: frames are too few, or do not differ in so many directions.
     """
-    variance = min(h_TD.var(dim=0).sum().item() for h_TD in heard)
-    if len(heard[0]) <= heard[0].shape[1] or variance < SAME:
+    variance = min(h_TD.var(dim=0).sum().item() for h_TD in inputs)
+    if len(inputs[0]) <= inputs[0].shape[1] or variance < SAME:
         raise BadInput("data: too little speech to set experts apart by; give some minutes")
-    if count > (room := heard[0].shape[1] - len(heard)):
+    if count > (room := inputs[0].shape[1] - len(inputs)):
         raise BadInput(f"num_experts: at most {2 * room} of this width can be set apart")
-    means_LD = torch.stack([h_TD.mean(dim=0) for h_TD in heard])
-    shares = [torch.cov(h_TD.t()) / h_TD.var(dim=0).sum() for h_TD in heard]
+    means_LD = torch.stack([h_TD.mean(dim=0) for h_TD in inputs])
+    shares = [torch.cov(h_TD.t()) / h_TD.var(dim=0).sum() for h_TD in inputs]
     spread_DD = torch.stack(shares).sum(dim=0)
     basis_DL, _ = torch.linalg.qr(means_LD.t())
     rest_DD = torch.eye(len(basis_DL)) - basis_DL @ basis_DL.t()
     found_DD = torch.linalg.eigh(rest_DD @ spread_DD @ rest_DD).eigenvectors
     found_CD = found_DD[:, -count:].flip(1).t()
-    deviation_C = torch.stack([(h_TD @ found_CD.t()).std(dim=0) for h_TD in heard]).mean(dim=0)
+    deviation_C = torch.stack([(h_TD @ found_CD.t()).std(dim=0) for h_TD in inputs]).mean(dim=0)
     scaled: Tensor = found_CD / deviation_C[:, None]
     return scaled
 
 
 def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
-    """Ten minutes of recordings, or what there is, chosen at random; says how many it left out.
+    """Ten minutes of recordings, or what there is, chosen at random; says how many were skipped.
 
     Raises:
         BadInput: the manifest is wrong, or holds no audio that can be read.
     """
-    data = LoaderConfig(max_seconds=BATCH_SECONDS, shuffle=True, seed=seed)
-    loader = AsrDataLoader(read_manifest(manifest), features=features, tokenizer=None, data=data)
+    loader = AsrDataLoader(
+        read_manifest(manifest),
+        features=features,
+        tokenizer=None,
+        data=DataConfig(device_seconds=BATCH_SECONDS, min_s=0.0, max_s=math.inf),
+        shuffle=True,
+        seed=seed,
+    )
     parts, rejected, seconds = [], RejectLog(), 0.0
     with closing(loader.iterate()) as batches:  # type: ignore[type-var]
         for batch in batches:

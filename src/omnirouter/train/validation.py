@@ -109,12 +109,21 @@ class Validator:
         self.reporter.validation(progress.step, score.wer, score.loss)
         self._name_plateau(score.blank_share)
         if score.wer < progress.best_wer and not math.isnan(score.loss):  # weights may be NaN
-            progress.best_wer, progress.worse = score.wer, 0
+            progress.best_wer, progress.best_step, progress.worse = score.wer, progress.step, 0
             self._save(self.folder.best, network, progress, score.wer)
         else:
             progress.worse += 1
-        if self.config.average and not math.isnan(score.loss):
+        if self.config.average and progress.step and not math.isnan(score.loss):
             self._keep(network, progress, score.wer)
+
+    def validate_start(self, network: CTCEncoder, progress: TrainProgress) -> None:
+        """Score what a fine-tuning starts from, as step 0: it is the first best/.
+
+        Raises:
+            BadInput: as of `validate`.
+        """
+        if self.config.init and not progress.step and self.data is not None:
+            self.validate(network, progress)
 
     def average(self, network: CTCEncoder, progress: TrainProgress) -> None:
         """Average the kept checkpoints of `network`; the result becomes best/ if it is better."""
@@ -132,7 +141,7 @@ class Validator:
         row = {"step": progress.step, "kind": "average", "wer": score.wer, "loss": score.loss}
         self.folder.log(row)
         if score.wer < progress.best_wer and not math.isnan(score.loss):
-            progress.best_wer = score.wer
+            progress.best_wer, progress.best_step = score.wer, progress.step
             self._save(self.folder.best, averaged, progress, score.wer)
 
     def _score(self, network: CTCEncoder) -> DevScore:
@@ -145,7 +154,7 @@ class Validator:
         sums = np.zeros(4)  # loss, utterances, blank frames, frames
 
         def measure(batch: Batch, output: EncoderOutput) -> None:
-            tokens = [self.tokenizer.encode(normalize_text(text)) for text in batch.texts]
+            tokens = [self.tokenizer.encode(self.tokenizer.normalize(text)) for text in batch.texts]
             nll_B = ctc_loss(output.log_probs, output.lengths, tokens)
             frames = len(output.log_probs)
             sums[:] += [float(nll_B.sum()), len(nll_B), blank_share(output) * frames, frames]

@@ -20,6 +20,7 @@ Rows R are assignments A and some more.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -323,3 +324,57 @@ class _Experts(torch.autograd.Function):
             else:
                 d_x[begin : begin + size] = product(d_h, up[n], torch.empty_like(d_y))[:size]
         return d_x, d_up, d_up_bias, d_down, d_down_bias, None, None
+
+
+class Processor(NamedTuple):
+    """The processor as torch and oneDNN use it here.
+
+    Attributes:
+        kind: `AMX`, `AVX-512 BF16`, `AVX-512`, `AVX2` or `default`: the best for products.
+        instructions: sets that matter, as the processor has them.
+        limits: environment variables that forbid some of them.
+    """
+
+    kind: str
+    instructions: tuple[str, ...]
+    limits: dict[str, str]
+
+
+SETS = {
+    "AVX2": "avx2",
+    "AVX-512": "avx512_f",
+    "AVX-512 BF16": "avx512_bf16",
+    "AMX": "amx_bf16",
+}
+ISA_SETS = {"SSE": 0, "AVX": 0, "AVX2": 1, "AVX512_CORE": 2, "AVX512_CORE_BF16": 3}  # and below AMX
+
+
+def processor() -> Processor:
+    """Describe this processor, less what environment variables forbid."""
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    instructions = tuple(name for name, key in SETS.items() if able.get(key))
+    names = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+    limits = {name: os.environ[name] for name in names if os.environ.get(name)}
+    limit = (limits.get("ONEDNN_MAX_CPU_ISA") or limits.get("DNNL_MAX_CPU_ISA") or "").upper()
+    most = ISA_SETS.get(limit.split("_VNNI")[0].split("_FP16")[0], len(SETS))
+    aten = torch.backends.cpu.get_cpu_capability()
+    if not aten.startswith("AVX"):
+        most = 0
+    elif aten == "AVX2":
+        most = min(most, 1)
+    allowed = [name for name in list(SETS)[:most] if name in instructions]
+    return Processor(allowed[-1] if allowed else "default", instructions, limits)
+
+
+def expert_path(d: int, f: int, dtype: torch.dtype, activation: str = "relu") -> tuple[str, str]:
+    """The way experts of these widths are computed here, and why."""
+    if avx512_bf16.is_supported(d, f, dtype, activation):
+        return "compiled loop", "AVX-512 BF16 without AMX, and a C++ compiler"
+    chosen = paths(dtype)
+    if not onednn_available(dtype):
+        return chosen.name, f"oneDNN has no fast products for {dtype} here"
+    if dtype == torch.bfloat16:
+        return chosen.name, "oneDNN has bfloat16 products for this processor"
+    if _intel():
+        return chosen.name, "an Intel processor: MKL's plain products are fast"
+    return chosen.name, "not an Intel processor: MKL's plain products are slow"

@@ -14,7 +14,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 
 GATHER_S = 0.005  # that a window waits for company when the thread is idle
 

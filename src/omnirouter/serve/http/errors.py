@@ -121,6 +121,12 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
         return error.response()
     assert isinstance(error, HTTPException)
     message = str(error.detail)
+    if message.startswith("Part exceeded maximum size"):  # of a form's text, which has no file name
+        message = (
+            "a part of the form is too large for text; an upload needs a file name, as in "
+            'name="file"; filename="audio.wav"'
+        )
+        return ApiError(400, message, param="file").response()
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = "there is nothing at this address"
     return ApiError(error.status_code, message, headers=error.headers).response()
@@ -134,7 +140,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
         param = None
     reason = str(first["msg"]).removeprefix("Value error, ")
     if reason.startswith("Expected UploadFile"):
-        reason = "must be a file with a name, not text"
+        reason = 'must be an upload with a file name, as in name="file"; filename="audio.wav"'
     message = f"{param}: {reason}" if param else reason
     return ApiError(422, message, code="invalid_value", param=param).response()
 

@@ -26,7 +26,7 @@ from omnirouter.serve.http.jobs import NAME, Abandoned, as_problem, out_of_time,
 from omnirouter.serve.http.models import ServedModel, find
 from omnirouter.serve.http.transcriptions import AppState
 from omnirouter.serve.http.uploads import cancel_on_disconnect, detach_upload
-from omnirouter.serve.recognizer import Samples
+from omnirouter.serve.inputs import Samples
 
 if TYPE_CHECKING:
     from omnirouter.serve.http.view import View
@@ -45,7 +45,9 @@ class InspectRequest(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     file: UploadFile = Field(description="Audio, any format that this server reads.")
-    model: str = Field(description="Name of a model; GET /v1/models lists them.")
+    model: str = Field(
+        default="", description="Name of a model; GET /v1/models lists them. The first if missing."
+    )
     start: float = Field(default=0.0, ge=0.0, le=1e6, description="In seconds.")
     seconds: float = Field(default=30.0, ge=0.1, le=LONGEST_S, description="Length.")
 
@@ -141,6 +143,7 @@ def _read(
     first, behind = round(stretch.start * rate), round((stretch.start + stretch.seconds) * rate)
     parts, read = [], 0
     with AudioReader(NamedFile(file, NAME), rate) as stream:
+        stream.decide(longest_s)
         for block in stream.blocks():
             if abandoned.is_set():
                 raise Abandoned

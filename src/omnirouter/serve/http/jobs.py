@@ -21,7 +21,8 @@ from omnirouter.config import BadInput
 from omnirouter.serve.chunking import Window
 from omnirouter.serve.http.batcher import Batcher, Observer, Stopped
 from omnirouter.serve.http.errors import ApiError
-from omnirouter.serve.recognizer import LogProbs, Recognizer, Samples, TranscriptionSession
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession
 from omnirouter.serve.transcript import Transcript, Word
 
 READERS = 16  # recordings read at the same time; more wait
@@ -72,11 +73,13 @@ class Job:
         recognizer: the model.
         file: the upload; the job closes it.
         longest_s: of its audio, in seconds.
+        separate: transcribe each channel by itself.
     """
 
     recognizer: Recognizer
     file: BinaryIO
     longest_s: float
+    separate: bool = False
     abandoned: threading.Event = field(default_factory=threading.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -163,28 +166,41 @@ class JobRunner:
             job.file.close()
 
     def _transcribe(self, job: Job) -> Transcript:
-        recognizer = job.recognizer
-        recording = recognizer.begin()
-        waiting: deque[tuple[Window, Future[LogProbs]]] = deque()
-        told = 0
-        with AudioReader(NamedFile(job.file, NAME), recognizer.features.sample_rate) as stream:
+        rate = job.recognizer.features.sample_rate
+        with AudioReader(NamedFile(job.file, NAME), rate) as stream:
             if stream.duration is not None and stream.duration > job.longest_s:
                 raise too_long(job.longest_s)
             job.tell(Started())
-            try:
-                for window in recognizer.windows_in(job.checked(stream.blocks()), recording):
-                    waiting.append((window, self.batcher.submit(recognizer, window.samples)))
-                    while len(waiting) > AHEAD or (waiting and waiting[0][1].done()):
-                        _add(recording, *waiting.popleft())
-                        told = _tell(job, recording, told)
-                while waiting:
-                    if job.abandoned.is_set():
-                        raise Abandoned
+            count = stream.channels if job.separate else 1
+            if count == 1:
+                stream.decide(job.longest_s)
+                return self._transcribe_stream(job, stream)
+        found = []
+        for number in range(count):
+            with AudioReader(NamedFile(job.file, NAME), rate, channels=(number,)) as stream:
+                found.append(self._transcribe_stream(job, stream))
+        return Transcript.of_channels(found)
+
+    def _transcribe_stream(self, job: Job, stream: AudioReader) -> Transcript:
+        recognizer = job.recognizer
+        recording = recognizer.begin()
+        recording.notes = stream.notes
+        waiting: deque[tuple[Window, Future[LogProbs]]] = deque()
+        told = 0
+        try:
+            for window in recognizer.windows_in(job.checked(stream.blocks()), recording):
+                waiting.append((window, self.batcher.submit(recognizer, window.samples)))
+                while len(waiting) > AHEAD or (waiting and waiting[0][1].done()):
                     _add(recording, *waiting.popleft())
                     told = _tell(job, recording, told)
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+            while waiting:
+                if job.abandoned.is_set():
+                    raise Abandoned
+                _add(recording, *waiting.popleft())
+                told = _tell(job, recording, told)
+        finally:
+            for _, future in waiting:
+                future.cancel()
         _, transcript = recording.result()
         if isinstance(transcript, BadInput):
             raise transcript

@@ -13,6 +13,8 @@ from omnirouter.serve.http.errors import ApiError
 from omnirouter.serve.onnx import is_graph
 from omnirouter.serve.recognizer import Recognizer
 
+DEFAULT = ("", "whisper-1")  # what clients ask for that know no model of this server
+LANGUAGES = {"en": "english"}  # Whisper's names, of languages that models here have
 BEST = "best"  # checkpoints of a run are called so; the run's own name says more
 
 
@@ -25,12 +27,33 @@ class ServedModel:
         recognizer: what does the work.
         config: what the model is; None of an exported one, which cannot be looked into.
         created: seconds since 1970.
+        language: code of what it was trained on.
     """
 
     name: str
     recognizer: Recognizer
     config: ModelConfig | None = None
     created: int = 0
+    language: str = "en"
+
+    @property
+    def language_name(self) -> str:
+        """As Whisper writes it, such as `english`."""
+        return LANGUAGES.get(self.language, self.language)
+
+    def require_language(self, asked: str) -> None:
+        """Refuse another language than the model's.
+
+        Raises:
+            ApiError: it is another one.
+        """
+        primary = asked.strip().lower().replace("_", "-").partition("-")[0]
+        if primary not in ("", self.language, self.language_name):
+            message = (
+                f"language: {self.name} recognizes {self.language_name.capitalize()} only; leave "
+                f"language out or set it to {self.language}"
+            )
+            raise ApiError(400, message, code="unsupported_language", param="language")
 
 
 class ModelCard(BaseModel):
@@ -68,14 +91,23 @@ def card(served: ServedModel) -> ModelCard:
     )
 
 
-def find(models: Mapping[str, ServedModel], name: str) -> ServedModel:
-    """The model of that name.
+def find(models: Mapping[str, ServedModel], name: str, *, streaming: bool = False) -> ServedModel:
+    """The model of that name; the first one where none is named, or OpenAI's `whisper-1` is.
+
+    Args:
+        models: by name.
+        name: asked for.
+        streaming: where none is named, prefer the first that streams.
 
     Raises:
-        Problem: there is none.
+        ApiError: there is none.
     """
     if name in models:
         return models[name]
+    if name in DEFAULT:
+        found = list(models.values())
+        streams = [one for one in found if one.config is not None and one.config.streams]
+        return (streams if streaming and streams else found)[0]
     known = ", ".join(models)
     message = f"model: there is no model of that name here; there is {known}"
     raise ApiError(404, message, code="model_not_found", param="model")

@@ -16,7 +16,12 @@ from omnirouter.text import Tokenizer
 
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 Granularity = Literal["word", "segment"]
-UNKNOWN = "unknown"  # a model does not tell its language
+NOTICES = "What of the request had no effect, and what of the file was not read as it says."
+CHANNEL: Any = Field(
+    default=None,
+    exclude_if=lambda value: value is None,
+    description="Counted from 1, where channels are transcribed one by one; else not there.",
+)
 
 
 class Usage(BaseModel):
@@ -31,7 +36,7 @@ class PlainTranscription(BaseModel):
 
     text: str
     usage: Usage
-    notices: list[str] = Field(default=[], description="What of the request had no effect.")
+    notices: list[str] = Field(default=[], description=NOTICES)
 
 
 class TimedWord(BaseModel):
@@ -41,6 +46,7 @@ class TimedWord(BaseModel):
     start: float
     end: float
     confidence: float = Field(description="In (0, 1]; tells better from worse words of a model.")
+    channel: int | None = CHANNEL
 
 
 class TimedSegment(BaseModel):
@@ -56,6 +62,7 @@ class TimedSegment(BaseModel):
     avg_logprob: float = Field(description="Mean of the logarithms of the words' confidences.")
     compression_ratio: float = Field(description="Size of the text over its size under zlib.")
     no_speech_prob: float = Field(default=0.0, description="Always 0: silence gives no segment.")
+    channel: int | None = CHANNEL
 
 
 class Subtitles(BaseModel):
@@ -69,7 +76,7 @@ class VerboseTranscription(BaseModel):
     """The answer for `response_format=verbose_json`."""
 
     task: Literal["transcribe"] = "transcribe"
-    language: str = Field(description="As the request says; models do not tell.")
+    language: str = Field(description="Of the model, such as `english`.")
     duration: float = Field(description="Of the audio, in seconds.")
     text: str
     segments: list[TimedSegment] | None = Field(description="Where asked for.")
@@ -78,7 +85,7 @@ class VerboseTranscription(BaseModel):
         default=None, description="Where `include[]` asks for `subtitles`; not in OpenAI's API."
     )
     usage: Usage
-    notices: list[str] = Field(default=[], description="What of the request had no effect.")
+    notices: list[str] = Field(default=[], description=NOTICES)
 
 
 class Delta(BaseModel):
@@ -118,9 +125,16 @@ def verbose(
             for number, segment in enumerate(transcript.segments)
         ]
     if "word" in granularities:
-        words = [timed(word) for word in transcript.words]
+        words = sorted(
+            (
+                timed(word, segment.channel)
+                for segment in transcript.segments
+                for word in segment.words
+            ),
+            key=lambda word: word.start,
+        )
     return VerboseTranscription(
-        language=language or UNKNOWN,
+        language=language,
         duration=transcript.duration,
         text=transcript.text,
         segments=segments,
@@ -135,8 +149,9 @@ def verbose(
 
 def as_text(kind: str, transcript: Transcript) -> str:
     """The transcript as a text file: `text`, `srt` or `vtt`."""
-    writer = WRITERS["txt" if kind == "text" else kind]
-    return writer("", transcript, SubtitleOptions()) + "\n"
+    if kind == "text":
+        return transcript.text + "\n"
+    return WRITERS[kind]("", transcript, SubtitleOptions()) + "\n"
 
 
 def usage(transcript: Transcript) -> Usage:
@@ -144,9 +159,10 @@ def usage(transcript: Transcript) -> Usage:
     return Usage(seconds=transcript.duration)
 
 
-def timed(word: Word) -> TimedWord:
+def timed(word: Word, channel: int | None = None) -> TimedWord:
     """A word in this API's fields."""
-    return TimedWord(word=word.text, start=word.start, end=word.end, confidence=word.confidence)
+    times = {"start": word.start, "end": word.end, "confidence": word.confidence}
+    return TimedWord(word=word.text, channel=channel, **times)
 
 
 def event(content: BaseModel | dict[str, Any]) -> bytes:
@@ -166,4 +182,5 @@ def _segment(number: int, segment: Segment, tokenizer: Tokenizer) -> TimedSegmen
         tokens=tokenizer.encode(segment.text),
         avg_logprob=round(sum(logarithms) / len(logarithms), 4),
         compression_ratio=round(len(text) / len(zlib.compress(text)), 4),
+        channel=segment.channel,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -55,8 +55,12 @@ class TranscriptionRequest(BaseModel):
     model_config = ConfigDict(protected_namespaces=(), extra="allow")
 
     file: UploadFile = Field(description="Audio, any format that this server reads.")
-    model: str = Field(description="Name of a model; GET /v1/models lists them.")
-    language: str = Field(default="", description="Repeated in the answer, without effect.")
+    model: str = Field(
+        default="",
+        description="Name of a model; GET /v1/models lists them. The first one if it is missing "
+        "or `whisper-1`.",
+    )
+    language: str = Field(default="", description="The model's own, `en`; any other is refused.")
     prompt: str = Field(default="", description="Ignored, with a notice.")
     response_format: Format = "json"
     temperature: float = Field(default=0.0, description="Ignored, with a notice.")
@@ -71,6 +75,11 @@ class TranscriptionRequest(BaseModel):
         description="`subtitles` adds srt and vtt to `verbose_json`; anything else has no effect.",
     )
     stream: bool = Field(default=False, description="Answer with events as words are settled.")
+    channels: Literal["mix", "separate"] = Field(
+        default="mix",
+        description="`separate` transcribes each channel by itself and merges what was said by "
+        "time, as for telephone calls; not in OpenAI's API.",
+    )
 
     def check(self) -> None:
         """Refuse what does not go together.
@@ -85,6 +94,9 @@ class TranscriptionRequest(BaseModel):
         if self.stream and self.response_format not in ("json", "text"):
             message = "stream: needs response_format json or text"
             raise ApiError(422, message, code="invalid_value", param="stream")
+        if self.stream and self.channels == "separate":
+            message = "channels: separate channels are merged at the end, which no stream can tell"
+            raise ApiError(422, message, code="invalid_value", param="channels")
 
     def notices(self) -> list[str]:
         """What of the request had no effect, and why."""
@@ -116,10 +128,12 @@ async def transcribe(
     service: AppState = request.app.state.service
     wanted.check()
     served = find(service.models, wanted.model)
+    served.require_language(wanted.language)
     job = Job(
         served.recognizer,
         detach_upload(wanted.file, service.limits.upload_bytes),
         longest_s=60 * service.limits.max_minutes,
+        separate=wanted.channels == "separate",
     )
     service.engine.start(job)
     events = job.events(service.limits.timeout)
@@ -182,13 +196,14 @@ def _answer(
     notices: list[str],
     headers: dict[str, str],
 ) -> Response:
+    notices = [*notices, *(f"file: {note}" for note in transcript.notes)]
     if wanted.response_format == "json":
         body = schemas.plain(transcript, notices).model_dump()
     elif wanted.response_format == "verbose_json":
         body = schemas.verbose(
             transcript,
             served.recognizer.tokenizer,
-            language=wanted.language,
+            language=served.language_name,
             granularities=wanted.granularities or ["segment"],
             subtitles=SUBTITLES in wanted.include,
             notices=notices,

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from omnirouter.audio.features import log_mel_spectrogram, num_frames
 from omnirouter.evaluate.score_utterances import forward
 from omnirouter.metrics.expert_load import align_layers, top_expert
-from omnirouter.serve.recognizer import Recognizer, Samples
+from omnirouter.serve.inputs import Samples
+from omnirouter.serve.recognizer import Recognizer
 from omnirouter.serve.transcriber import Transcriber
 
 

@@ -37,6 +37,7 @@ PCM_BYTES = 2  # of a sample
 TURN_BYTES = 2**16  # given to the model at a time: others get their turn in between
 MOST_BYTES = 2**20  # that wait for a turn
 NO_LANGUAGE_MODEL = "the language model was ignored: a stream is decoded by the best path"
+END_BYTES = 256  # more is no message that ends a stream
 REFUSED, FAILED = 1008, 1011  # closing codes of WebSocket (RFC 6455)
 
 Result = TypeVar("Result")
@@ -108,7 +109,8 @@ class _Live:
 
     async def run(self) -> None:
         """From the first sample to the last word."""
-        served = find(self._service.models, self._socket.query_params.get("model", ""))
+        name = self._socket.query_params.get("model", "")
+        served = find(self._service.models, name, streaming=True)
         rate = _rate_of(self._socket.query_params.get("sample_rate", ""))
         try:
             stream = served.recognizer.without_decoder().stream(rate)
@@ -186,10 +188,15 @@ class _Live:
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1000))
         data: bytes | None = message.get("bytes")
-        if data is None and not _is_end(message.get("text") or ""):
-            text = 'a text message can only be {"type": "end"}; samples come as binary messages'
+        if data is not None:
+            return None if _is_end(data) else data
+        if not _is_end(message.get("text") or ""):
+            text = (
+                'a text message can only be {"type": "end"} (or {"eof": 1}); samples come as '
+                "binary messages"
+            )
             raise ApiError(400, text, code="invalid_message")
-        return data
+        return None
 
     async def _in_turn(self, work: Callable[[], Result]) -> Result:
         """Do something in the thread that owns the models."""
@@ -221,12 +228,17 @@ def _rate_of(text: str) -> int | None:
     return int(text)
 
 
-def _is_end(text: str) -> bool:
+def _is_end(message: str | bytes) -> bool:
+    """{"type": "end"}, or vosk's {"eof": 1}, which many clients send, also as bytes."""
+    if len(message) > END_BYTES:  # samples
+        return False
     try:
-        content = json.loads(text)
+        content = json.loads(message)
     except ValueError:
         return False
-    return isinstance(content, dict) and content.get("type") == "end"
+    if not isinstance(content, dict):
+        return False
+    return content.get("type") == "end" or content.get("eof") == 1
 
 
 async def _refuse(socket: WebSocket, problem: ApiError, code: int) -> None:

@@ -1,0 +1,1 @@
+"""Parts that several benchmarks share: models, peers, running and reporting."""

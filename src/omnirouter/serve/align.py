@@ -1,0 +1,157 @@
+"""Word times of a known text: CTC forced alignment of a recording (Viterbi)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from copy import copy
+
+import numpy as np
+
+from omnirouter.config import BadInput
+from omnirouter.decoding import Alignment, ctc_forced_align
+from omnirouter.serve.inputs import Audio
+from omnirouter.serve.recognizer import TAIL_S, LogProbs, Progress, Recognizer
+from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.text import UNKNOWN, normalize_text
+
+MOST_STEPS = 2 * 10**9  # frames times pieces, a byte each; about an hour of speech
+SHOWN = 5  # words that cannot be spelled
+
+
+def align(
+    recognizer: Recognizer, audio: Audio, text: str, *, progress: Progress | None = None
+) -> Transcript:
+    """Find where each word of a text is said.
+
+    Args:
+        recognizer: a model ready for use; how it decodes does not matter.
+        audio: as for `Recognizer.transcribe`.
+        text: what is said, in the order in which it is said; every line is a segment.
+        progress: called with the seconds done and the seconds in all.
+
+    Returns:
+        The words as they are written in the text, with their times; words without letters, such as
+        a dash, are skipped.
+
+    Raises:
+        BadInput: the audio cannot be read or holds too little speech, the text has no words or
+            words that the model cannot spell, or both are too long.
+    """
+    lines = [[word for word in line.split() if normalize_text(word)] for line in text.splitlines()]
+    words = [word for line in lines for word in line]
+    if not words:
+        raise BadInput("text: holds no words")
+    spelled = [recognizer.tokenizer.encode(normalize_text(word)) for word in words]
+    if strange := [w for w, ids in zip(words, spelled, strict=True) if not ids or UNKNOWN in ids]:
+        shown = ", ".join(dict.fromkeys(strange[:SHOWN]))
+        raise BadInput(f"text: the model has no letters for {shown}; write numbers as words")
+    stretches: list[tuple[float, LogProbs]] = []
+
+    def take(log_probs_TV: LogProbs, begin: float, end: float) -> tuple[tuple[Word, ...], bool]:
+        stretches.append((begin, log_probs_TV))
+        return (), False
+
+    listener = copy(recognizer)
+    listener.words = take  # type: ignore[method-assign]
+    duration = listener.transcribe(audio, progress=progress).duration
+    if not stretches:
+        raise BadInput("audio: holds no speech to align the text with")
+    log_probs_TV = np.concatenate([part for _, part in stretches])
+    pieces = [piece for ids in spelled for piece in ids]
+    if len(log_probs_TV) * 2 * len(pieces) > MOST_STEPS:
+        raise BadInput("audio: is too long for one alignment; cut it, and the text, into parts")
+    found = ctc_forced_align(log_probs_TV, pieces)
+    if found is None:
+        raise BadInput("text: is longer than what can be said in this audio")
+    timed = _timed(words, [len(ids) for ids in spelled], found, stretches, recognizer)
+    segments = []
+    for line in filter(None, lines):
+        segments.append(Segment.of(tuple(timed[: len(line)])))
+        timed = timed[len(line) :]
+    whole = " ".join(segment.text for segment in segments)
+    return Transcript(text=whole, segments=tuple(segments), duration=duration)
+
+
+def _timed(
+    words: Sequence[str],
+    sizes: Sequence[int],
+    found: Alignment,
+    stretches: Sequence[tuple[float, LogProbs]],
+    recognizer: Recognizer,
+) -> list[Word]:
+    """Words with the times of their pieces."""
+    frame_s = recognizer.features.frame_s
+    begin_T = np.concatenate(
+        [begin + frame_s * np.arange(len(log_probs_TV)) for begin, log_probs_TV in stretches]
+    )
+    first = np.cumsum([0, *sizes])
+    starts = [float(begin_T[found.first[i]]) for i in first[:-1]] + [math.inf]
+    timed = []
+    for number, text in enumerate(words):
+        own = slice(first[number], first[number + 1])
+        end = float(begin_T[found.peak[own][-1]]) + frame_s + TAIL_S
+        confidence = math.exp(sum(found.peaks[own]) / sizes[number])
+        timed.append(
+            Word(
+                start=round(starts[number], 3),
+                end=round(max(min(end, starts[number + 1]), starts[number]), 3),
+                text=text,
+                confidence=round(min(confidence, 1.0), 4),
+            )
+        )
+    return timed
+
+
+def as_textgrid(transcript: Transcript) -> str:
+    """A TextGrid file of Praat, with the tiers `segments` and `words`."""
+    tiers: dict[str, Sequence[Word | Segment]] = {
+        "segments": transcript.segments,
+        "words": transcript.words,
+    }
+    end = max([transcript.duration, *(word.end for word in transcript.words)])
+    lines = [
+        'File type = "ooTextFile"',
+        'Object class = "TextGrid"',
+        "",
+        "xmin = 0",
+        f"xmax = {end}",
+        "tiers? <exists>",
+        f"size = {len(tiers)}",
+        "item []:",
+    ]
+    for number, (name, parts) in enumerate(tiers.items(), start=1):
+        intervals = _intervals(parts, end)
+        lines += [
+            f"    item [{number}]:",
+            '        class = "IntervalTier"',
+            f'        name = "{name}"',
+            "        xmin = 0",
+            f"        xmax = {end}",
+            f"        intervals: size = {len(intervals)}",
+        ]
+        for place, (start, stop, text) in enumerate(intervals, start=1):
+            quoted = text.replace('"', '""')
+            lines += [
+                f"        intervals [{place}]:",
+                f"            xmin = {start}",
+                f"            xmax = {stop}",
+                f'            text = "{quoted}"',
+            ]
+    return "\n".join(lines)
+
+
+def _intervals(parts: Sequence[Word | Segment], end: float) -> list[tuple[float, float, str]]:
+    """Parts and the empty stretches between them, which Praat wants told, without overlaps."""
+    found: list[tuple[float, float, str]] = []
+    time = 0.0
+    for part in parts:
+        if part.end <= max(part.start, time):  # Praat knows no interval without length
+            continue
+        if part.start > time:
+            found.append((time, part.start, ""))
+        found.append((max(part.start, time), part.end, part.text))
+        time = part.end
+    if end > time:
+        found.append((time, end, ""))
+    return found
