@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ from omnirouter.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, OmnirouterError, RouterConfig
+from omnirouter.config import (
+    AttentionContext,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    OmnirouterError,
+    RouterConfig,
+)
 from omnirouter.files import previous_path, write_atomically
 from omnirouter.model import CTCEncoder
 from omnirouter.quantization import dequantize, quantize
@@ -477,3 +484,29 @@ def test_checkpoints_of_different_models_are_not_averaged(
     with pytest.raises(BadInput, match="at least one"):
         average_checkpoints([], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "required"),
+    [
+        (
+            ModelConfig,
+            "dim dropout features ffn_dim layer_drop local_width num_experts num_heads num_layers "
+            "positions router_of_layer routing vocab_size",
+        ),
+        (
+            RouterConfig,
+            "accents balance_bias codes domains embedding_dim embedding_layers group_dim "
+            "layers_per_router top_k",
+        ),
+        (
+            FeatureConfig,
+            "mean normalisation num_mels preemphasis sample_rate shift_s stack std window_s",
+        ),
+        (AttentionContext, "chunk left"),
+    ],
+)
+def test_no_later_key_is_asked_of_older_checkpoints(kind: type, required: str) -> None:
+    """A field that is new has `added` in its metadata, or no older checkpoint can be read."""
+    asked = {field.name for field in fields(kind) if not field.metadata.get("added")}
+    assert asked == set(required.split())

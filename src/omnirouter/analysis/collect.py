@@ -92,7 +92,7 @@ class LayerPair:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbering:
-    """How experts are numbered in all numbers and figures of an analysis.
+    """Numbering of experts in all numbers and figures of an analysis.
 
     Attributes:
         method: in words.

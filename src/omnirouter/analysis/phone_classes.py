@@ -1,4 +1,4 @@
-"""What sounds in each frame: silence, and letters by forced alignment, grouped into kinds.
+"""Kind of sound in each frame: silence, or a letter by forced alignment, grouped into kinds.
 
 Letters stand in for phones: English spelling is loose, so kinds of sound are coarse on purpose.
 Letters: T frames, V vocabulary.

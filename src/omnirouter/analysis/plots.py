@@ -272,7 +272,7 @@ def kinds_of_sound(meaning: Specialization, layer: int | None = None, columns: i
 def told_by_layer(
     series: Mapping[str, Specialization], lines: Lines = None, columns: int = 1
 ) -> Figure:
-    """What the chosen expert tells of the kind of sound, and of silence alone, by layer."""
+    """Information of the expert on the kind of sound, and on silence alone, by layer."""
     figure = new_figure(columns, 2.6)
     axis = figure.subplots()
     for name, own in series.items():
@@ -313,7 +313,7 @@ def router_inputs(
     lines: Lines = None,
     columns: int = 1,
 ) -> Figure:
-    """How alike neighboring layers' router inputs are, and what agreement sharing alone gives.
+    """Likeness of neighboring layers' router inputs, and the agreement that sharing alone gives.
 
     Args:
         series: by model.

@@ -6,7 +6,7 @@ Everything else imports it from `omnirouter.config`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 RoutingKind = Literal[
@@ -53,11 +53,11 @@ class RouterConfig:
 
     top_k: int = 1
     layers_per_router: int = 0
-    normalize_gates: bool = False
-    jitter: float = 0.0
-    shared_expert: bool = False
-    experts_every: int = 1
-    share_experts: bool = False
+    normalize_gates: bool = field(default=False, metadata={"added": True})
+    jitter: float = field(default=0.0, metadata={"added": True})
+    shared_expert: bool = field(default=False, metadata={"added": True})
+    experts_every: int = field(default=1, metadata={"added": True})
+    share_experts: bool = field(default=False, metadata={"added": True})
     balance_bias: bool = False
     codes: int = 256
     embedding_dim: int = 64
@@ -144,7 +144,7 @@ class RouterLossConfig:
 
     def problem(self) -> str | None:
         """A weight that cannot be, in one line that starts with its key; None if all can."""
-        for field in fields(self):
-            if not 0 <= getattr(self, field.name) < math.inf:
-                return f"router_losses.{field.name}: 0 or more, not {getattr(self, field.name)}"
+        for weight in fields(self):
+            if not 0 <= getattr(self, weight.name) < math.inf:
+                return f"router_losses.{weight.name}: 0 or more, not {getattr(self, weight.name)}"
         return None

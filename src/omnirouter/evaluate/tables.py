@@ -72,7 +72,7 @@ class WerTable:
 
     @property
     def has_mean(self) -> bool:
-        """Whether a mean says more than the one set it would be of."""
+        """True if at least two sets count in the mean."""
         return len(self.mean_sets) > 1
 
     def mean(self, row: Row) -> float:

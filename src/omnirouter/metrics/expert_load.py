@@ -30,7 +30,7 @@ def usage(expert_A: Ints, num_experts: int) -> Floats:
 
 
 def contingency(first_T: Ints, second_T: Ints, num_experts: int) -> Ints:
-    """How often experts i and j of two layers took the same frame, int64 [N, N] (Fig. 4)."""
+    """Frames that expert i of one layer and j of another both took, int64 [N, N] (Fig. 4)."""
     codes = first_T.astype(np.int64) * num_experts + second_T
     return np.bincount(codes, minlength=num_experts**2).reshape(num_experts, num_experts)
 

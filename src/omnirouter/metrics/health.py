@@ -1,4 +1,4 @@
-"""How training goes: loss spikes, dead experts and collapsed routers, in rows of metrics.jsonl.
+"""Training health: loss spikes, dead experts and collapsed routers, in rows of metrics.jsonl.
 
 Each watcher is fed row by row, so that a run in progress and a finished one are judged alike.
 """
@@ -68,7 +68,7 @@ class SpikeDetector:
 
 
 def has_loss(row: Mapping[str, Any]) -> bool:
-    """Whether a row of metrics is of training, of steps that were not all left out."""
+    """True of a row of training with at least one step that was not skipped."""
     return row.get("kind") == "train" and row.get("ctc") is not None
 
 

@@ -1,4 +1,4 @@
-"""The main job in about ten minutes: a corpus made on the spot, three models, one comparison.
+"""Dense, Switch and Omni compared in about ten minutes on a corpus made on the spot.
 
 Dense, Switch and Omni have the same active size, see the same batches for the same number of steps,
 and are scored on clean speech of unseen voices and on conditions they never heard. Killed and
@@ -71,7 +71,7 @@ CONDITIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demo leaves.
+    """Results of a demo.
 
     Attributes:
         table: word error rates.

@@ -156,7 +156,7 @@ def _strips(models: Sequence[ModelReport]) -> dict[str, Any]:
 
 
 def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
-    """What the experts do, in words that need no paper."""
+    """Figures and sentences on the specialization of experts."""
     known = {model.name: model.meaning for model in models if model.meaning is not None}
     told = []
     for name, own in known.items():
@@ -193,7 +193,7 @@ def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[s
 
 
 def _agreement(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
-    """Whether layers agree, and why they might."""
+    """Figures on the agreement of layers and the likeness of their routers' inputs."""
     numbers = {model.name: model.routing for model in models if model.routing is not None}
     known = {model.name: model.meaning for model in models if model.meaning is not None}
     drawn: Figures = []
