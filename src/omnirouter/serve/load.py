@@ -57,7 +57,7 @@ def open_model(
     search: BeamSearchOptions | None = None,
     note: Callable[[str], None] = warnings.warn,
 ) -> Recognizer:
-    """As `load`, with all settings of the search; `note` is told of a missing language model."""
+    """Load with all settings of the search; `note` is told of a missing language model."""
     path = resolve_model(path)
     recognizer: Recognizer
     if is_export(path):
