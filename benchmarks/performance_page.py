@@ -232,6 +232,93 @@ def aims() -> str:
     return f"### Aims\n\n{timing.table(['ratio', 'aim', 'measured', 'reached'], rows)}\n"
 
 
+PROCESSORS = ("AMX", "AVX-512 BF16", "AVX-512", "AVX2", "default")
+# training with new weights, 4096 and 512 frames, and inference: at most so many times a dense layer
+PROCESSOR_AIMS = {
+    ("AMX", "train", "bf16", 4096): 1.25,
+    ("AMX", "train", "bf16", 512): 1.80,
+    ("AMX", "infer", "bf16", 400): 1.25,
+    ("AVX-512 BF16", "train", "bf16", 4096): 1.10,
+    ("AVX-512 BF16", "train", "bf16", 512): 1.15,
+    ("AVX-512 BF16", "infer", "bf16", 400): 1.15,
+}
+FP32_AIMS = {4096: 1.12, 512: 1.25}
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+
+
+def roofline(values: dict[str, Any], case: dict[str, Any]) -> float:
+    """The least ratio to dense that bytes and operations allow at the rates of this result.
+
+    Weights are read once in each product with them, cast ones read and written once more, their
+    gradients written in float32, hidden units read or written six times and frames eight times;
+    each layer takes as long as the slower of its bytes and its operations.
+    """
+    d, f = values["shapes"]["dim"], values["shapes"]["ffn"]
+    n, frames, training = case["experts"], case["tokens"], case["mode"] != "infer"
+    size = 2 if case["dtype"] == "bf16" else 4
+
+    def seconds(layers: int) -> float:
+        weights, hidden, rows = 2 * layers * d * f, frames * f, frames * d
+        moved = size * (weights + 2 * hidden + 3 * rows)
+        if training:
+            moved = size * (2 * weights + 6 * hidden + 8 * rows) + 4 * weights
+        if case["mode"] == "train" and size == 2:
+            moved += 6 * weights
+        operations = 4 * frames * d * f * (3 if training else 1)
+        rate = values["best_gemm_gflops"][case["dtype"]]
+        return float(max(moved / values["copy_gb_per_s"], operations / rate))
+
+    return seconds(n) / seconds(1)
+
+
+def processors() -> str:
+    """Eight experts, frames drawn anew, on each kind of processor."""
+    cells: dict[tuple[str, str, int], dict[str, str]] = {}
+    sources = []
+    results = sorted((HERE / "results").glob("experts-processor-*.json"))
+    amd = [HERE / "results" / f"{name}.json" for name in ("experts", "experts-infer")]
+    for path in (*results, *(path for path in amd if path.exists())):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kind = values.get("processor_kind", "AVX-512 BF16")
+        limits = [f"{k}={v}" for k, v in values["environment"].items() if k in LIMITS]
+        clock = "processor time, one thread" if values.get("cpu_time") else "clock"
+        named = f"{kind}{', emulated by ' + ' '.join(limits) if limits else ''}"
+        sources.append(
+            f"- {named}: {values['machine']}, {clock}, commit {values['commit']}, "
+            f"`{values['command']}`, `benchmarks/results/{path.name}`"
+        )
+        column = f"{kind}*" if limits else kind
+        for case in values["cases"]:
+            if case["routing"] != "varying" or case["experts"] != 8:
+                continue
+            row = cells.setdefault((case["mode"], case["dtype"], case["tokens"]), {})
+            peers = case["peers"]
+            ours = min(v["ratio_to_dense"] for k, v in peers.items() if k.startswith("ours"))
+            others = [
+                v["ratio_to_dense"] for k, v in peers.items() if k != "dense" and "ours" not in k
+            ]
+            aim = PROCESSOR_AIMS.get((kind, case["mode"], case["dtype"], case["tokens"]))
+            if case["dtype"] == "fp32" and case["mode"] == "train":
+                aim = FP32_AIMS.get(case["tokens"])
+            facts = [f"{min(others):.2f}", f"{aim:.2f}" if aim else "-"]
+            facts.append(f"{roofline(values, case):.2f}" if "copy_gb_per_s" in values else "-")
+            row.setdefault(column, f"**{ours:.2f}** ({' / '.join(facts)})")
+    columns = [*PROCESSORS[:2], *(f"{kind}*" for kind in PROCESSORS[1:])]
+    rows = [
+        [mode, dtype, str(frames), *(row.get(c, "not measured") for c in columns)]
+        for (mode, dtype, frames), row in sorted(cells.items())
+    ]
+    text = (
+        "Time relative to a dense layer, in bold, and in brackets the fastest other way, the aim "
+        "and the roofline. A star: emulated by environment variables on the processor of the AMX "
+        "column. `train` casts weights once in each pass, `accumulate` is a further micro-batch "
+        "of a step."
+    )
+    table = timing.table(["mode", "dtype", "frames", *columns], rows)
+    sources_text = "\n".join(sources)
+    return f"### Experts by kind of processor\n\n{text}\n\n{table}\n\n{sources_text}\n"
+
+
 def plans() -> str:
     """`omnirouter plan` against measurement: each result by the rates of each other one."""
     results: dict[str, dict[str, Any]] = {}
@@ -258,7 +345,7 @@ def page(text: str) -> str:
     """The page with its tables made anew."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    sections = [aims(), *map(section, EXPECTED), plans()]
+    sections = [aims(), processors(), *map(section, EXPECTED), plans()]
     return before + BEGIN + "\n" + "\n".join(sections) + "\n" + END + after
 
 
