@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from program import RESULTS
+from common.program import RESULTS
 
 from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import Checkpoint, load_checkpoint

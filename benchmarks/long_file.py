@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from program import RESULTS
+from common.program import RESULTS
 
 from omnirouter.files import write_text
 from omnirouter.report import timing

@@ -31,9 +31,9 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from common.program import RESULTS
 from lhotse import CutSet
 from lhotse.cut import Cut
-from program import RESULTS
 
 from omnirouter.config import DataConfig, FeatureConfig, SharConfig
 from omnirouter.corpora.shar_export import export_shar

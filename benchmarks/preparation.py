@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 from common.models import TOKENS_PER_SECOND
+from common.program import RESULTS
 from common.whisper import SIZES, make_whisper
 from numpy.typing import NDArray
-from program import RESULTS
 from segmentation import HALF_HOUR_S, recordings
 
 from omnirouter.config import SharConfig

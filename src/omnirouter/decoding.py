@@ -30,10 +30,19 @@ if TYPE_CHECKING:
 
 _PLAIN = re.compile("[a-z]+").fullmatch
 BINARY = ".klm"  # suffix of KenLM's binary form beside an ARPA file, which is read at once
+RESCORED = 20  # texts that a scorer judges, unless more are asked for
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
 WORST = 30.0  # below the best hypothesis, in nats: what the beam search drops
 # The search keeps Python's other threads waiting; after so many frames they get their turn.
 STEP = 25
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A text that a search found, and its score: higher is better, in nats."""
+
+    text: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,17 @@ class Hypothesis:
         text: their text.
         frames: for each id the frame where it is most probable, counted from the utterance's start.
         score: log-probability of the best path (natural logarithm, summed over frames).
+        alternatives: texts that a search found, best first; empty unless asked for.
     """
 
     ids: tuple[int, ...]
     text: str
     frames: tuple[int, ...]
     score: float
+    alternatives: tuple[Alternative, ...] = ()
 
 
+Scorer = Callable[[Sequence[str]], Sequence[float]]  # of texts: natural log-probability of each
 Decoder = Callable[[NDArray[np.float32]], Hypothesis]  # of one utterance's log-probabilities [T, V]
 
 
@@ -181,12 +193,24 @@ class BeamSearch:
     Args:
         tokenizer: spells the words.
         config: the language model and its weights.
+        n_best: texts to give as `Hypothesis.alternatives`.
+        scorer: judges the best texts of a stretch once more; the best one after that is taken.
+        scorer_weight: weight of its log-probabilities beside the search's score.
 
     Raises:
         BadInput: flashlight-text is not installed, or the language model cannot be read.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: BeamSearchOptions) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: BeamSearchOptions,
+        *,
+        n_best: int = 0,
+        scorer: Scorer | None = None,
+        scorer_weight: float = 0.5,
+    ) -> None:
+        self.n_best, self._scorer, self._scorer_weight = n_best, scorer, scorer_weight
         if find_spec("flashlight") is None:
             raise BadInput(f"language_model: needs flashlight-text: {_how_to_install()}")
         from flashlight.lib.text import decoder
@@ -254,16 +278,39 @@ class BeamSearch:
         found = self._search(emissions)
         if not found:
             return empty
-        path = [token for token in found[0].tokens if token >= 0]
-        ids = tuple(
-            token
-            for before, token in pairwise([BLANK, *path])
-            if token != before and token != BLANK
-        )
+        ranked = self._ranked(found)
+        kept = tuple(alternative for _, alternative in ranked[: self.n_best])
+        ids = ranked[0][0]
         aligned = ctc_forced_align(emissions, ids)
         if aligned is None or not ids:
-            return empty
-        return Hypothesis(ids, self._tokenizer.decode(ids), aligned.peak, aligned.score)
+            return replace(empty, alternatives=kept)
+        text = self._tokenizer.decode(ids)
+        return Hypothesis(ids, text, aligned.peak, aligned.score, kept)
+
+    def _ranked(self, found: Sequence[Any]) -> list[tuple[tuple[int, ...], Alternative]]:
+        """Pieces, text and score of the best different texts, best first."""
+        most = self.n_best if self._scorer is None else max(self.n_best, RESCORED)
+        texts: dict[str, tuple[tuple[int, ...], float]] = {}
+        for result in found:
+            path = [token for token in result.tokens if token >= 0]
+            ids = tuple(
+                token
+                for before, token in pairwise([BLANK, *path])
+                if token != before and token != BLANK
+            )
+            texts.setdefault(self._tokenizer.decode(ids), (ids, float(result.score)))
+            if len(texts) >= most:
+                break
+        scores = [0.0] * len(texts)
+        if self._scorer is not None:
+            scores = [self._scorer_weight * float(score) for score in self._scorer(list(texts))]
+            if len(scores) != len(texts):
+                raise ValueError(f"the scorer gave {len(scores)} scores for {len(texts)} texts")
+        ranked = [
+            (ids, Alternative(text, round(score + more, 4)))
+            for (text, (ids, score)), more in zip(texts.items(), scores, strict=True)
+        ]
+        return sorted(ranked, key=lambda one: -one[1].score)
 
     def _search(self, emissions: NDArray[np.float32]) -> Any:
         """Hypotheses of the decoder, best first."""
@@ -286,6 +333,9 @@ def decoder_for(
     *,
     bundled: bool = False,
     note: Callable[[str], None] = lambda text: None,
+    n_best: int = 0,
+    scorer: Scorer | None = None,
+    scorer_weight: float = 0.5,
 ) -> BeamSearch | None:
     """The decoder that `options` ask for; None is greedy decoding.
 
@@ -294,6 +344,9 @@ def decoder_for(
         options: the language model; where none is named, the bundled model takes its own.
         bundled: the model is the one that comes with omnirouter.
         note: told in one line if the bundled language model cannot be used.
+        n_best: as for `BeamSearch`; needs a language model, as scorer does.
+        scorer: as for `BeamSearch`.
+        scorer_weight: as for `BeamSearch`.
 
     Raises:
         BadInput: the language model cannot be used, or hot words have none to go with.
@@ -310,8 +363,13 @@ def decoder_for(
     if options.greedy:
         if options.hot_words:
             raise BadInput("hot_words: they need a language model; give --language-model FILE")
+        if n_best or scorer is not None:
+            name = "n_best" if n_best else "scorer"
+            raise BadInput(
+                f"{name}: greedy decoding finds one text only; give --language-model FILE"
+            )
         return None
-    return BeamSearch(tokenizer, options)
+    return BeamSearch(tokenizer, options, n_best=n_best, scorer=scorer, scorer_weight=scorer_weight)
 
 
 def _how_to_install() -> str:

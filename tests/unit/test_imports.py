@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +54,16 @@ def test_imports_point_downward(repository: Path) -> None:
 
 def test_package_ships_its_types(repository: Path) -> None:
     assert (repository / "src" / "omnirouter" / "py.typed").is_file()
+
+
+def test_benchmarks_import_what_is_there(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs outside the package: no linter follows their imports of one another."""
+    folder = repository / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = node.module.split(".")
+                own = folder.joinpath(*names)
+                known = own.with_suffix(".py").exists() or own.is_dir()
+                assert known or importlib.util.find_spec(names[0]), f"{path.name}: {node.module}"

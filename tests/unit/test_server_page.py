@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,14 @@ import pytest
 from omnirouter.serve.http.app import create_app
 from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.settings import Access, own_names
+from omnirouter.serve.transcriber import Transcriber
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
-WIDTHS = {"desktop": (1200, 900), "phone": (360, 740)}
+WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 Running = Callable[[Any], AbstractContextManager[str]]
 KEY = "a key of sixteen letters or more"
 PATIENCE_MS = 60_000
@@ -84,6 +86,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
             viewport={"width": width, "height": height},
             color_scheme=scheme,
             has_touch=size == "phone",
+            is_mobile=size == "phone",
             permissions=["microphone"],
         )
         page = context.new_page()
@@ -104,8 +107,8 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 def transcribed(page: Page, talk: Path, beside: str = "") -> None:
     if beside:
-        page.get_by_label("beside").select_option(beside)
-    page.get_by_label("Drop a recording here").set_input_files(talk)
+        page.get_by_label("Compare with").select_option(beside)
+    page.locator("#file").set_input_files(talk)
     until(page, "document.querySelector('#status').textContent.includes('done in')")
 
 
@@ -140,7 +143,7 @@ def test_two_models_side_by_side(
         }
         files = {"file": talk.read_bytes()}
         answers[name] = httpx.post(route, data=form, files=files).json()
-        words = page.locator(f"article[data-model={name}] .words button")
+        words = page.locator(f"article[data-model={name}] .words .word")
         assert words.all_text_contents() == [word["word"] for word in answers[name]["words"]]
     strips = page.locator("#strips canvas")
     assert strips.count() == 2
@@ -172,7 +175,7 @@ def test_a_file_before_the_models_are_listed(
     held: list[Any] = []
     page.route("**/v1/models", lambda route: held.append(route))
     page.reload()
-    page.get_by_label("Drop a recording here").set_input_files(talk)
+    page.locator("#file").set_input_files(talk)
     page.wait_for_timeout(200)
     assert len(held) == 1
     held[0].continue_()
@@ -183,7 +186,7 @@ def test_words_light_up(visit: Callable[..., Page], address: str, talk: Path) ->
     """A click on a word plays from there, and the word said is the one lit."""
     page = visit(address)
     transcribed(page, talk)
-    words = page.locator(".words button")
+    words = page.locator(".words .word")
     word = words.nth(words.count() // 2)
     title = word.get_attribute("title") or ""
     start = float(title.split(" s,")[0])
@@ -195,7 +198,7 @@ def test_words_light_up(visit: Callable[..., Page], address: str, talk: Path) ->
     lit = page.evaluate(
         """() => new Promise((done) => {
           const audio = document.querySelector('#audio');
-          const words = [...document.querySelectorAll('.words button')];
+          const words = [...document.querySelectorAll('.words .word')];
           const begins = words.map((word) => parseFloat(word.title));
           const found = [];
           const next = (i) => {
@@ -235,8 +238,8 @@ def test_by_keyboard_alone(visit: Callable[..., Page], address: str, talk: Path)
     until(page, "!document.querySelector('#audio').paused")
     page.keyboard.press("Space")
     until(page, "document.querySelector('#audio').paused")
-    words = page.locator(".words button")
-    for _ in range(5):  # back over the downloads
+    words = page.locator(".words .word")
+    for _ in range(6):  # back over the downloads and Copy
         page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.textContent") == words.first.text_content()
     page.keyboard.press("ArrowRight")
@@ -275,6 +278,83 @@ def test_microphone(visit: Callable[..., Page], address: str) -> None:
     until(page, "document.querySelector('#audio').duration > 1")
 
 
+def test_a_recording_can_be_cancelled(visit: Callable[..., Page], address: str) -> None:
+    """It shows its time and level; nothing is sent of it."""
+    page = visit(address)
+    page.get_by_role("button", name="Record", exact=True).click()
+    until(page, "document.querySelector('#timer').textContent === '0:01'")
+    until(page, "document.querySelector('#level').value > 0")
+    page.get_by_role("button", name="Cancel recording").click()
+    page.get_by_text("Recording cancelled.").wait_for()
+    assert page.locator("#recording").is_hidden() and page.locator("#result").is_hidden()
+
+
+def test_live_words(visit: Callable[..., Page], streamer: Transcriber, running: Running) -> None:
+    """A model that streams writes while somebody speaks."""
+    model = ServedModel("live", streamer, streamer.config)
+    with running(create_app([model], access=Access(hosts=own_names("127.0.0.1")))) as place:
+        page = visit(place)
+        until(page, "document.querySelector('#model').value === 'live'")
+        page.get_by_role("button", name="Record", exact=True).click()
+        until(page, "!/^(Listening.*)?$/.test(document.querySelector('#live').textContent)")
+        shot(page, "live-desktop-light")
+        page.get_by_role("button", name="Stop recording").click()
+        until(page, "document.querySelector('#status').textContent.includes('done in')")
+        assert page.locator("#live").is_hidden()
+        page.close()
+
+
+def test_text_can_be_marked_and_copied(
+    visit: Callable[..., Page], address: str, tmp_path: Path, noise_file: Callable[..., bytes]
+) -> None:
+    """Marking plays nothing; a long text has paragraphs with times, which are not copied."""
+    path = tmp_path / "long.wav"
+    path.write_bytes(noise_file(65.0, rate=8_000))
+    page = visit(address)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    transcribed(page, path)
+    words = page.locator(".words .word")
+    assert page.locator(".words p").count() > 1
+    assert re.fullmatch(r"\d:\d\d", page.locator(".words .when").first.text_content() or "")
+    first, later = words.nth(0).bounding_box(), words.nth(3).bounding_box()
+    assert first is not None and later is not None
+    page.mouse.move(first["x"] + 1, first["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(later["x"] + later["width"], later["y"] + 5, steps=5)
+    page.mouse.up()
+    marked = page.evaluate("getSelection().toString()")
+    assert marked.split()[1:3] == [words.nth(n).text_content() for n in (1, 2)]
+    assert page.evaluate("document.querySelector('#audio').paused")
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copied").wait_for()
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.split() == " ".join(words.all_text_contents()).split()
+
+
+def test_the_example_and_what_the_model_is(
+    visit: Callable[..., Page], served: list[ServedModel], running: Running
+) -> None:
+    model = replace(served[0], description="A small model; every third word is wrong.")
+    with running(create_app([model], access=Access(hosts=own_names("127.0.0.1")))) as place:
+        page = visit(place)
+        page.get_by_text("every third word is wrong").wait_for()
+        page.get_by_role("button", name="Try an example").click()
+        page.get_by_role("heading", name="example.flac").wait_for()
+        assert page.locator("#axis span").count() >= 3
+        assert page.locator(".rows b").first.text_content() == "1"
+        page.close()
+
+
+def test_a_phone_says_nothing_of_mice_and_keys(
+    visit: Callable[..., Page], address: str, talk: Path
+) -> None:
+    page = visit(address, "phone")
+    transcribed(page, talk)
+    assert page.get_by_text("Choose a recording").is_visible()
+    text = page.evaluate("document.body.innerText")
+    assert "Drop" not in text and "keyboard" not in text and "Tap to play" in text
+
+
 def test_long_recordings_go_by_stretches(
     visit: Callable[..., Page], address: str, tmp_path: Path, noise_file: Callable[..., bytes]
 ) -> None:
@@ -287,7 +367,7 @@ def test_long_recordings_go_by_stretches(
         page.get_by_role("button", name="Later").click()
         page.get_by_text(text).wait_for()
     assert page.get_by_role("button", name="Later").is_disabled()
-    page.locator(".words button").nth(3).click()  # playing turns back by itself
+    page.locator(".words .word").nth(3).click()  # playing turns back by itself
     page.get_by_text("0:00 to 0:30 of 1:05").wait_for()
 
 
@@ -297,14 +377,17 @@ def test_what_is_wrong_is_said(
     path = tmp_path / "notes.wav"
     path.write_text("no audio", encoding="utf-8")
     page = visit(address)
-    page.get_by_label("Drop a recording here").set_input_files(path)
-    page.get_by_role("alert").filter(has_text="file: not readable as audio").wait_for()
+    page.locator("#file").set_input_files(path)
+    page.get_by_role("alert").filter(has_text="notes.wav: not readable as audio").wait_for()
     transcribed(page, talk)
     assert page.get_by_role("alert").is_hidden()
+    page.locator("#file").set_input_files(path)  # an error takes the last result off the page
+    page.get_by_role("alert").filter(has_text="notes.wav: ").wait_for()
+    assert page.locator("#result").is_hidden()
     page = visit(locked)
-    page.get_by_role("alert").filter(has_text="this server wants its key").wait_for()
-    page.get_by_label("Key").fill(KEY)
-    page.get_by_label("Key").press("Tab")
+    page.get_by_role("alert").filter(has_text="Enter the API key of this server.").wait_for()
+    page.get_by_label("API key").fill(KEY)
+    page.get_by_label("API key").press("Tab")
     until(page, "document.querySelector('#model').value === 'omni'")
     transcribed(page, talk)
     assert page.get_by_role("alert").is_hidden()
@@ -319,14 +402,14 @@ def test_looks(
     page = visit(address, size, scheme)
     shot(page, f"start-{size}-{scheme}")
     transcribed(page, talk, beside="switch")
-    page.locator(".words button").nth(2).click()
+    page.locator(".words .word").nth(2).click()
     until(page, "document.querySelector('.words .now') !== null")
     page.evaluate("document.querySelector('#audio').pause()")
     page.locator("#time").hover(position={"x": 90, "y": 250})
     shot(page, f"result-{size}-{scheme}")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     small = page.evaluate(
-        "[...document.querySelectorAll('button:not(.words button), select')]"
+        "[...document.querySelectorAll('button, select')]"
         ".filter((e) => e.offsetParent && e.offsetHeight < 40).length"
     )
     assert small == 0  # fingers are broad

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute
 from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, missing_extra
-from omnirouter.pretrained import BUNDLED, resolve_model
+from omnirouter.pretrained import BUNDLED, describe_bundled, resolve_model
 from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def _served(
     from omnirouter.cli.transcribe import recognizer_of
     from omnirouter.serve import vad
     from omnirouter.serve.http.models import ServedModel
+    from omnirouter.serve.load import is_bundled
 
     if listening.vad == "silero" and not vad.available():
         raise missing_extra("vad: silero needs silero-vad (or choose off)", "vad")
@@ -148,4 +149,5 @@ def _served(
     checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
     config = None if checkpoint is None else checkpoint.config
     language = "en" if checkpoint is None else str(checkpoint.meta.get("language", "en"))
-    return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language)
+    about = f"{BUNDLED}: {describe_bundled()}." if is_bundled(path) else ""
+    return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language, about)

@@ -70,10 +70,12 @@ class OutputOptions(SubtitleOptions):
             --output-dir one format is printed, JSON as one object per line and file.
         output_dir: write NAME.txt, NAME.srt, ... into this folder instead of printing; files of a
             folder keep their place below it.
+        n_best: with json, so many texts of each segment with their scores, best first.
     """
 
     format: str = ""
     output_dir: Path | None = None
+    n_best: int = 0
 
     def formats(self) -> list[str]:
         """The formats asked for, checked."""
@@ -83,6 +85,10 @@ class OutputOptions(SubtitleOptions):
             if name not in WRITERS:
                 hint = did_you_mean(name, WRITERS) or f"; choose from {', '.join(WRITERS)}"
                 raise BadInput(f"format: there is no format '{name}'{hint}")
+        if self.n_best < 0:
+            raise BadInput(f"n_best: at least 0, not {self.n_best}")
+        if self.n_best and "json" not in found:
+            raise BadInput("n_best: is told in JSON only; add --format json")
         return found
 
 
@@ -132,6 +138,8 @@ def transcribe(
             words; with --format json an object per word. Needs a model with an attention_context.
     """
     formats, output_dir = writing.formats(), writing.output_dir
+    if stream and writing.n_best:
+        raise BadInput("n_best: --stream finds one text only; leave it out")
     if stream:
         if listening.channels != "mix" or listening.track is not None:
             raise BadInput("channels and track: not with --stream; leave them out")
@@ -156,12 +164,18 @@ def transcribe(
             )
     if not wanted:
         return DONE
-    failed = _run(recognizer_of(model, compute, listening, search), wanted, deliver, listening)
+    recognizer = recognizer_of(model, compute, listening, search, n_best=writing.n_best)
+    failed = _run(recognizer, wanted, deliver, listening)
     return status(failed, len(sources))
 
 
 def recognizer_of(
-    model: str | Path | None, compute: Compute, listening: VadOptions, search: BeamSearchOptions
+    model: str | Path | None,
+    compute: Compute,
+    listening: VadOptions,
+    search: BeamSearchOptions,
+    *,
+    n_best: int = 0,
 ) -> Recognizer:
     """A checkpoint or an export ready for use, by path or name (`resolve_model`).
 
@@ -177,6 +191,7 @@ def recognizer_of(
         threads=compute.threads,
         listening=listening,
         search=search,
+        n_best=n_best,
         note=lambda text: console.note(f"omnirouter: {text}"),
     )
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from copy import copy
 
 import numpy as np
 
 from omnirouter.config import BadInput
-from omnirouter.decoding import Alignment, ctc_forced_align
+from omnirouter.decoding import Alignment, Hypothesis, ctc_forced_align
 from omnirouter.serve.inputs import Audio
 from omnirouter.serve.recognizer import TAIL_S, LogProbs, Progress, Recognizer
 from omnirouter.serve.transcript import Segment, Transcript, Word
@@ -48,12 +47,14 @@ def align(
         raise BadInput(f"text: the model has no letters for {shown}; write numbers as words")
     stretches: list[tuple[float, LogProbs]] = []
 
-    def take(log_probs_TV: LogProbs, begin: float, end: float) -> tuple[tuple[Word, ...], bool]:
+    def take(
+        log_probs_TV: LogProbs, begin: float, end: float, found: Hypothesis | None = None
+    ) -> tuple[tuple[Word, ...], bool]:
         stretches.append((begin, log_probs_TV))
         return (), False
 
-    listener = copy(recognizer)
-    listener.words = take  # type: ignore[method-assign]
+    listener = recognizer.without_decoder()
+    listener.words = take  # type: ignore[assignment, method-assign]
     duration = listener.transcribe(audio, progress=progress).duration
     if not stretches:
         raise BadInput("audio: holds no speech to align the text with")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from omnirouter.config import PRETRAINED_DIR, BadInput, BeamSearchOptions, VadOptions
-from omnirouter.decoding import decoder_for
+from omnirouter.decoding import Scorer, decoder_for
 from omnirouter.pretrained import resolve_model
 from omnirouter.serve.onnx import OnnxTranscriber, is_export
 from omnirouter.serve.recognizer import Recognizer
@@ -21,6 +21,9 @@ def load(
     language_model: str | Path | None = None,
     hot_words: str | Sequence[str] = (),
     listening: VadOptions | None = None,
+    n_best: int = 0,
+    scorer: Scorer | None = None,
+    scorer_weight: float = 0.5,
 ) -> Recognizer:
     """Load a model for use.
 
@@ -34,6 +37,10 @@ def load(
             any other model is decoded greedily.
         hot_words: words to favor, as a list or separated by commas.
         listening: how audio is split and batched.
+        n_best: texts to keep as `alternatives` of each segment; needs a language model.
+        scorer: gives natural log-probabilities of texts, by which the 20 best (or `n_best`) of each
+            segment are ranked once more; needs a language model.
+        scorer_weight: weight of the scorer's log-probabilities beside the search's score.
 
     Raises:
         BadInput: the folder is neither a whole checkpoint nor an export, there is no such model or
@@ -44,7 +51,15 @@ def load(
         language_model=None if language_model is None else Path(language_model),
         hot_words=hot_words if isinstance(hot_words, str) else ",".join(hot_words),
     )
-    return open_model(path, device, listening=listening, search=search)
+    return open_model(
+        path,
+        device,
+        listening=listening,
+        search=search,
+        n_best=n_best,
+        scorer=scorer,
+        scorer_weight=scorer_weight,
+    )
 
 
 def open_model(
@@ -56,8 +71,12 @@ def open_model(
     listening: VadOptions | None = None,
     search: BeamSearchOptions | None = None,
     note: Callable[[str], None] = warnings.warn,
+    **ranking: Any,
 ) -> Recognizer:
-    """Load with all settings of the search; `note` is told of a missing language model."""
+    """As `load`, with all settings of the search; `note` is told of a missing language model.
+
+    `ranking` is `n_best`, `scorer` and `scorer_weight`.
+    """
     path = resolve_model(path)
     recognizer: Recognizer
     if is_export(path):
@@ -79,7 +98,9 @@ def open_model(
         recognizer = Transcriber(checkpoint, precision=precision, listening=listening)
         bundled = is_bundled(path)
     search = search or BeamSearchOptions()
-    recognizer.decoder = decoder_for(recognizer.tokenizer, search, bundled=bundled, note=note)
+    recognizer.decoder = decoder_for(
+        recognizer.tokenizer, search, bundled=bundled, note=note, **ranking
+    )
     return recognizer
 
 

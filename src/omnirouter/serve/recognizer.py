@@ -300,14 +300,24 @@ class Recognizer(ABC):
         return ctc_greedy_search(best_T, id_T, np.array([len(id_T)]), self.tokenizer)[0]
 
     def words(
-        self, log_probs_TV: LogProbs, begin: float, end: float
+        self,
+        log_probs_TV: LogProbs,
+        begin: float,
+        end: float,
+        hypothesis: Hypothesis | None = None,
     ) -> tuple[tuple[Word, ...], bool]:
         """Words of a stretch that lies between `begin` and `end`, in seconds.
+
+        Args:
+            log_probs_TV: of the stretch.
+            begin: in seconds.
+            end: in seconds.
+            hypothesis: what `decode` found in it, if that is known.
 
         Returns:
             The words, and whether the first one goes on with a word begun before.
         """
-        hypothesis = self.decode(log_probs_TV)
+        hypothesis = hypothesis or self.decode(log_probs_TV)
         pieces = self.tokenizer.pieces(hypothesis.ids)
         if not pieces:
             return (), False
@@ -369,14 +379,17 @@ class _WindowStitcher:
         if self._held is None:
             return
         rate = self._recognizer.features.sample_rate
-        words, goes_on = self._recognizer.words(self._held, self._start / rate, self._end / rate)
+        found = self._recognizer.decode(self._held)
+        span = self._start / rate, self._end / rate
+        words, goes_on = self._recognizer.words(self._held, *span, found)
         self._held = None
         if words and goes_on and self._goes_on and self.segments:
-            before = self.segments[-1].words
-            self.segments[-1] = Segment.of((*before[:-1], _merged(before[-1], words[0])))
+            last = self.segments[-1]
+            joined = (*last.words[:-1], _merged(last.words[-1], words[0]))
+            self.segments[-1] = Segment.of(joined, last.alternatives)
             words = words[1:]
         if words:
-            self.segments.append(Segment.of(words))
+            self.segments.append(Segment.of(words, found.alternatives))
 
 
 @dataclass

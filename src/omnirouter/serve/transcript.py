@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from omnirouter.decoding import Alternative
 from omnirouter.serve.subtitles import SubtitleOptions, as_srt, as_vtt
 
 SHOWN = 60  # letters of a text in a repr
@@ -38,6 +39,7 @@ class Segment:
         text: the words.
         words: the same with their times.
         channel: counted from 1, where channels are transcribed one by one.
+        alternatives: the n best texts of the stretch with their scores, where asked for.
     """
 
     start: float
@@ -45,12 +47,14 @@ class Segment:
     text: str
     words: tuple[Word, ...]
     channel: int | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     @classmethod
-    def of(cls, words: tuple[Word, ...]) -> Segment:
+    def of(cls, words: tuple[Word, ...], alternatives: tuple[Alternative, ...] = ()) -> Segment:
         """The segment of one word or more."""
         text = " ".join(word.text for word in words)
-        return cls(start=words[0].start, end=words[-1].end, text=text, words=words)
+        start, end = words[0].start, words[-1].end
+        return cls(start=start, end=end, text=text, words=words, alternatives=alternatives)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -109,6 +113,8 @@ class Transcript:
         """Plain values for JSON: text, duration, segments with their words (and channels)."""
         values = asdict(self)
         for segment in values["segments"]:
+            if not segment["alternatives"]:
+                del segment["alternatives"]
             if segment["channel"] is None:
                 del segment["channel"]
         return {key: values[key] for key in ("text", "duration", "segments")}

@@ -28,6 +28,7 @@ class ServedModel:
         config: what the model is; None of an exported one, which cannot be looked into.
         created: seconds since 1970.
         language: code of what it was trained on.
+        description: what it is and how good, for people.
     """
 
     name: str
@@ -35,6 +36,12 @@ class ServedModel:
     config: ModelConfig | None = None
     created: int = 0
     language: str = "en"
+    description: str = ""
+
+    @property
+    def streams(self) -> bool:
+        """It can recognize speech while it comes."""
+        return self.config is not None and self.config.streams
 
     @property
     def language_name(self) -> str:
@@ -69,6 +76,8 @@ class ModelCard(BaseModel):
     routing: str | None = Field(description="dense, switch, omni, ...; null of an exported model.")
     num_layers: int | None = None
     num_experts: int | None = None
+    streams: bool = Field(default=False, description="It can be used with the WebSocket.")
+    description: str | None = Field(default=None, description="What it is and how good.")
 
 
 class ModelList(BaseModel):
@@ -88,6 +97,8 @@ def card(served: ServedModel) -> ModelCard:
         routing=config.routing if config else None,
         num_layers=config.num_layers if config else None,
         num_experts=config.num_experts if config else None,
+        streams=served.streams,
+        description=served.description or None,
     )
 
 
@@ -106,7 +117,7 @@ def find(models: Mapping[str, ServedModel], name: str, *, streaming: bool = Fals
         return models[name]
     if name in DEFAULT:
         found = list(models.values())
-        streams = [one for one in found if one.config is not None and one.config.streams]
+        streams = [one for one in found if one.streams]
         return (streams if streaming and streams else found)[0]
     known = ", ".join(models)
     message = f"model: there is no model of that name here; there is {known}"

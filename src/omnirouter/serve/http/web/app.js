@@ -1,16 +1,20 @@
 // The page: takes a recording, asks the server, shows what came of it.
 
 import * as api from "./api.js";
+import { Live } from "./live.js";
 import * as microphone from "./record.js";
 import { Text } from "./texts.js";
 import { Timeline } from "./timeline.js";
 
 const STRETCH = 30; // seconds shown at once
+const TOUCHES = matchMedia("(hover: none) and (pointer: coarse)").matches; // and has no mouse
 const $ = (id) => document.getElementById(id);
 const audio = $("audio");
 
 let file = null; // to transcribe
 let recording = null; // what the microphone is writing
+let live = null; // words of a recording while it lasts
+let cards = []; // the server's models
 let work = null; // what is going on, to cancel it
 let shown = null; // the result on the page
 let listing = null; // the list of models on its way
@@ -18,7 +22,7 @@ let frame = 0; // the next call of follow
 
 const timeline = new Timeline(
   {
-    box: $("time"), wave: $("wave"), mel: $("mel"), strips: $("strips"), head: $("head"),
+    box: $("time"), wave: $("wave"), mel: $("mel"), axis: $("axis"), strips: $("strips"), head: $("head"),
     cursor: $("cursor"), readout: $("readout"), legend: $("legend"),
   },
   play,
@@ -29,13 +33,25 @@ function say(text) {
   $("status").textContent = text;
 }
 
-function complain(error) {
+// Say what is wrong; of a file, with its name.
+function complain(error, name) {
   $("error").hidden = !error;
-  $("error").textContent = error ? error.message : "";
+  let message = error ? error.message : "";
   if (error?.status === 401) {
+    message = `Enter the API key of this server${$("key").value ? "; it is another one than this" : ""}.`;
     $("key-label").hidden = false;
     $("key").focus();
-  }
+  } else if (error && name) message = `${name}: ${message.replace(/^file: /, "")}`;
+  $("error").textContent = message;
+}
+
+// Take the last result off the page.
+function clear() {
+  shown = null;
+  audio.pause();
+  if (audio.src) URL.revokeObjectURL(audio.src);
+  audio.removeAttribute("src");
+  $("result").hidden = true;
 }
 
 // The list of models; one that is on its way already is waited for.
@@ -45,15 +61,23 @@ function load() {
 
 async function list() {
   try {
-    const models = await api.models();
+    const models = (cards = await api.models());
     const options = () => models.map(({ id }) => new Option(id, id));
     $("model").replaceChildren(...options());
     $("beside").replaceChildren(new Option("no other", ""), ...options());
     $("beside").parentElement.hidden = models.length < 2;
     complain(null);
+    about();
   } catch (error) {
     complain(error);
   }
+}
+
+// What the chosen model is.
+function about() {
+  const card = cards.find(({ id }) => id === $("model").value);
+  $("about").hidden = !card?.description;
+  $("about").textContent = card?.description ?? "";
 }
 
 function choose(chosen) {
@@ -70,22 +94,24 @@ async function transcribe() {
   work?.abort();
   const mine = (work = new AbortController());
   const began = performance.now();
+  const source = file;
   complain(null);
   $("cancel").hidden = false;
   const clock = setInterval(() => {
-    say(`Listening to ${file.name} … ${Math.round((performance.now() - began) / 1000)} s`);
+    say(`Transcribing ${source.name} … ${Math.round((performance.now() - began) / 1000)} s`);
   }, 500);
-  say(`Listening to ${file.name} …`);
+  say(`Transcribing ${source.name} …`);
   try {
-    const found = await Promise.all(names.map((name) => api.transcribe(file, name, mine.signal)));
-    await show(file, names, found, mine);
+    const found = await Promise.all(names.map((name) => api.transcribe(source, name, mine.signal)));
+    await show(source, names, found, mine);
     const took = ((performance.now() - began) / 1000).toFixed(1);
     say(`${found[0].duration.toFixed(1)} s of audio, done in ${took} s.`);
   } catch (error) {
     if (mine.signal.aborted) say("Cancelled.");
     else {
       say("");
-      complain(error);
+      clear();
+      complain(error, source.name);
     }
   } finally {
     clearInterval(clock);
@@ -102,7 +128,7 @@ async function show(source, names, found, mine) {
   const next = { source, names, texts, found, looks: new Map(), page: -1 };
   // a transcript is worth having without a look at the experts
   const looks = await stretch(next, 0, mine.signal).catch((error) => {
-    if (!mine.signal.aborted) complain(error);
+    if (!mine.signal.aborted) complain(error, source.name);
   });
   if (shown) URL.revokeObjectURL(audio.src);
   shown = next;
@@ -111,7 +137,7 @@ async function show(source, names, found, mine) {
   $("texts").replaceChildren(...texts.map((text) => text.element));
   $("pages").hidden = found[0].duration <= STRETCH;
   $("result").hidden = false;
-  $("time").hidden = $("legend").hidden = !looks;
+  $("time").hidden = $("legend").hidden = $("help").hidden = !looks;
   if (looks) turn(0, looks);
 }
 
@@ -128,14 +154,30 @@ function stretch(result, page, signal) {
 
 function turn(page, looks) {
   shown.page = page;
-  $("time").hidden = $("legend").hidden = false;
+  $("time").hidden = $("legend").hidden = $("help").hidden = false;
   timeline.show(looks, shown.found.map(({ words }) => words));
+  $("help").textContent = help(looks);
   timeline.playhead(audio.currentTime);
   const { duration } = shown.found[0];
   const end = Math.min(duration, (page + 1) * STRETCH);
   $("span").textContent = `${clock(page * STRETCH)} to ${clock(end)} of ${clock(duration)}`;
   $("earlier").disabled = page === 0;
   $("later").disabled = (page + 1) * STRETCH >= duration;
+}
+
+// What the timeline shows, and how to use it.
+function help(looks) {
+  const routed = looks.filter((look) => look.layers.length);
+  const said = ["Above: loudness"];
+  if (looks.some((look) => look.mel)) said.push("the spectrogram the model reads, low pitch at the bottom");
+  if (routed.length) {
+    const strips = routed.length > 1 ? "a strip for each model" : "the experts";
+    said.push(`${strips}, one row a layer, the first at the bottom, one color an expert`);
+  }
+  const keys = routed.length ? "left and right move, up and down change the layer" : "left and right move";
+  return `${said.join("; then ")}. ` + (TOUCHES
+    ? "Tap to play from there."
+    : `Click to play from there. By keyboard: arrow keys ${keys}, Enter plays from there, Space pauses.`);
 }
 
 async function turnTo(page) {
@@ -182,17 +224,28 @@ async function record() {
   try {
     complain(null);
     if (recording) {
-      const stopping = recording;
-      recording = null;
-      button.classList.remove("on");
-      button.textContent = "Record";
-      choose(await stopping.stop());
+      const stopped = await stop();
+      choose(stopped);
       return;
     }
     if (!navigator.mediaDevices) {
       throw new Error("A browser gives the microphone only to localhost and to https pages.");
     }
-    recording = await microphone.start();
+    let heard = 0;
+    recording = await microphone.start((part, rate) => {
+      heard += part.length / rate;
+      $("timer").textContent = clock(heard);
+      const loudest = part.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
+      $("level").value = Math.max(loudest, 0.8 * $("level").value);
+      live?.push(part);
+    });
+    const card = cards.find(({ id }) => id === $("model").value);
+    if (card?.streams && !$("key").value) {
+      $("live").hidden = false;
+      live = new Live(card.id, recording.rate, $("live"));
+    }
+    $("timer").textContent = clock(0);
+    $("recording").hidden = false;
     button.classList.add("on");
     button.textContent = "Stop recording";
     say("Recording …");
@@ -203,8 +256,40 @@ async function record() {
   }
 }
 
+// End the recording; gives its file.
+async function stop() {
+  const stopping = recording;
+  recording = null;
+  live?.close();
+  live = null;
+  $("recording").hidden = $("live").hidden = true;
+  $("record").classList.remove("on");
+  $("record").textContent = "Record";
+  return stopping.stop();
+}
+
+async function discard() {
+  if (!recording) return;
+  await stop();
+  say("Recording cancelled.");
+}
+
+async function example() {
+  try {
+    complain(null);
+    const answer = await fetch("example.flac");
+    if (!answer.ok) throw new Error("The example cannot be loaded.");
+    choose(new File([await answer.blob()], "example.flac", { type: "audio/flac" }));
+  } catch (error) {
+    complain(error);
+  }
+}
+
 $("file").addEventListener("change", () => choose($("file").files[0]));
 $("record").addEventListener("click", record);
+$("discard").addEventListener("click", discard);
+$("example").addEventListener("click", example);
+$("model").addEventListener("change", about);
 $("cancel").addEventListener("click", () => work?.abort());
 $("earlier").addEventListener("click", () => turnTo(shown.page - 1));
 $("later").addEventListener("click", () => turnTo(shown.page + 1));
@@ -225,4 +310,5 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
 }
 for (const kind of ["play", "timeupdate", "seeked"]) audio.addEventListener(kind, follow);
 
+document.body.classList.toggle("touches", TOUCHES);
 load();

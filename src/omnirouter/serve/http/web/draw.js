@@ -4,8 +4,8 @@
 const EXPERTS = ["#e69f00", "#56b4e9", "#009e73", "#d55e00", "#0072b2", "#f0e442", "#cc79a7", "#999999"];
 // dark to bright, black over purple and orange to pale yellow
 const SHADES = [[0, 0, 4], [60, 15, 112], [140, 41, 129], [222, 73, 104], [254, 159, 109], [252, 253, 191]];
-const ROW = 9; // pixels of a layer
-const TALLEST = 260;
+const ROW = 12; // pixels of a layer
+const TALLEST = 300;
 
 export function expertColor(number, count) {
   if (count <= EXPERTS.length) return EXPERTS[number];

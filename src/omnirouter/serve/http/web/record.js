@@ -1,25 +1,30 @@
 // The microphone as a WAV file: samples as they are, which every server can read.
 
-export async function start() {
+// `heard` is called with each part: samples, their rate.
+export async function start(heard = () => {}) {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: true });
   try {
-    return await listen(stream);
+    return await listen(stream, heard);
   } catch (error) {
     for (const track of stream.getTracks()) track.stop();
     throw error;
   }
 }
 
-async function listen(stream) {
+async function listen(stream, heard) {
   const context = new AudioContext();
   await context.audioWorklet.addModule("recorder.js");
   const source = context.createMediaStreamSource(stream);
   const recorder = new AudioWorkletNode(context, "recorder");
   const parts = [];
-  recorder.port.onmessage = (event) => parts.push(event.data);
+  recorder.port.onmessage = (event) => {
+    parts.push(event.data);
+    heard(event.data, context.sampleRate);
+  };
   source.connect(recorder);
   recorder.connect(context.destination); // it is silent; without it some browsers do not run it
   return {
+    rate: context.sampleRate,
     async stop() {
       source.disconnect();
       recorder.disconnect();

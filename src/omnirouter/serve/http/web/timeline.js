@@ -39,6 +39,7 @@ export class Timeline {
     box.setAttribute("aria-valuemin", this.start.toFixed(2));
     box.setAttribute("aria-valuemax", (this.start + this.seconds).toFixed(2));
     mel.hidden = !looks.some((look) => look.mel);
+    this.#ticks();
     strips.replaceChildren(...looks.filter((look) => look.layers.length).map(this.#strip));
     const experts = Math.max(...looks.map((look) => (look.layers.length ? look.num_experts : 0)));
     legend.hidden = !experts;
@@ -58,6 +59,7 @@ export class Timeline {
 
   redraw() {
     if (!this.looks.length) return;
+    this.#ticks();
     const { wave, mel, strips } = this.parts;
     draw.wave(wave, this.looks[0].peaks, this.seconds);
     const seen = this.looks.find((look) => look.mel);
@@ -82,9 +84,39 @@ export class Timeline {
     holder.className = "strip";
     name.textContent = `${look.model}: ${look.layers.length} layers, ${look.num_experts} experts`;
     canvas.dataset.model = look.model;
-    holder.append(name, canvas);
+    const rows = document.createElement("div");
+    rows.className = "rows";
+    const layers = look.layers.length;
+    const step = layers <= 8 ? 1 : layers <= 16 ? 2 : 4;
+    for (let layer = 1; layer <= layers; layer += 1) {
+      if (layer > 1 && layer < layers && layer % step) continue;
+      if (layer < layers && layer > layers - step && layer > 1) continue; // no room below the last
+      const label = document.createElement("b");
+      label.textContent = layer;
+      label.style.top = `${(100 * (layers - layer + 0.5)) / layers}%`;
+      rows.append(label);
+    }
+    rows.append(canvas);
+    holder.append(name, rows);
     return holder;
   };
+
+  // Seconds of the stretch, about one label each 80 pixels.
+  #ticks() {
+    const { axis, box } = this.parts;
+    const most = Math.max(2, Math.floor(box.clientWidth / 80));
+    const step = [0.5, 1, 2, 5, 10, 15, 30].find((one) => this.seconds / one <= most) ?? 60;
+    const labels = [];
+    for (let at = Math.ceil(this.start / step) * step; at < this.start + this.seconds; at += step) {
+      const label = document.createElement("span");
+      const whole = Math.floor(at + 1e-6);
+      const seconds = step < 1 ? (at % 60).toFixed(1).padStart(4, "0") : String(whole % 60).padStart(2, "0");
+      label.textContent = `${Math.floor(whole / 60)}:${seconds}`;
+      label.style.left = `${(100 * (at - this.start)) / this.seconds}%`;
+      if (at + step / 2 < this.start + this.seconds) labels.push(label);
+    }
+    axis.replaceChildren(...labels);
+  }
 
   #deepest() {
     return Math.max(0, ...this.looks.map((look) => look.layers.length - 1));
