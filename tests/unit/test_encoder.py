@@ -16,7 +16,7 @@ from omnirouter.config import FeatureConfig, ModelConfig
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.attention_mask import distance_slopes
 from omnirouter.model.encoder import frame_positions, position_angles
-from omnirouter.model.layers import Dropout
+from omnirouter.model.kernels import Dropout
 from omnirouter.model.packing import PackedBatch, packed_attention
 
 TINY = ModelConfig(

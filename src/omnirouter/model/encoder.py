@@ -18,8 +18,9 @@ from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import ModelConfig
 from omnirouter.model.attention_mask import alibi_slopes
 from omnirouter.model.embedding import Embedding, SharedEmbedding
+from omnirouter.model.kernels import Dropout
 from omnirouter.model.kv_cache import EncoderCache
-from omnirouter.model.layers import ConvSubsampling, Dropout, EncoderBlock, Experts, RotaryCache
+from omnirouter.model.layers import ConvSubsampling, EncoderBlock, Experts, RotaryCache
 from omnirouter.model.packing import AttentionBackend, PackedBatch
 from omnirouter.model.router_variants import build_routers
 from omnirouter.model.routing import Routing, RoutingContext

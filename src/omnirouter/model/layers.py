@@ -15,29 +15,9 @@ from torch import Tensor, nn
 
 from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import CONVOLVED, ModelConfig
-from omnirouter.model.kernels import ACTIVATIONS, DropoutMask, ExpertWeights, grouped_mlp
+from omnirouter.model.kernels import ACTIVATIONS, Dropout, ExpertWeights, grouped_mlp
 from omnirouter.model.packing import AttentionBackend
 from omnirouter.model.routing import RouterProtocol, Routing, RoutingContext
-
-
-class Dropout(nn.Module):
-    """Dropout that on a CPU draws one random byte per element, far cheaper than torch's own there.
-
-    The probability is rounded to 1/256; outputs are scaled by what was truly kept.
-    """
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-        self.mask = DropoutMask.of(p)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Zero elements of x in training; x itself otherwise."""
-        if not self.training or not self.mask.dropped:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        return x * self.mask.factors(x)
 
 
 class RotaryCache(NamedTuple):

@@ -10,10 +10,12 @@ from omnirouter.model.kernels.grouped_mlp import (
     random_bytes,
 )
 from omnirouter.model.kernels.packed import prepack, prepack_experts
+from omnirouter.model.kernels.spec import Dropout
 
 __all__ = [
     "ACTIVATIONS",
     "ComputeSpec",
+    "Dropout",
     "DropoutMask",
     "ExpertWeights",
     "grouped_mlp",

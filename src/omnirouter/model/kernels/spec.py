@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "gelu": F.gelu}
 
@@ -59,3 +59,23 @@ class ComputeSpec(NamedTuple):
     dtype: torch.dtype
     activation: str = "relu"
     dropout: float = 0.0
+
+
+class Dropout(nn.Module):
+    """Dropout that on a CPU draws one random byte per element, far cheaper than torch's own there.
+
+    The probability is rounded to 1/256; outputs are scaled by what was truly kept.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.mask = DropoutMask.of(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero elements of x in training; x itself otherwise."""
+        if not self.training or not self.mask.dropped:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.p)
+        return x * self.mask.factors(x)
