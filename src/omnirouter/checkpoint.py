@@ -173,7 +173,7 @@ def average_checkpoints(folders: Sequence[str | Path], out: str | Path) -> None:
 
 
 def _replaceable(target: Path) -> bool:
-    """Whether `target` is an empty folder or a checkpoint, not another program's model."""
+    """Tell if `target` is an empty folder or a checkpoint, not another program's model."""
     if not target.is_dir():
         return False
     names = {entry.name for entry in target.iterdir()}
@@ -186,7 +186,7 @@ def _replaceable(target: Path) -> bool:
 
 
 def _others(target: Path) -> list[Path]:
-    """What stands in a checkpoint's folder beside it."""
+    """Files that stand in a checkpoint's folder beside it."""
     entries = target.iterdir() if target.is_dir() else ()
     return [entry for entry in entries if entry.name not in FILES]
 
@@ -240,7 +240,7 @@ def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def model_config(data: Any) -> ModelConfig:
-    """What `ModelConfig.to_dict` was made of.
+    """Build the `ModelConfig` that `to_dict` was called on.
 
     Raises:
         BadInput: a key is missing, unknown or wrong.
@@ -312,7 +312,7 @@ def _require_tensors(model: CTCEncoder, contents: _Contents) -> None:
 
 
 def _difference(a: _Contents, b: _Contents) -> str:
-    """What keeps two checkpoints from being averaged; empty if nothing does."""
+    """Name what keeps two checkpoints from being averaged; empty if nothing does."""
     for field in fields(ModelConfig):
         if field.name in TRAINING_ONLY:
             continue

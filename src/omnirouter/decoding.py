@@ -47,7 +47,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What was recognized in one utterance.
+    """Pieces and text recognized in one utterance.
 
     Attributes:
         ids: word pieces, without blanks and repeats.
@@ -92,7 +92,7 @@ def ctc_greedy_search(
     lengths: NDArray[np.int64],
     tokenizer: Tokenizer,
 ) -> list[Hypothesis]:
-    """What `greedy` gives, from the best id of each frame and its log-probability."""
+    """Collapse the best id of each frame, with its log-probability, as `greedy` does."""
     if int(lengths.sum()) != len(best_T):
         raise ValueError(f"lengths add up to {int(lengths.sum())} frames, not {len(best_T)}")
     utterance_T = np.repeat(np.arange(len(lengths)), lengths)
@@ -313,7 +313,7 @@ class BeamSearch:
         return sorted(ranked, key=lambda one: -one[1].score)
 
     def _search(self, emissions: NDArray[np.float32]) -> Any:
-        """What the decoder finds, best first."""
+        """Hypotheses of the decoder, best first."""
         pieces = emissions.shape[1]
         if self._blank_penalty:
             emissions = emissions.copy()

@@ -74,7 +74,7 @@ def describe_bundled() -> str:
 
 
 def is_hub_name(model: str | Path) -> bool:
-    """Whether this can only be a model on the Hub: `org/name`, and no folder `org` here."""
+    """Tell if this can only be a model on the Hub: `org/name`, and no folder `org` here."""
     return (
         isinstance(model, str)
         and NAME.fullmatch(model) is not None

@@ -254,7 +254,9 @@ def test_compiled_experts(loads: list[int], d: int, f: int) -> None:
     x, d_y = torch.randn(2, sum(loads), d).bfloat16()
     drawn = torch.randint(256, (len(x), f), dtype=torch.uint8)
     groups = avx512_bf16.ExpertOffsets.of(torch.tensor(loads))
-    y, hidden = avx512_bf16.forward(x, weights, groups, avx512_bf16.Dropout(drawn, 100, scale))
+    y, hidden = avx512_bf16.forward(
+        x, weights, groups, avx512_bf16.KernelDropout(drawn, 100, scale)
+    )
     grads = avx512_bf16.backward(x, d_y, hidden, weights[0], weights[2], groups, scale)
     plain, _ = avx512_bf16.forward(x, weights, groups)
     assert torch.equal(avx512_bf16.forward(x, CompiledExperts(module).weights, groups)[0], plain)

@@ -30,7 +30,7 @@ from omnirouter.analysis.random_experts import (
     RandomExperts,
     random_expert_test,
 )
-from omnirouter.analysis.specialization import Frames, interpret, mean_run, mutual_information
+from omnirouter.analysis.specialization import FrameRecords, interpret, mean_run, mutual_information
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RouterConfig
 from omnirouter.data.manifests import read_manifest
@@ -116,10 +116,10 @@ def test_runs_end_with_the_utterance() -> None:
 
 def made_up(
     experts: np.ndarray, speakers: list[str], quiet: np.ndarray
-) -> tuple[Frames, np.ndarray]:
+) -> tuple[FrameRecords, np.ndarray]:
     count = experts.shape[1]
     each = count // len(speakers)
-    seen = Frames(
+    seen = FrameRecords(
         letters=[np.where(quiet, 0, 1)],
         quiet=[quiet],
         fields=[{"speaker": name} for name in speakers],

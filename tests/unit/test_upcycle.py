@@ -14,7 +14,7 @@ from omnirouter.config import BadInput
 from omnirouter.metrics.expert_load import contingency, cramers_v, usage
 from omnirouter.model import Router
 from omnirouter.model.routing import RoutingContext
-from omnirouter.train.upcycle import Frames, UpcycleConfig, directions, upcycle
+from omnirouter.train.upcycle import StackedFrames, UpcycleConfig, directions, upcycle
 
 KINDS = ["switch", "omni", "omni-once"]
 FRAMES = torch.randn(30, 320, generator=torch.Generator().manual_seed(0))
@@ -92,7 +92,7 @@ def test_experts_set_apart(checkpoints: dict[str, Checkpoint], routing: str, top
     """Routers decide at once, evenly, Omni's alike in all layers; the output stays near."""
     own = checkpoints["dense"].model
     generator = torch.Generator().manual_seed(1)
-    known = Frames(torch.randn(600, 320, generator=generator), torch.tensor([200, 400]))
+    known = StackedFrames(torch.randn(600, 320, generator=generator), torch.tensor([200, 400]))
     for experts in (2 * top_k, 4 * top_k):
         config = UpcycleConfig(
             routing=routing,  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_too_little_to_set_apart_by(
 ) -> None:
     """Fewer frames than the model is wide, or all the same."""
     config = UpcycleConfig(num_experts=2, start="apart")
-    frames = Frames(known, torch.tensor([1] * len(known)))
+    frames = StackedFrames(known, torch.tensor([1] * len(known)))
     with pytest.raises(BadInput, match="data: too little speech to set experts apart by"):
         upcycle(checkpoints["dense"].model, config, frames)
 
@@ -141,7 +141,7 @@ def test_too_little_to_set_apart_by(
 def test_more_directions_than_there_are(checkpoints: dict[str, Checkpoint]) -> None:
     own = checkpoints["dense"].model
     generator = torch.Generator().manual_seed(1)
-    known = Frames(torch.randn(600, 320, generator=generator), torch.tensor([200, 400]))
+    known = StackedFrames(torch.randn(600, 320, generator=generator), torch.tensor([200, 400]))
     room = own.config.dim - own.config.num_layers
     with pytest.raises(BadInput, match=f"num_experts: at most {2 * room} of this width"):
         upcycle(own, UpcycleConfig(num_experts=2 * room + 2, start="apart"), known)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from omnirouter.analysis.collect import RoutingCollection, collect, require_experts
 from omnirouter.analysis.phone_classes import fields_of, letters_of, quiet_frames
-from omnirouter.analysis.specialization import Frames, Specialization, interpret
+from omnirouter.analysis.specialization import FrameRecords, Specialization, interpret
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.data.dataloader import Batch
 from omnirouter.evaluate.score_utterances import Precision, Progress
@@ -86,7 +86,7 @@ class _FrameRecorder:
         self.checkpoint = checkpoint
         self.fields = {cut.id: fields_of(cut) for cut in cuts}
         self.inputs: list[Tensor] = []
-        self.seen = Frames()
+        self.seen = FrameRecords()
         self.routers = [
             router
             for router in checkpoint.model.routers

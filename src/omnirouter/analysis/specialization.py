@@ -84,7 +84,7 @@ class Specialization:
 
 
 @dataclass(kw_only=True)
-class Frames:
+class FrameRecords:
     """Annotations of the frames so far, by batch.
 
     Attributes:
@@ -130,7 +130,7 @@ def mean_run(expert_T: Ints, offsets: Ints) -> float:
 def interpret(
     experts_LT: npt.NDArray[np.int16],
     offsets: Ints,
-    seen: Frames,
+    seen: FrameRecords,
     num_experts: int,
     frame_s: float,
     labels_LN: Ints | None = None,

@@ -121,14 +121,14 @@ def _in_a_row(waveforms: Sequence[Waveform]) -> Tensor:
 
 
 def _same(waveform: Waveform, place: NDArray[np.float32]) -> bool:
-    """Whether both are the same piece of memory, read alike."""
+    """Tell if both are the same piece of memory, read alike."""
     if not isinstance(waveform, np.ndarray):
         return False
     return bool(waveform.__array_interface__ == place.__array_interface__)
 
 
 def power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
-    """Of windows of samples, [K, fft_size // 2 + 1]."""
+    """Power spectrum of windowed samples, [K, fft_size // 2 + 1]."""
     spectrum = torch.fft.rfft(x_KW, n=fft_size)
     # abs() takes a root, slow on a CPU
     power: Tensor = spectrum.real.square() + spectrum.imag.square()

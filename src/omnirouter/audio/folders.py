@@ -27,7 +27,7 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class AudioFolder:
-    """What a folder and those below it hold.
+    """Contents of a folder and those below it.
 
     Attributes:
         files: audio, in sorted order.
@@ -38,7 +38,7 @@ class AudioFolder:
     skipped: Sequence[Path]
 
     def note(self) -> str:
-        """What was skipped, in one line; empty if nothing was."""
+        """Files that were skipped, in one line; empty if none were."""
         if not self.skipped:
             return ""
         kinds = Counter(_kind(path) for path in self.skipped)

@@ -587,7 +587,7 @@ class _Libsndfile:
         return _Forward(self._descriptor, closefd=False)
 
     def tells_length(self, size: int) -> bool:
-        """Whether the header tells how many samples there are, and as many as the file can hold.
+        """Tell if the header gives a number of samples, and one that the file can hold.
 
         That of a recording broken off does not, nor FLAC's of one that went through a pipe.
         """
@@ -931,7 +931,7 @@ class _Window(io.RawIOBase):
         self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
 
     def readinto(self, buffer: Any) -> int:
-        """As every file's."""
+        """Read as any file does."""
         self._file.seek(self._begin + self._at)
         data = self._file.read(min(len(buffer), self._size - self._at))
         buffer[: len(data)] = data
@@ -939,17 +939,17 @@ class _Window(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As every file's, within what there is."""
+        """Seek as any file does, within the part."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         self._at = min(max(base + offset, 0), self._size)
         return self._at
 
     def readable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
 
@@ -974,7 +974,7 @@ def _parts_of(file: BinaryIO, size: int) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _ogg_begins(file: BinaryIO) -> list[int]:
-    """Where recordings begin. Pages tell their size, so only their heads are read."""
+    """Find where recordings begin. Pages tell their size, so only their heads are read."""
     begins: list[int] = []
     inside, place = False, 0  # inside: pages that begin no stream have come
     file.seek(0)
@@ -1003,7 +1003,7 @@ def _mp4_begins(file: BinaryIO, size: int) -> Iterator[int]:
 
 
 def _wav_begins(file: BinaryIO, size: int) -> tuple[list[int], int]:
-    """Where RIFF files begin, and where the last one's chunks end."""
+    """Find where RIFF files begin, and where the last one's chunks end."""
     begins, place = list[int](), 0
     while place + 12 <= size:
         file.seek(place)

@@ -1,4 +1,4 @@
-"""What training does to packed frames: other vocal tracts, masks, moved positions.
+"""Augmentation of packed frames: SpecAugment, vocal-tract perturbation (VTLP), CAPE.
 
 Also what the feature path and the model share: the mel scale and the way to a device.
 
@@ -57,7 +57,7 @@ def mel_hertz(mel: Any, features: FeatureConfig) -> Any:
 
 
 def mel_edges(features: FeatureConfig) -> NDArray[np.float64]:
-    """Where the triangles of the mel bins begin, peak and end, on `mel_scale`, [M + 2]."""
+    """Edges and peaks of the mel bins' triangles, on `mel_scale`, [M + 2]."""
     low = LOWEST_HZ if features.analysis == "kaldi" else 0.0
     high = features.sample_rate / 2
     begin, end = (float(mel_scale(hz, features)) for hz in (low, high))
@@ -94,7 +94,7 @@ def warp(
 
 
 def _warped_bins(factor: float, features: FeatureConfig) -> NDArray[np.float64]:
-    """Where each mel bin of a warped utterance is read, in bins of the utterance, [M]."""
+    """Positions at which the mel bins of a warped utterance are read, in bins, [M]."""
     bins, nyquist = features.num_mels, features.sample_rate / 2
     edges = mel_edges(features)
     hz = mel_hertz(edges[1:-1], features)

@@ -20,7 +20,7 @@ def status(failed: int, total: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """Where and how the model runs.
+    """Device and precision of the model.
 
     Attributes:
         device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
@@ -54,7 +54,7 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Running(Compute):
-    """Where and how the model runs.
+    """Device and precision of the model.
 
     Attributes:
         device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.

@@ -15,7 +15,7 @@ from omnirouter.pseudo_labels.teacher import TeacherConfig
 
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig:
-    """Where the teacher works.
+    """Backend that the teacher runs on.
 
     Attributes:
         engine: `local` works in this process, `ray` on a Ray cluster, that of RAY_ADDRESS or one

@@ -25,7 +25,7 @@ SHORTEST_KEY = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """Where a server listens and whom it serves.
+    """Address of the server, and its clients.
 
     Attributes:
         host: address to listen on; others than this machine's own are reached by the network.
@@ -52,7 +52,7 @@ class Network:
             )
 
     def access(self) -> Access:
-        """Whom to serve, with the key read.
+        """Access rules, with the key read.
 
         Raises:
             BadInput: the key cannot be read or is too short.

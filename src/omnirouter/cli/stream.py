@@ -234,6 +234,6 @@ class _Objects:
 
 
 def _tail(line: str) -> str:
-    """As much of the end of a line as the terminal shows in one."""
+    """End of a line, as much as the terminal shows in one."""
     columns = shutil.get_terminal_size().columns - 1
     return line if len(line) <= columns else "…" + line[len(line) - columns + 1 :]

@@ -131,7 +131,7 @@ class Member(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Member:
-        """What `str` made."""
+        """Parse the form that `str` gives."""
         try:
             offset, size, path = text.split(":", 2)
             return cls(int(offset), int(size), Path(path))

@@ -24,7 +24,7 @@ MISSING = "–"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """One system.
 
     Attributes:
@@ -63,7 +63,7 @@ class WerTable:
     title: str
     sets: Sequence[str]
     mean_sets: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     differences: Sequence[Difference]
     published_differences: Sequence[Difference] = ()
     unknown: Sequence[str] = ()
@@ -75,7 +75,7 @@ class WerTable:
         """True if at least two sets count in the mean."""
         return len(self.mean_sets) > 1
 
-    def mean(self, row: Row) -> float:
+    def mean(self, row: TableRow) -> float:
         """Our mean rate over `mean_sets`; NaN without any."""
         return _mean([row.wer(label) for label in self.mean_sets])
 
@@ -148,7 +148,8 @@ def _gather(ours: Mapping[str, Mapping[str, SetRate]], layout: PublishedTable) -
         for own in layout.sets
         if own.in_mean
         and not any(
-            math.isnan(Row(name="", ours=r, published={}).wer(own.label)) for r in ours.values()
+            math.isnan(TableRow(name="", ours=r, published={}).wer(own.label))
+            for r in ours.values()
         )
     ]
     paper = {
@@ -188,7 +189,7 @@ def _rows(
     ours: Mapping[str, Mapping[str, SetRate]],
     paper: Mapping[str, Mapping[str, SetRate]],
     layout: PublishedTable,
-) -> list[Row]:
+) -> list[TableRow]:
     """The paper's systems in its order, each with ours if there is one, then our others."""
     of_system: dict[str | None, list[str]] = {system: [] for system in [*paper, None]}
     for name in ours:
@@ -196,9 +197,9 @@ def _rows(
     rows = []
     for system, names in of_system.items():
         printed = {k: r.wer for k, r in paper[system].items()} if system is not None else {}
-        rows += [Row(name=name, ours=ours[name], published=printed) for name in names]
+        rows += [TableRow(name=name, ours=ours[name], published=printed) for name in names]
         if system is not None and not names:
-            rows.append(Row(name=system, ours={}, published=printed))
+            rows.append(TableRow(name=system, ours={}, published=printed))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Whom a frame sees and how well: chunks (`ModelConfig.attention_context`), distance.
+"""Attention masks: chunked context and distance bias (ALiBi).
 
 Frame t of an utterance sees the frames of its chunk and `left` frames before the chunk. In packed
 frames that is an interval of rows for every row, and both its ends only grow. On CUDA
@@ -151,12 +151,12 @@ windowed_attention = ChunkedAttention()
 
 
 def alibi_slopes(config: ModelConfig) -> Tensor | None:
-    """What attention loses per frame of distance, [H]; None where it loses nothing."""
+    """Distance bias per frame of each head, [H]; None for a model without one."""
     return distance_slopes(config.heads) if config.positions == "rope-local" else None
 
 
 def distance_slopes(heads: int) -> Tensor:
-    """What each head's attention loses per frame of distance (ALiBi, Press et al. 2022), [H].
+    """Distance bias per frame of each head (ALiBi, Press et al. 2022), [H].
 
     A geometric row that ends at 1/64: heads that see a few frames up to heads that see seconds.
     """

@@ -20,7 +20,7 @@ from omnirouter.model.routing import Routing
 
 
 class Embedding(NamedTuple):
-    """What the embedding network gives.
+    """Output of the embedding network.
 
     Attributes:
         values_TE: what routers read, groups appended.

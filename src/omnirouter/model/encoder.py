@@ -26,7 +26,7 @@ from omnirouter.model.routing import Routing, RoutingContext
 
 
 class EncoderOutput(NamedTuple):
-    """What a forward pass gives.
+    """Output of a forward pass.
 
     Attributes:
         log_probs: [T, V] float32, packed as the input.
@@ -152,7 +152,7 @@ class CTCEncoder(nn.Module):
     def _surroundings(
         self, lengths_B: Tensor, device: torch.device, past: EncoderCache | None
     ) -> Sequence[AttentionBackend]:
-        """What each layer's frames have around them."""
+        """Attention backend of each layer."""
         if past is not None:
             return past.layers
         config = self.config

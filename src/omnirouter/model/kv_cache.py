@@ -17,7 +17,7 @@ from omnirouter.model.attention_mask import alibi_slopes
 
 
 class LayerCache:
-    """What one block keeps; takes the place of `packing.Packing` in it.
+    """Cache of one block; takes the place of `PackedBatch` in it.
 
     Args:
         left: frames before a chunk that attention sees.
@@ -61,7 +61,7 @@ class LayerCache:
 
 
 class EncoderCache:
-    """What a model keeps of one stream; give it to each call of `CTCEncoder` with the next chunk.
+    """Cache of one stream; give it to each call of `CTCEncoder` with the next chunk.
 
     Every chunk has `attention_context.chunk` frames; only the last one may have fewer.
 

@@ -66,7 +66,7 @@ def consistency_loss(log_probs_TV: Tensor) -> Tensor:
 
 
 class ExpertCounts(NamedTuple):
-    """What went to which expert, counted; sums of it over several devices are again one.
+    """Counts of assignments by expert; sums of them over several devices are again one.
 
     Attributes:
         counts_LN: assignments of each layer and expert, float32.

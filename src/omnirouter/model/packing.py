@@ -29,7 +29,7 @@ LARGEST_PADDING = (
 
 
 class AttentionBackend(Protocol):
-    """What frames have around them: `PackedBatch`, or `streaming.LayerPast` in a stream."""
+    """Attention over neighboring frames: `PackedBatch`, or `LayerCache` in a stream."""
 
     def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
         """Softmax attention, [T, H, E]."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class Routing(NamedTuple):
-    """Where the frames of one layer go.
+    """Routing decisions of one layer.
 
     Attributes:
         probs_TN: router probabilities, float32.
@@ -35,7 +35,7 @@ class Routing(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RoutingContext:
-    """What a router may look at besides its input.
+    """Further input of a router.
 
     Attributes:
         layer: index of the layer that asks, from 0.

@@ -40,7 +40,7 @@ Key = TypeVar("Key")  # by which contestants are known
 
 
 class Shape(NamedTuple):
-    """Of a matrix product: [m, k] times [k, n]."""
+    """Shape of a matrix product: [m, k] times [k, n]."""
 
     m: int
     k: int
@@ -137,7 +137,7 @@ def copy_rate(*, rounds: int, device: str, clock: Callable[[], float] = time.per
 
 
 def resident_mb(process: int | str = "self") -> float | None:
-    """What a process holds in memory; None once it has ended, or where there is no /proc."""
+    """Resident memory of a process in MB; None once it has ended, or without /proc."""
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
@@ -147,7 +147,7 @@ def resident_mb(process: int | str = "self") -> float | None:
 
 
 def machine(device: str, packages: Iterable[str]) -> dict[str, Any]:
-    """What figures were measured on and with; a package that is not there has version None."""
+    """Machine and versions that figures were measured with; None for a missing package."""
     here = Path(__file__).parent
     commit = subprocess.run(
         ["git", "-C", str(here), "rev-parse", "--short", "HEAD"],
@@ -171,7 +171,7 @@ def machine(device: str, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def _command(arguments: list[str]) -> str:
-    """What was typed, without the places of files: they mean nothing on another machine."""
+    """Command line as typed, without folders, which mean nothing on another machine."""
     program, rest = Path(arguments[0]), list(arguments[1:])
     for number in range(len(rest) - 1, -1, -1):
         if rest[number] == "--out":

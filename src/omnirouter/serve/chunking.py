@@ -175,7 +175,7 @@ def windows(chunks: Iterable[Chunk], rate: int, frame: int) -> Iterator[Window]:
 
 
 def _cut(samples: Samples, rate: int, frame: int) -> tuple[int, bool]:
-    """Where to cut [samples], and whether that is a pause, in which no word can be hurt.
+    """Find where to cut [samples], and tell if that is a pause, in which no word is hurt.
 
     The quietest point of the second half of a window, at least `SHORTEST_S` before the end.
     """

@@ -320,7 +320,7 @@ class OnnxEncoder(nn.Module):
 
 
 def _power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
-    """As `audio.power_spectrum`; by a product where the runtime transforms slowly, inexactly."""
+    """Power spectrum by a product: the runtime's transform is slow and inexact."""
     if fft_size & (fft_size - 1) == 0:
         return power_spectrum(x_KW, fft_size)
     turns = np.outer(np.arange(x_KW.shape[1]), np.arange(fft_size // 2 + 1)) % fft_size
@@ -331,7 +331,7 @@ def _power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
 
 
 def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
-    """What `audio.extract` gives for one utterance, frames_TS."""
+    """Frames of one utterance as `extract_features` gives them, frames_TS."""
     window = round(features.window_s * features.sample_rate)
     shift = features.shift_samples
     count = (samples.shape[0] - window) // shift + 1

@@ -76,12 +76,12 @@ class OnnxTranscriber(Recognizer):
 
 
 def is_graph(path: str | Path) -> bool:
-    """Whether this names one graph, not a folder of them."""
+    """Tell if this names one graph, not a folder of them."""
     return Path(path).suffix == SUFFIX and not Path(path).is_dir()
 
 
 def is_export(path: str | Path) -> bool:
-    """Whether this is an exported model, or a graph of one, rather than a checkpoint."""
+    """Tell if this is an exported model, or a graph of one, rather than a checkpoint."""
     names = GRAPHS.values()
     return is_graph(path) or any((Path(path) / name).is_file() for name in names)
 

@@ -80,7 +80,7 @@ class Recognizer(ABC):
 
     @property
     def name(self) -> str:
-        """What it is, for people: folder and kind."""
+        """Name for people: folder and kind."""
         return "model"
 
     @abstractmethod
@@ -277,7 +277,7 @@ class Recognizer(ABC):
         return setting == "silero" or (setting == "auto" and vad.available())
 
     def _audible(self, samples: Samples) -> bool:
-        """Whether there is anything to recognize; normalisation would blow up rounding noise."""
+        """Tell if there is anything to recognize; normalization would blow up rounding noise."""
         least = round(self.features.window_s * self.features.sample_rate)
         return len(samples) >= least and float(np.ptp(samples)) > SILENCE
 
@@ -419,7 +419,7 @@ class TranscriptionSession:
 
     @property
     def segments(self) -> Sequence[Segment]:
-        """What has been recognized; only the last word may still change, where it is parted."""
+        """Segments so far; only the last word may still change, where it is parted."""
         return self.joining.segments
 
     def add(self, window: Window, log_probs_TV: LogProbs) -> None:
@@ -446,7 +446,7 @@ class TranscriptionSession:
 
 
 def _result(parts: Sequence[TranscriptionSession]) -> tuple[int, Transcript | BadInput]:
-    """What came of a recording, of which each channel may be a part."""
+    """Outcome of a recording, of which each channel may be a part."""
     number, found = parts[0].result()
     if len(parts) == 1 or isinstance(found, BadInput):
         return number, found

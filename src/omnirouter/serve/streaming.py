@@ -37,7 +37,7 @@ Found = tuple[
 
 @dataclass(frozen=True, kw_only=True)
 class PartialResult:
-    """What a chunk of the model has told; times are seconds from the stream's beginning.
+    """Words settled and open after a chunk; times are seconds from the stream's beginning.
 
     Attributes:
         final: words that will not change, in order, each told once in the whole stream.
@@ -55,7 +55,7 @@ class PartialResult:
 
 
 class StreamingModel(Protocol):
-    """What a stream needs of a model; `Transcriber` has it."""
+    """Model interface of a stream; `Transcriber` has it."""
 
     features: FeatureConfig
     tokenizer: Tokenizer

@@ -111,7 +111,7 @@ def _cues_of(words: Sequence[Timed], layout: SubtitleOptions) -> list[Cue]:
 
 
 def _fit(words: Sequence[Timed], layout: SubtitleOptions) -> bool:
-    """Whether words make one cue."""
+    """Tell if words make one cue."""
     near = words[-1].start - words[-2].end < PAUSE_S
     short = words[-1].end - words[0].start <= LONGEST_S
     return near and short and len(_lines(words, layout)) <= layout.max_line_count

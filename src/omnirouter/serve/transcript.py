@@ -1,4 +1,4 @@
-"""What recognition gives: words with times, segments, a transcript."""
+"""Results of recognition: words with times, segments, a transcript."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Word:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """What was said in one stretch.
+    """Words of one stretch.
 
     Attributes:
         start: of its first word, in seconds.
@@ -59,7 +59,7 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Transcript:
-    """What was said in one recording.
+    """Words of one recording.
 
     Attributes:
         text: all of it; empty if nothing was recognized.

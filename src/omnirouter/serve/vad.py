@@ -1,4 +1,4 @@
-"""Where somebody speaks: silero-vad, run by onnxruntime alone.
+"""Voice activity detection with silero-vad, run by onnxruntime alone.
 
 The package silero-vad imports torch; only the model file it carries is used here. Its sequence
 model takes many hops of 32 ms in one call and hands its state on, so audio can come in any blocks.
@@ -31,7 +31,7 @@ Samples = NDArray[np.float32]
 
 
 def available() -> bool:
-    """Whether silero-vad and onnxruntime are installed."""
+    """Tell if silero-vad and onnxruntime are installed."""
     return all(importlib.util.find_spec(name) for name in ("silero_vad", "onnxruntime"))
 
 

@@ -77,7 +77,7 @@ class DemoUtterance:
 
     @property
     def condition(self) -> str:
-        """What happens to the speech: a key of `CONDITIONS`."""
+        """Acoustic condition of the speech: a key of `CONDITIONS`."""
         return self.split.removeprefix("test_") if self.split.startswith("test_") else "clean"
 
     @property

@@ -151,7 +151,7 @@ _ALTERNATIVES = {
 
 
 class Chooser(Protocol):
-    """What sentences are drawn with: `random.Random`, a numpy `Generator`, anything alike."""
+    """Source of random choices: `random.Random`, a numpy `Generator`, anything alike."""
 
     def random(self) -> float:
         """Return a number in [0, 1)."""

@@ -70,7 +70,7 @@ class NoSound(OmnirouterError):
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """What is said and how.
+    """Text, voice, rate and pitch of one utterance.
 
     Attributes:
         text: the words.

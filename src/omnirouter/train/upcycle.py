@@ -43,7 +43,7 @@ BATCH_SECONDS = 120.0
 SAME = 1e-6  # variance of frames, summed over dimensions, that is but rounding
 
 
-class Frames(NamedTuple):
+class StackedFrames(NamedTuple):
     """Utterances as the encoder reads them: packed frames_TS, and lengths_B on the CPU."""
 
     frames_TS: Tensor
@@ -77,7 +77,9 @@ class UpcycleConfig:
     data: str = ""
 
 
-def upcycle(dense: CTCEncoder, config: UpcycleConfig, known: Frames | None = None) -> CTCEncoder:
+def upcycle(
+    dense: CTCEncoder, config: UpcycleConfig, known: StackedFrames | None = None
+) -> CTCEncoder:
     """A model with experts that starts from `dense`.
 
     Args:
@@ -139,7 +141,7 @@ def _copies(value: Tensor, part: str, config: UpcycleConfig, scale: float) -> Te
     return copies * scale if part.startswith("down") else copies.clone()
 
 
-def _read_by_experts(dense: CTCEncoder, known: Frames) -> list[Tensor]:
+def _read_by_experts(dense: CTCEncoder, known: StackedFrames) -> list[Tensor]:
     """Inputs of every block's feed-forward layer, h_TD each."""
     inputs: list[Tensor] = []
 
@@ -208,7 +210,7 @@ def directions(inputs: Sequence[Tensor], count: int) -> Tensor:
     return scaled
 
 
-def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
+def recordings(manifest: str, features: FeatureConfig, seed: int) -> StackedFrames:
     """Ten minutes of recordings, or what there is, chosen at random; says how many were skipped.
 
     Raises:
@@ -235,7 +237,7 @@ def recordings(manifest: str, features: FeatureConfig, seed: int) -> Frames:
         raise BadInput(f"{manifest}: holds no audio that can be read; {rejected.summary()}")
     if rejected:
         log.warning("%s: %s", manifest, rejected.summary())
-    return Frames(*map(torch.cat, zip(*parts, strict=True)))
+    return StackedFrames(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def upcycle_checkpoint(folder: Path, out: Path, config: UpcycleConfig) -> CTCEncoder:

@@ -84,7 +84,7 @@ def _compile(compiler: list[str], made: Path) -> Path:
 
 
 def _whole(path: Path) -> bool:
-    """Whether it is there as it was made: a file cut short would end the process that loads it."""
+    """Tell if the library is whole: a file cut short would end the process that loads it."""
     content = path.read_bytes() if path.exists() else b""
     size = hashlib.sha256().digest_size
     return content[-size:] == hashlib.sha256(content[:-size]).digest()
@@ -98,7 +98,7 @@ class ExpertOffsets(NamedTuple):
 
     @classmethod
     def of(cls, sizes_N: Tensor) -> ExpertOffsets:
-        """Of so many rows each, int64."""
+        """Build the offsets of groups with so many rows each, int64."""
         return cls(sizes_N, sizes_N.cumsum(0) - sizes_N)
 
     @property
@@ -108,7 +108,7 @@ class ExpertOffsets(NamedTuple):
 
 
 def is_supported(d: int, f: int, dtype: torch.dtype, activation: str = "relu") -> bool:
-    """Whether there are compiled experts for products of these widths in this dtype."""
+    """Tell if there are compiled experts for products of these widths in this dtype."""
     if activation != "relu":
         return False
     if dtype != torch.bfloat16 or torch.compiler.is_compiling() or load_library() is None:
@@ -124,7 +124,7 @@ def pack_weights(weight_NOI: Tensor) -> Tensor:
     return pairs.transpose(2, 3).contiguous()
 
 
-class Dropout(NamedTuple):
+class KernelDropout(NamedTuple):
     """Hidden units whose byte is below `dropped` become zero, the others are scaled."""
 
     bytes_RF: Tensor  # uint8
@@ -136,7 +136,7 @@ def forward(
     x_RD: Tensor,
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     offsets: ExpertOffsets,
-    dropout: Dropout | None = None,
+    dropout: KernelDropout | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each expert's layer over its own rows, where `usable` says so.
 

@@ -44,7 +44,7 @@ SIZES = 16  # sizes an octave
 
 
 def onednn_available(dtype: torch.dtype) -> bool:
-    """Whether oneDNN's product with bias and activation exists for a dtype on this processor."""
+    """Tell if oneDNN has its product with bias and activation for a dtype on this processor."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops, "mkldnn"):
         return False
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
@@ -55,7 +55,7 @@ def onednn_available(dtype: torch.dtype) -> bool:
 
 
 def _intel() -> bool:
-    """Whether MKL, whose fast paths are for Intel's processors, is fast here."""
+    """Tell if MKL, whose fast paths are for Intel's processors, is fast here."""
     able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.backends.mkl.is_available() and "Intel" in str(able.get("cpu_name", ""))
 
@@ -236,7 +236,7 @@ class _Compiled(torch.autograd.Function):
         dropout = None
         if mask.dropped:
             drawn = random_bytes(len(x_AD), up_bias_NF.shape[1])
-            dropout = avx512_bf16.Dropout(drawn, mask.dropped, mask.scale)
+            dropout = avx512_bf16.KernelDropout(drawn, mask.dropped, mask.scale)
         up_NFD, down_NDF = up_NFD.contiguous(), down_NDF.contiguous()
         weights = (up_NFD, up_bias_NF.contiguous(), down_NDF, down_bias_ND.contiguous())
         y_AD, hidden = avx512_bf16.forward(x_AD, weights, offsets, dropout)

@@ -25,7 +25,7 @@ FEW = 64  # rows of an expert that are not rounded up: so many sizes are remembe
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
 
-class Experts(Protocol):
+class ExpertsProtocol(Protocol):
     """Feed-forward experts, as `layers.Experts` keeps them."""
 
     @property
@@ -68,7 +68,7 @@ class PackedLinear(nn.Module):
 class PackedExperts(nn.Module):
     """Experts whose matrices are `PackedLinear`, called as `layers.Experts`."""
 
-    def __init__(self, experts: Experts, dtype: torch.dtype) -> None:
+    def __init__(self, experts: ExpertsProtocol, dtype: torch.dtype) -> None:
         super().__init__()
         up_NFD, up_bias_NF, down_NDF, down_bias_ND = experts.weights
         self.up = nn.ModuleList(
@@ -96,7 +96,7 @@ class PackedExperts(nn.Module):
 class CompiledExperts(nn.Module):
     """Experts in bfloat16 whose weights lie as `avx512_bf16` reads them."""
 
-    def __init__(self, experts: Experts) -> None:
+    def __init__(self, experts: ExpertsProtocol) -> None:
         super().__init__()
         up_NFD, up_bias_NF, down_NDF, down_bias_ND = experts.weights
         self.weights = (
@@ -118,7 +118,7 @@ class CompiledExperts(nn.Module):
         return y_AD.to(dtype)
 
 
-def prepack_experts(experts: Experts, dtype: torch.dtype) -> nn.Module | None:
+def prepack_experts(experts: ExpertsProtocol, dtype: torch.dtype) -> nn.Module | None:
     """Experts as they run fastest in this dtype on this processor; None if as they are."""
     _, f, d = experts.weights.up_NFD.shape
     if avx512_bf16.is_supported(d, f, dtype, experts.activation):

@@ -99,7 +99,7 @@ def _add_facts(app: FastAPI) -> None:
 
     @app.get("/health", tags=["operation"], responses=errors.answers(403))
     async def health() -> Health:
-        """Whether the server is there; it answers only once its models are loaded."""
+        """Tell that the server is there; it answers only once its models are loaded."""
         return Health(models=list(service.models))
 
     @app.get(

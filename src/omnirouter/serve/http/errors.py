@@ -33,7 +33,7 @@ CODES = {
 
 
 class ErrorBody(BaseModel):
-    """What is wrong."""
+    """Error object of an answer."""
 
     message: str = Field(description="One line that says what to change.")
     type: str = Field(description="Kind of error.")
@@ -84,7 +84,7 @@ class ApiError(HTTPException):
 
 
 def unexpected() -> ApiError:
-    """What callers are told of an error that nobody foresaw."""
+    """Answer to an error that nobody foresaw."""
     return ApiError(500, "the server failed on this request; its log says why")
 
 

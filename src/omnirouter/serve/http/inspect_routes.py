@@ -82,7 +82,7 @@ class Layer(BaseModel):
 
 
 class RoutingInspection(BaseModel):
-    """What a model makes of a stretch of audio."""
+    """Spectrogram and routing of a stretch of audio."""
 
     model: str
     routing: str | None = Field(description="dense, switch, omni, ...; null of an exported model.")

@@ -90,7 +90,7 @@ class Job:
             self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
 
     async def events(self, timeout: float) -> AsyncGenerator[Started | Words | Finished]:
-        """What happens, until it is done; the job ends when nobody listens.
+        """Yield events until the job is done; it ends when nobody listens.
 
         Raises:
             Problem: the upload cannot be used, or `timeout` seconds were not enough.
@@ -221,7 +221,7 @@ def _tell(job: Job, recording: TranscriptionSession, told: int) -> int:
 
 
 def as_problem(error: Exception) -> Exception:
-    """What callers may know of an error; others stay what they are."""
+    """Turn an error that callers may know of into an `ApiError`; others stay as they are."""
     if isinstance(error, BadInput):
         return ApiError(400, str(error), code="unusable_audio", param=NAME)
     if isinstance(error, Stopped | CancelledError | Abandoned):

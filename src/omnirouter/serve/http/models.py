@@ -45,7 +45,7 @@ class ServedModel:
 
     @property
     def language_name(self) -> str:
-        """As Whisper writes it, such as `english`."""
+        """Name of the language as Whisper writes it, such as `english`."""
         return LANGUAGES.get(self.language, self.language)
 
     def require_language(self, asked: str) -> None:
@@ -88,7 +88,7 @@ class ModelList(BaseModel):
 
 
 def card(served: ServedModel) -> ModelCard:
-    """What callers may know of a model."""
+    """Public facts of a model."""
     config = served.config
     return ModelCard(
         id=served.name,

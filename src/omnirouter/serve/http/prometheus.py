@@ -1,4 +1,4 @@
-"""What operators want to know, for Prometheus; its own registry, so that servers do not mix."""
+"""Prometheus metrics, in a registry of their own, so that servers do not mix."""
 
 from __future__ import annotations
 

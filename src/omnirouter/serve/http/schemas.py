@@ -1,4 +1,4 @@
-"""What a transcription is answered with: JSON, text, subtitles, or server-sent events."""
+"""Answers to a transcription: JSON, text, subtitles, or server-sent events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANNEL: Any = Field(
 
 
 class Usage(BaseModel):
-    """What a request has cost."""
+    """Usage of a request."""
 
     type: Literal["duration"] = "duration"
     seconds: float = Field(description="Of audio.")
@@ -155,7 +155,7 @@ def as_text(kind: str, transcript: Transcript) -> str:
 
 
 def usage(transcript: Transcript) -> Usage:
-    """What it has cost."""
+    """Usage of a transcription."""
     return Usage(seconds=transcript.duration)
 
 

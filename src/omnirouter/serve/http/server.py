@@ -25,7 +25,7 @@ CONNECTIONS = 1024  # at the same time, besides requests at work; any more get 5
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a server listens, and how it stops.
+    """Address of a server, and how it stops.
 
     Attributes:
         host: address or name.

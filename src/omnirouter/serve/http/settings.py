@@ -1,4 +1,4 @@
-"""What a server is allowed to do: one place for its limits, and who may talk to it."""
+"""Limits and access rules of a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server takes on.
+    """Limits of a server.
 
     Attributes:
         max_upload_mb: size of an uploaded file in megabytes.

@@ -41,7 +41,7 @@ OK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class AppState:
-    """What routes work with; the app keeps it."""
+    """State that routes work with; the app keeps it."""
 
     models: dict[str, ServedModel]
     limits: Limits
@@ -99,7 +99,7 @@ class TranscriptionRequest(BaseModel):
             raise ApiError(422, message, code="invalid_value", param="channels")
 
     def notices(self) -> list[str]:
-        """What of the request had no effect, and why."""
+        """Parts of the request that had no effect, and why."""
         found = [
             f"{name} was ignored: {why}"
             for name, why in WITHOUT_EFFECT.items()

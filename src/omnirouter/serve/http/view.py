@@ -1,4 +1,4 @@
-"""What a checkpoint makes of some audio, layer by layer; apart from `looking` since it needs torch.
+"""View of some audio by a checkpoint, layer by layer; apart from the routes, for it needs torch.
 
 Letters: K mel frames, M mel bins, T frames, L layers, N experts.
 """
@@ -38,7 +38,7 @@ class View:
 
 
 def view_of(recognizer: Recognizer, samples: Samples) -> View:
-    """What a model makes of samples [samples] at its rate."""
+    """Run a model over samples [samples] at its rate and keep what the page shows."""
     assert isinstance(recognizer, Transcriber)
     config = recognizer.checkpoint.config
     mel_KM = log_mel_spectrogram([samples], config.features)[0].numpy()
