@@ -51,6 +51,16 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def tiny(recipe: Path, *but: str) -> list[str]:
+    """The options of `TINY` for a recipe, whose step is told in hours or in seconds."""
+    options = TINY
+    if "batch_seconds" in recipe.read_text(encoding="utf-8"):
+        options = options.replace("--data.batch_hours 0.0005", "--data.batch_seconds 1.8")
+    for part in but:
+        options = options.replace(part, "")
+    return options.split()
+
+
 def omnirouter(*arguments: str) -> None:
     """A command, which must succeed or say of some inputs that they cannot be used."""
     assert main(list(arguments)) in (0, 1), arguments
@@ -92,7 +102,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for split in ("train", "dev"):
                 shutil.copy(recordings / "speech.jsonl", f"{place}/{split}.jsonl")
         Path("sentences.txt").write_text("turn the kitchen light off\nwhat time is it\n")
-        omnirouter("prepare", "synthetic", "sentences.txt", "runs/reading", "--hours", "0.002")
+        omnirouter(
+            "prepare",
+            "synthetic",
+            "sentences.txt",
+            "data/small-english/reading",
+            "--hours",
+            "0.002",
+        )
         letters = [
             f"{word} {letter}" for word in ("the", "and") for letter in "abcdefghijklmnopqrstuvwxyz"
         ]
@@ -139,7 +156,8 @@ def test_recipes_of_the_bundled_model_name_what_a_header_says_how_to_make() -> N
 )
 def test_a_recipe_of_each_folder_trains_from_prepared_corpora(root: Path, recipe: str) -> None:
     out = f"runs/{recipe}"
-    omnirouter("train", str(REPOSITORY / "recipes" / f"{recipe}.yaml"), *TINY.split(), "--out", out)
+    path = REPOSITORY / "recipes" / f"{recipe}.yaml"
+    omnirouter("train", str(path), *tiny(path), "--out", out)
     assert (root / out / "best" / "config.json").is_file()
 
 
@@ -153,7 +171,7 @@ def test_prepared_corpora_fill_the_paper_s_table_without_renaming(
 ) -> None:
     out = "runs/evaluated"
     recipe = str(REPOSITORY / "recipes" / "speechcrawl" / "omni-246m.yaml")
-    omnirouter("train", recipe, *TINY.split(), "--out", out)
+    omnirouter("train", recipe, *tiny(Path(recipe)), "--out", out)
     omnirouter("evaluate", f"{out}/best", "data", "--output", "r.json")
     scored = json.loads(Path("r.json").read_text())
     assert {"ami-test", "speechcrawl-dev", "wsj-nov92", "eval2000-callhome"} <= set(scored)
@@ -176,8 +194,8 @@ def test_text_as_people_write_it_goes_through_vocabulary_training_and_evaluation
     omnirouter("tokenizer", cuts, *style, "--vocab-size", "12", "--out", "written")
     recipe = str(REPOSITORY / "recipes" / "libriheavy" / "omni-559m.yaml")
     keep = ["--text.casing", "keep", "--text.punctuation", "keep", "--data.dev", f"[{cuts}]"]
-    tiny = TINY.replace("--tokenizer.path tokenizer.model", "").split()
-    command = ["train", recipe, *tiny, *keep]
+    options = tiny(Path(recipe), "--tokenizer.path tokenizer.model")
+    command = ["train", recipe, *options, *keep]
     omnirouter(*command, "--tokenizer.path", "written/tokenizer.model", "--out", "runs/written")
     omnirouter(*command, "--model.vocab_size", "12", "--out", "runs/own-pieces")
     for run in ("runs/written", "runs/own-pieces"):
@@ -195,7 +213,7 @@ def test_text_as_people_write_it_goes_through_vocabulary_training_and_evaluation
 def test_rounds_of_self_training_with_a_checkpoint_of_ours(root: Path) -> None:
     """Each round labels with the model of the round before, and trains on what it heard."""
     recipe = str(REPOSITORY / "recipes" / "small-english" / "start" / "omni.yaml")
-    tiny = TINY.replace("--tokenizer.path tokenizer.model", "").split()
+    options = tiny(Path(recipe), "--tokenizer.path tokenizer.model")
     rows = Path("recordings/speech.jsonl").read_text().splitlines()
     said = [json.loads(row)["text"] for row in rows]
     teacher = str(PRETRAINED_DIR)
@@ -208,7 +226,7 @@ def test_rounds_of_self_training_with_a_checkpoint_of_ours(root: Path) -> None:
         data = ["--data.train", f"[{cuts}]", "--data.dev", f"[{cuts}]", "--optim.peak_lr", "1e-6"]
         data += ["--data.weights", "[]"]
         out = f"runs/round-{number}"
-        omnirouter("train", recipe, *tiny, *data, "--init", teacher, "--out", out)
+        omnirouter("train", recipe, *options, *data, "--init", teacher, "--out", out)
         teacher = f"{out}/best"
 
 

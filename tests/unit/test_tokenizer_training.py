@@ -257,5 +257,5 @@ def test_what_cannot_be_done_writes_nothing(
     assert main(["tokenizer", path, "--out", path]) == 2
     assert "is not a folder" in capsys.readouterr().err
     tokenizer, report = build(TEXTS)
-    with pytest.raises(OmnirouterError, match="cannot write to"):
+    with pytest.raises(OmnirouterError, match="could not be written"):
         write_vocabulary(tokenizer, report, Path(path) / "x")

@@ -289,6 +289,8 @@ def require_readable(name: str, utterances: int, rejected: list[Rejected]) -> No
     """Raise BadInput, naming the first reason, if no utterance of a set could be used."""
     if utterances:
         return
+    if rejected and all(item.kind == "no transcript" for item in rejected):
+        raise BadInput(NO_WORDS.format(name))
     reason = f"; {rejected[0].id}: {rejected[0].reason}" if rejected else ": the manifest is empty"
     raise BadInput(f"{name}: no utterance could be used{reason}")
 
