@@ -19,8 +19,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from omnirouter.config import BadInput, VadOptions
+from omnirouter.serve.http.api_error import Gone
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.errors import Gone
 from omnirouter.serve.http.models import ServedModel, parse_model_args
 from omnirouter.serve.http.settings import Access, Limits, own_names
 from omnirouter.serve.http.uploads import cancel_on_disconnect

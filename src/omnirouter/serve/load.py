@@ -73,7 +73,7 @@ def open_model(
     note: Callable[[str], None] = warnings.warn,
     **ranking: Any,
 ) -> Recognizer:
-    """As `load`, with all settings of the search; `note` is told of a missing language model.
+    """Load with all settings of the search; `note` is told of a missing language model.
 
     `ranking` is `n_best`, `scorer` and `scorer_weight`.
     """

@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel
 
 import omnirouter
-from omnirouter.serve.http import errors, inspect_routes, transcriptions, websocket
+from omnirouter.serve.http import api_error, inspect_routes, transcriptions, websocket
 from omnirouter.serve.http.jobs import JobRunner
 from omnirouter.serve.http.middleware import AccessMiddleware
 from omnirouter.serve.http.models import ModelCard, ModelList, ServedModel, card, find
@@ -75,7 +75,7 @@ def create_app(
     app.include_router(websocket.router)
     _add_facts(app)
     _add_page(app)
-    errors.install(app)
+    api_error.install(app)
     app.add_middleware(
         AccessMiddleware, access=access or Access(), limits=limits, measures=measures
     )
@@ -85,19 +85,19 @@ def create_app(
 def _add_facts(app: FastAPI) -> None:
     service: AppState = app.state.service
 
-    @app.get("/v1/models", tags=["models"], responses=errors.answers(401, 403))
+    @app.get("/v1/models", tags=["models"], responses=api_error.answers(401, 403))
     async def list_models() -> ModelList:
         """The models of this server."""
         return ModelList(data=[card(served) for served in service.models.values()])
 
     @app.get(
-        "/v1/models/{model:path}", tags=["models"], responses=errors.answers(401, 403, 404, 422)
+        "/v1/models/{model:path}", tags=["models"], responses=api_error.answers(401, 403, 404, 422)
     )
     async def retrieve_model(model: str) -> ModelCard:
         """One model."""
         return card(find(service.models, model))
 
-    @app.get("/health", tags=["operation"], responses=errors.answers(403))
+    @app.get("/health", tags=["operation"], responses=api_error.answers(403))
     async def health() -> Health:
         """Tell that the server is there; it answers only once its models are loaded."""
         return Health(models=list(service.models))
@@ -106,7 +106,7 @@ def _add_facts(app: FastAPI) -> None:
         "/metrics",
         tags=["operation"],
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}, **errors.answers(401, 403)},
+        responses={200: {"content": {"text/plain": {}}}, **api_error.answers(401, 403)},
     )
     async def metrics(request: Request) -> Response:
         """Figures for Prometheus."""

@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from omnirouter.audio.reader import AudioReader, NamedFile
 from omnirouter.config import BadInput
+from omnirouter.serve.http.api_error import ApiError
+from omnirouter.serve.http.api_error import answers as errors
 from omnirouter.serve.http.batcher import Stopped
-from omnirouter.serve.http.errors import ApiError
-from omnirouter.serve.http.errors import answers as errors
 from omnirouter.serve.http.jobs import NAME, Abandoned, as_problem, out_of_time, too_long
 from omnirouter.serve.http.models import ServedModel, find
 from omnirouter.serve.http.transcriptions import AppState

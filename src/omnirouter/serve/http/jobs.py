@@ -19,8 +19,8 @@ from typing import BinaryIO, TypeVar
 from omnirouter.audio.reader import AudioReader, NamedFile
 from omnirouter.config import BadInput
 from omnirouter.serve.chunking import Window
+from omnirouter.serve.http.api_error import ApiError
 from omnirouter.serve.http.batcher import Batcher, Observer, Stopped
-from omnirouter.serve.http.errors import ApiError
 from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession
 from omnirouter.serve.transcript import Transcript, Word

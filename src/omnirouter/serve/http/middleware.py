@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnirouter.serve.http.errors import RETRY, ApiError
+from omnirouter.serve.http.api_error import RETRY, ApiError
 from omnirouter.serve.http.prometheus import Metrics
 from omnirouter.serve.http.settings import Access, Limits
 

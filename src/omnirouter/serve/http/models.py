@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnirouter.config import BadInput, ModelConfig
-from omnirouter.serve.http.errors import ApiError
+from omnirouter.serve.http.api_error import ApiError
 from omnirouter.serve.onnx import is_graph
 from omnirouter.serve.recognizer import Recognizer
 

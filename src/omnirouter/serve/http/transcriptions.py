@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnirouter.serve.http import schemas
-from omnirouter.serve.http.errors import ApiError, log, unexpected
-from omnirouter.serve.http.errors import answers as errors
+from omnirouter.serve.http.api_error import ApiError, log, unexpected
+from omnirouter.serve.http.api_error import answers as errors
 from omnirouter.serve.http.jobs import Finished, Job, JobRunner, Started, Words
 from omnirouter.serve.http.models import ServedModel, find
 from omnirouter.serve.http.prometheus import Metrics

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request, UploadFile
 
-from omnirouter.serve.http.errors import ApiError, Gone
+from omnirouter.serve.http.api_error import ApiError, Gone
 from omnirouter.serve.http.settings import MEGABYTE
 
 Result = TypeVar("Result")

@@ -20,8 +20,8 @@ from starlette.websockets import WebSocketDisconnect
 
 from omnirouter.config import RATES, BadInput
 from omnirouter.serve.http import schemas
+from omnirouter.serve.http.api_error import ApiError, log, unexpected
 from omnirouter.serve.http.batcher import Stopped
-from omnirouter.serve.http.errors import ApiError, log, unexpected
 from omnirouter.serve.http.jobs import as_problem, too_long
 from omnirouter.serve.http.models import find
 from omnirouter.serve.http.transcriptions import AppState

@@ -1,0 +1,64 @@
+"""Structure of the package: one place for each thing, one name for each module and class.
+
+These tests read the sources as text; none of them runs the package.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[2] / "src" / "omnirouter"
+MODULES = {path.relative_to(SRC).as_posix(): path for path in sorted(SRC.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+ONE_PLACE = {  # a piece of code: the only files that may hold it
+    r"\bos\.(replace|rename)\(": {"files.py"},
+    r"\b(FileLock|fcntl)\b": {"files.py"},
+    r"\bfsync\(": {"files.py"},
+    r"\bunittest\.mock\b": set(),
+}
+
+
+@pytest.mark.parametrize("pattern", ONE_PLACE)
+def test_each_thing_is_done_in_one_place(pattern: str) -> None:
+    """A second atomic write, lock, audio reader or progress bar uses the first."""
+    found = {name for name, path in MODULES.items() if re.search(pattern, path.read_text("utf-8"))}
+    assert found <= ONE_PLACE[pattern]
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """Except for the commands, whose files in cli/ are named as the command."""
+    places = defaultdict(list)
+    for name in MODULES:
+        if not name.startswith("cli/") and not name.endswith("__init__.py"):
+            places[name.rsplit("/", 1)[-1]].append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_two_public_classes_have_one_name() -> None:
+    places = defaultdict(list)
+    for name, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(name)
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Place and first line of every docstring."""
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                yield f"{name}:{getattr(node, 'lineno', 1)}", text.split("\n", 1)[0]
+
+
+def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
+    sideways = re.compile(r"(What|Whom|Whose|Whether|Of|As|By|It is|Where)\b")
+    assert [f"{place}: {line}" for place, line in docstrings() if sideways.match(line)] == []
