@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_format
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,11 @@ def evaluate(
     try:
         failed = _score_all(sets, model, results, group_by=scoring.group_by, **options)
     finally:  # whatever stops a later set, the finished ones are reported
+        decoding = "greedy" if search.greedy else f"beam search with {search.language_model}"
+        results = {name: replace(found, decoding=decoding) for name, found in results.items()}
         _report(results, scoring, json=json, output=output, hypotheses=hypotheses)
         if results and not json:
-            found = "greedy" if search.greedy else f"beam search with {search.language_model}"
-            console.note(f"decoding: {found}")
+            console.note(f"decoding: {decoding}")
     return status(failed, len(sets))
 
 

@@ -76,6 +76,7 @@ def report(
         facts={
             **{f"run {name}": str(path) for name, path in folders.items()},
             **{f"set {name}": str(path) for name, path in manifests.items()},
+            "decoding": "greedy",
         },
     )
     console.note(f"report: {output}")

@@ -49,6 +49,10 @@ def tables(
         require_writable(output, files.values())
     found = {name: read_results(path) for name, path in files.items()}
     built = wer_tables.build(found, TABLES.get(table))
+    told = {name: {rate.decoding for rate in sets.values()} - {""} for name, sets in found.items()}
+    for name, ways in told.items():
+        if ways:
+            console.note(f"{name}: decoded by {' and '.join(sorted(ways))}")
     if table and built.unknown:
         console.note(f"not in table {table}, skipped: {', '.join(built.unknown)}")
     if json or format == "json":

@@ -74,6 +74,7 @@ class SetResult:
             **not** part of `wer`.
         hypotheses: (id, reference, hypothesis) of every scored utterance.
         apostrophes: as in `whisper_normalize`.
+        decoding: `greedy`, or the search and its language model.
     """
 
     name: str
@@ -88,6 +89,7 @@ class SetResult:
     rejected: list[Rejected]
     hypotheses: list[tuple[str, str, str]]
     apostrophes: Apostrophes = "plain"
+    decoding: str = "greedy"
 
     @property
     def references(self) -> str:
@@ -104,6 +106,7 @@ class SetResult:
         values = {key: getattr(self, key) for key in figures}
         values["rejected"] = len(self.rejected)
         values["references"] = self.references
+        values["decoding"] = self.decoding
         if self.apostrophes != "plain":
             values["apostrophes"] = self.apostrophes
         return {

@@ -38,6 +38,7 @@ class SetRate:
         utterances: errors, reference words and digest of the reference by utterance's id; empty if
             the file has only rates.
         references: digest of all references; empty if the file has none.
+        decoding: way it was decoded; empty if the file does not tell.
     """
 
     wer: float
@@ -45,6 +46,7 @@ class SetRate:
     ci_high: float
     utterances: Mapping[str, tuple[int, int, bytes]] = field(default_factory=dict)
     references: str = ""
+    decoding: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,7 @@ def _of_json(content: dict[str, dict[str, Any]]) -> dict[str, SetRate]:
             ci_low=number(row["ci_low"]),
             ci_high=number(row["ci_high"]),
             references=str(row.get("references", "")),
+            decoding=str(row.get("decoding", "")),
         )
         for name, row in content.items()
     }

@@ -259,6 +259,7 @@ def _facts(config: RunConfig, hours: float, seconds: float) -> dict[str, str]:
         "Corpus": f"{hours:g} h of training speech made with espeak-ng, seed {config.seed}; test "
         "voices are unseen in training",
         "Training": f"{config.steps} steps of {BATCH_S:g} s of audio, {config.precision}",
+        "Decoding": "greedy",
         "Machine": f"{platform.machine()}, {os.cpu_count()} cores, a process for each model",
         "Software": f"Python {platform.python_version()}, PyTorch {torch.__version__}",
         "Time": f"{seconds / 60:.1f} min in this session",

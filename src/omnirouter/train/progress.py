@@ -105,7 +105,7 @@ class ProgressReporter:
 
     def validation(self, step: int, wer: float, loss: float) -> None:
         """A validation is done."""
-        self.note(f"step {step}: dev WER {wer:.1%}, dev CTC {loss:.1f}")
+        self.note(f"step {step}: dev WER {wer:.1%} (greedy), dev CTC {loss:.1f}")
 
     def note(self, text: str) -> None:
         """One line that stays."""

@@ -137,7 +137,7 @@ class Validator:
                 average_checkpoints([self.folder.path / name for name in names], out)
         averaged = load_checkpoint(out, device=next(network.parameters()).device).model
         score = self._score(averaged)
-        self.reporter.note(f"average of {len(names)} checkpoints: dev WER {score.wer:.1%}")
+        self.reporter.note(f"average of {len(names)} checkpoints: dev WER {score.wer:.1%} (greedy)")
         row = {"step": progress.step, "kind": "average", "wer": score.wer, "loss": score.loss}
         self.folder.log(row)
         if score.wer < progress.best_wer and not math.isnan(score.loss):
