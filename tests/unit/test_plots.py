@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from omnirouter.analysis import drawing, plots
-from omnirouter.analysis.options import READINGS
+from omnirouter.analysis.analysis_options import READINGS
 from omnirouter.analysis.phone_classes import KINDS
 from omnirouter.analysis.random_experts import Disturbed, RandomExpertResult
 from omnirouter.analysis.specialization import Specialization

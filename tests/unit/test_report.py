@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
-from omnirouter.analysis.options import RandomExpertConfig
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.data.manifests import read_manifest

@@ -14,6 +14,7 @@ from scipy.stats import entropy
 from torch import nn
 
 from omnirouter.analysis import plots
+from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import AnalysisOptions, analyze
 from omnirouter.analysis.hooks import (
     Recorder,
@@ -22,7 +23,6 @@ from omnirouter.analysis.hooks import (
     shared_choices,
     wrapped_routers,
 )
-from omnirouter.analysis.options import RandomExpertConfig
 from omnirouter.analysis.phone_classes import KINDS, kinds_of, letters_of, quiet_frames
 from omnirouter.analysis.random_experts import (
     ExpertSampler,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lhotse import CutSet
 
+from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.collect import (
     LayerPair,
     RoutingCollection,
@@ -29,7 +30,6 @@ from omnirouter.analysis.collect import (
     summarize,
 )
 from omnirouter.analysis.hooks import collect_specialization
-from omnirouter.analysis.options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.audio.features import log_mel_spectrogram

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from omnirouter.analysis.analysis_options import READINGS
 from omnirouter.analysis.drawing import (
     WIDTHS,
     Axes,
@@ -34,7 +35,6 @@ from omnirouter.analysis.drawing import (
     styled,
     thinned,
 )
-from omnirouter.analysis.options import READINGS
 from omnirouter.analysis.random_experts import RandomExpertResult
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.config import FeatureConfig

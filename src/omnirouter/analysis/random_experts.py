@@ -18,9 +18,9 @@ import torch
 from lhotse import CutSet
 from torch import Tensor, nn
 
+from omnirouter.analysis.analysis_options import RandomExpertConfig, Reading
 from omnirouter.analysis.collect import require_one_expert
 from omnirouter.analysis.hooks import wrapped_routers
-from omnirouter.analysis.options import RandomExpertConfig, Reading
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput

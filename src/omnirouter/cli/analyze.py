@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnirouter.analysis.options import AnalysisOptions, RandomExpertConfig
+from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute, require_writable
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from lhotse import CutSet
 
+from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import (
     StripExample,
     analyze_routing,
@@ -17,7 +18,6 @@ from omnirouter.analysis.analyze import (
     strip_examples,
 )
 from omnirouter.analysis.collect import RoutingNumbers, require_one_expert
-from omnirouter.analysis.options import RandomExpertConfig
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
