@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--language-model", type=Path, default=Path("english"))
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--group-by", default="corpus")
-    parser.add_argument("--manifest", type=Path, default=Path("../shared/speech/dev.jsonl"))
+    parser.add_argument("--manifest", type=Path, default=Path("data/small-english/dev.jsonl"))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)

@@ -2,8 +2,8 @@
 
     python benchmarks/english_model.py words TEXT... words.arpa --lexicon --without MANIFEST...
     python benchmarks/english_model.py take RUN/best [RUN2/best] --language-model words.arpa
-    python benchmarks/english_model.py measure --speech ../shared/speech
-    python benchmarks/english_model.py speed --speech ../shared/speech
+    python benchmarks/english_model.py measure --speech data/small-english
+    python benchmarks/english_model.py speed --speech data/small-english
 
 `words` makes a language model of texts with IRSTLM (Debian's package irstlm): three words,
 modified Kneser-Ney, pruned; manifests (.jsonl) among the texts give their transcripts, a text named
@@ -363,7 +363,7 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     timing = commands.add_parser("speed")
     for command in (measuring, timing):
-        command.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+        command.add_argument("--speech", type=Path, default=Path("data/small-english"))
     given = parser.parse_args()
     if given.command == "words":
         rare = given.rare if given.lexicon else None

@@ -1,7 +1,7 @@
 """Everyday sentences for synthesis and language models: the examples in WordNet's glosses.
 
     apt-get install wordnet-base
-    python benchmarks/everyday_text.py runs/everyday.txt --without ../shared/speech/dev.jsonl ...
+    python benchmarks/everyday_text.py runs/everyday.txt --without data/small-english/dev.jsonl ...
     python benchmarks/everyday_text.py runs/words.txt --words
 
 Books teach a small model few of the words that people say. WordNet 3.0 (Princeton University, free

@@ -1,6 +1,6 @@
 """What a model becomes in ONNX: size, speed on one and two threads, differences, word error rate.
 
-    python benchmarks/exports.py --speech ../shared/speech [--model DIR]   (on an idle machine)
+    python benchmarks/exports.py --speech data/small-english [--model DIR]   (on an idle machine)
 
 Every utterance of the development set goes through torch, the float32 graph and the int8 graph, one
 by one, from samples to text (greedy). Speed is seconds of audio a second: every sixth utterance,
@@ -82,7 +82,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=PRETRAINED_DIR)
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--speech", type=Path, default=Path("data/small-english"))
     parser.add_argument("--utterances", type=int, help="of the development set; all if not given")
     parser.add_argument("--out", type=Path, default=RESULTS / "exports.json")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a GPU machine is for: the gpu tests, then the small-english model, benchmarks; results in $OUT.
 #   benchmarks/gpu.sh tests                    the tests marked gpu
-#   benchmarks/gpu.sh speech FROM              FROM/*.jsonl and their audio as ../shared/speech, decoded to WAV
+#   benchmarks/gpu.sh speech FROM              FROM/*.jsonl and their audio as data/small-english, decoded to WAV
 #   benchmarks/gpu.sh read                     what the recipe needs that is read aloud, from the texts in runs/
 #   benchmarks/gpu.sh train RECIPE [SECONDS]   trains (in that time), writes back the best weights and metrics
 #   benchmarks/gpu.sh bench                    experts, training steps, packing, recognition (the GPU should be idle)
@@ -19,8 +19,8 @@ case "${1:-tests}" in
     python3 -m pytest -q -m gpu -p no:cacheprovider "${@:2}" tests/parity/test_cuda*.py 2>&1 | tee "$OUT/gpu-tests.log"
     ;;
   speech)
-    mkdir -p ../shared/speech
-    python3 - "$2" ../shared/speech << 'PYTHON'
+    mkdir -p data/small-english
+    python3 - "$2" data/small-english << 'PYTHON'
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +50,7 @@ PYTHON
     export OMP_NUM_THREADS=1
     python3 -m omnirouter prepare synthetic runs/single-words.txt runs/single-words --hours 3
     python3 -m omnirouter prepare synthetic runs/everyday.txt runs/everyday --hours 14
-    python3 -m omnirouter prepare synthetic ../shared/speech/text/english.txt runs/reading --hours 30
+    python3 -m omnirouter prepare synthetic data/small-english/text/english.txt runs/reading --hours 30
     ;;
   train)
     run=$(sed -n 's/^out: *//p' "$2") # where the recipe says: a later one may start from it

@@ -1,6 +1,6 @@
 """Text for the untranscribed orders of coffee: their slots tell most words, a model the rest.
 
-    python benchmarks/label_orders.py CHECKPOINT --speech ../shared/speech --out runs/orders.jsonl
+    python benchmarks/label_orders.py CHECKPOINT --speech data/small-english --out runs/orders.jsonl
 
 `untranscribed.jsonl` has no transcripts but the phrases that were recognized in each order, such as
 `size: twelve ounce`. A small grammar puts them into sentences: how it begins, which phrases stand
@@ -108,7 +108,7 @@ def main() -> None:
     """Label, leave out the worst, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--speech", type=Path, default=Path("data/small-english"))
     parser.add_argument("--out", type=Path, default=Path("runs/orders.jsonl"))
     args = parser.parse_args()
     recognizer = omnirouter.load(args.checkpoint, language_model="none")

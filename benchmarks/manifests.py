@@ -131,8 +131,8 @@ def sample(folder: Path, cuts: int, watch: Watch) -> None:
         source, features=FeatureConfig(), tokenizer=None, data=data, shuffle=True
     )
     done = 0
-    for item in loader._sample(loader._bins, 0, 0, endless=False):
-        done += len(item.cuts)
+    for cuts_of_batch in loader.cut_batches(0):
+        done += len(cuts_of_batch)
         watch(done)
 
 

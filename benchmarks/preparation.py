@@ -1,6 +1,6 @@
 """How fast is training data made: from manifests, from text, and from recordings by a teacher?
 
-    python benchmarks/preparation.py --speech ../shared/speech      (the machine should be idle)
+    python benchmarks/preparation.py --speech data/small-english      (the machine should be idle)
 
 Hours of audio an hour, each of them once, on all cores: `prepare`: a manifest of recordings
 (dev.jsonl) checked against its audio; `shar`: what came out packed into FLAC archives; `synthetic`:
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--speech", type=Path, default=Path("data/small-english"))
     parser.add_argument("--teachers", nargs="*", default=TEACHERS)
     parser.add_argument("--minutes", type=float, default=30.0, help="of joined recordings")
     parser.add_argument("--out", type=Path, default=RESULTS / "preparation.json")

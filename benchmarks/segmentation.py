@@ -1,6 +1,6 @@
 """How well does pseudo-labeling find speech in long recordings, with its default settings?
 
-    python benchmarks/segmentation.py --speech ../shared/speech --hours 2
+    python benchmarks/segmentation.py --speech data/small-english --hours 2
 
 Utterances of dev.jsonl are put one after the other into recordings of half an hour, with pauses of
 0.2 to 6 s between them and noise under all of it, so that their boundaries are known (silence at
@@ -112,7 +112,7 @@ def judge(
 def main() -> None:
     """Make recordings, segment them, write and print what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--speech", type=Path, default=Path("data/small-english"))
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=0)
     here = Path(__file__).parent

@@ -3,7 +3,7 @@
 Question: what do Dense, Switch and Omni of equal active size reach on five hours of real speech,
 and what does Omni with longer training?
 
-    python benchmarks/small_english.py --speech ../shared/speech --runs runs/small-english
+    python benchmarks/small_english.py --speech data/small-english --runs runs/small-english
 
 Scores the models named by `--models`, or all that there are, keeps the figures of the others in
 benchmarks/results/small-english.json, and prints the table of docs/results.md. The anchor is
@@ -150,7 +150,7 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     """Evaluate what is there, write the result file, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--speech", type=Path, default=Path("data/small-english"))
     parser.add_argument("--runs", type=Path, default=Path("runs/small-english"))
     parser.add_argument("--models", nargs="+", choices=RECIPES)
     parser.add_argument(

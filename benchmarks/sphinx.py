@@ -3,7 +3,7 @@
 Question: how far is a small neural model from a classical recognizer with a large language model?
 
     pip install -c constraints.txt pocketsphinx
-    python benchmarks/sphinx.py runs/pocketsphinx --speech ../shared/speech
+    python benchmarks/sphinx.py runs/pocketsphinx --speech data/small-english
 
 Recognized utterances are kept in the folder, so a killed run goes on. Each set that is finished is
 written to benchmarks/results/pocketsphinx.json, which `english_model.py measure` sets beside our
@@ -92,7 +92,7 @@ def main() -> None:
     """Recognize what is missing of the sets asked for, score each, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--speech", type=Path, default=Path("data/small-english"))
     parser.add_argument("--sets", nargs="+", help="such as dev/librispeech or test_words; else all")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)

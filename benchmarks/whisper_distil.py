@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from whisper_start import LATER, LEVEL, SAME, WINDOW, Weights, layer, read_weights, whisper_stages
 
-from omnirouter.cli import COMMANDS
+from omnirouter.cli import load_command
+from omnirouter.cli.options import BAD, FAILED
 from omnirouter.cli.parser import parse
 from omnirouter.config import BadInput, OmnirouterError, RunConfig
 from omnirouter.data.dataset import Batch
@@ -159,7 +160,7 @@ if __name__ == "__main__":
     parser.add_argument("train", nargs=argparse.REMAINDER)
     given = parser.parse_args()
     try:
-        values = parse("train", COMMANDS["train"], given.train)
+        values = parse("train", load_command("train"), given.train)
         if values is not None:
             extra_loss = partial(
                 Distillation, read_weights(given.whisper / "model.bin"), given.weight
@@ -167,4 +168,5 @@ if __name__ == "__main__":
             result = train(values["run"], resume=values["resume"], extra_loss=extra_loss)
             print(f"best model, WER {result.wer:.1%} on data.dev: {result.best}")
     except OmnirouterError as error:
-        sys.exit(f"whisper_distil.py: {error}")
+        print(f"whisper_distil.py: {error}", file=sys.stderr)
+        sys.exit(BAD if isinstance(error, BadInput) else FAILED)
