@@ -1,4 +1,4 @@
-"""Failures that a person can act on; everything else imports them through `config.py`."""
+"""Failures that a person can act on; everything else imports them through `config`."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from omnirouter.errors import BadInput, OmnirouterError
 LOCK = ".lock"
 UNFINISHED = ".tmp-"  # begins the name of a file that is being written
 
-Progress = Callable[[float], None]  # takes how much has been done since the last call
+Progress = Callable[[float], None]  # takes how much is done so far
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:

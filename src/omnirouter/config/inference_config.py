@@ -1,6 +1,6 @@
 """Configuration of use: how a model hears and decodes, and how archives of audio are made.
 
-A part of `config.py`, which everything else imports it through.
+Everything else imports it through `config`.
 """
 
 from __future__ import annotations

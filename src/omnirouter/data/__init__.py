@@ -1,1 +1,1 @@
-"""Data: manifests in (`prepare`), batches out (`loader`), and corpora known or made here."""
+"""Data: manifests in (`manifests`), batches out (`dataloader`), augmentation between."""

@@ -395,7 +395,7 @@ def _markdown(grid: Sequence[Sequence[str]]) -> str:
 
 
 def to_latex(table: WerTable) -> str:
-    """The same as `tabular`s (package booktabs)."""
+    """Format a table as LaTeX `tabular`s (package booktabs)."""
     parts = [f"% {table.title}", *map(_latex, _grids(table, r"\textbf{{{}}}"))]
     return "\n".join([*parts, *(f"% {line}" for line in notes(table))]) + "\n"
 

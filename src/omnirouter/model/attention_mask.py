@@ -109,7 +109,7 @@ class ChunkedAttention:
         windows: BlockMaskBuilder,
         slopes_H: Tensor | None,
     ) -> Tensor | None:
-        """y_THE, or None where another way must be found; `slopes_H` as in `packing.Packing`."""
+        """y_THE, or None where another way must be found; `slopes_H` as in `PackedBatch`."""
         if self._failed or q_THE.shape[-1] < NARROWEST or not len(q_THE):
             return None
         try:

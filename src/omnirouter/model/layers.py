@@ -69,7 +69,7 @@ class ConvSubsampling(nn.Module):
         return self.apart(frames_TS, to_device(ends_B[:-1], frames_TS.device))
 
     def apart(self, frames_TS: Tensor, inner: Tensor) -> Tensor:
-        """The same, given the first frame of every utterance but the first, int64 on the device."""
+        """Subsample, given the first frame of every utterance but the first, int64 on device."""
         x_TKM = frames_TS.unflatten(1, (self.stack, -1))
         before_TM = self._before(x_TKM, inner)
         after_TM = F.pad(x_TKM[:, 0], (0, 0, 0, 1))[1:].index_fill(0, inner - 1, 0.0)

@@ -2,7 +2,7 @@
 
 A multiply-add counts as two operations, and only matrix products (and the local convolution) count,
 as is usual for model-FLOPs utilization. A backward pass costs twice its forward pass. Letters: T
-frames of the whole batch, S input width, D, F, N, V, L as in `config.py`, K `local_width`.
+frames of the whole batch, S input width, D, F, N, V, L as in `config`, K `local_width`.
 """
 
 from __future__ import annotations

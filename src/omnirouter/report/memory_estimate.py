@@ -2,7 +2,7 @@
 
 Activations are what autograd saves for the backward pass of one micro-batch, tensor by tensor as
 `model/layers.py` makes them. Letters: T frames of the micro-batch, D, F, H, N, V, L as in
-`config.py`, k `top_k`, w bytes of a value in matrix products (2 in bf16, 4 in fp32).
+`config`, k `top_k`, w bytes of a value in matrix products (2 in bf16, 4 in fp32).
 """
 
 from __future__ import annotations

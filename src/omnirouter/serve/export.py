@@ -1,9 +1,9 @@
 """A checkpoint as an ONNX graph: samples of one utterance in, log-probabilities out.
 
-The features of `audio.py` are part of the graph. Each expert is two constant matrices over the rows
-that the router gave it, so a frame is computed once and int8 reaches the weights. `OnnxEncoder`
-runs the encoder's own modules; only what packs several utterances is written anew. T frames, D
-model width, N experts, V vocabulary.
+The features of `audio.features` are part of the graph. Each expert is two constant matrices over
+the rows that the router gave it, so a frame is computed once and int8 reaches the weights.
+`OnnxEncoder` runs the encoder's own modules; only what packs several utterances is written anew.
+T frames, D model width, N experts, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Audio to text, whatever computes the log-probabilities: torch (`transcriber`) or onnxruntime.
 
-The path of a recording: blocks (`reading`), regions and windows (`longform`), log-probabilities of
-several windows at once, also of several recordings, then pieces, words and segments. Needs no
-torch. Letters: T frames of a window, V vocabulary.
+The path of a recording: blocks (`audio.reader`), regions and windows (`chunking`),
+log-probabilities of several windows at once, also of several recordings, then pieces, words and
+segments. Needs no torch. Letters: T frames of a window, V vocabulary.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Recognizer(ABC):
         raise BadInput("model: an exported model cannot stream; give the checkpoint it was made of")
 
     def without_decoder(self) -> Self:
-        """The same model, decoded by the best path; the two share all else."""
+        """Copy of the model that decodes by the best path; the two share all else."""
         plain = copy(self)
         plain.decoder = None
         return plain

@@ -187,7 +187,7 @@ class Stream:
 
 
 class StreamingFeatures:
-    """Samples to stacked frames: what `audio.extract` gives, as soon as it is known.
+    """Samples to stacked frames: those of `extract_features`, as soon as it is known.
 
     Args:
         features: with `normalisation: global`.

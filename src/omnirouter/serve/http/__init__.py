@@ -1,6 +1,6 @@
 """An OpenAI-compatible server and its web page. Needs the extra `serve`; `app.py` puts it together.
 
-`settings` what it may do, `models` what it has, `gate` who may come in, `engine` and `batcher` the
-work, `transcriptions`, `looking` and `live` what is asked, `answers`, `errors` and `measures` what
-is said.
+Limits stand in `settings`, models by name in `models`, access in `middleware`. `transcriptions`,
+`inspect_routes` and `websocket` hold the routes; `jobs` and `batcher` do the work; `schemas` and
+`api_error` word the answers; `prometheus` counts.
 """
