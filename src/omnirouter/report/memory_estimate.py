@@ -16,7 +16,7 @@ from omnirouter.config import CONVOLVED, ModelConfig, OptimConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.model.kernels import avx512_bf16
 from omnirouter.model.packing import PackedBatch
-from omnirouter.train.optim import MUON_ITERATIONS, decays
+from omnirouter.train.optim import MUON_ITERATIONS, is_hidden_matrix
 
 FLOAT = 4  # bytes
 INDEX = 8
@@ -52,7 +52,7 @@ def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -
         model = CTCEncoder(config)
     named = list(model.named_parameters())
     count = sum(p.numel() for _, p in named)
-    muon = [p for n, p in named if optim.muon_lr and "blocks." in n and decays(n, p)]
+    muon = [p for n, p in named if optim.muon_lr and is_hidden_matrix(n, p)]
     chosen = {id(p) for p in muon}
     adam = [p for _, p in named if id(p) not in chosen]
     matrices = [p for n, p in named if p.ndim >= 2 and "bias" not in n and "routers" not in n]
