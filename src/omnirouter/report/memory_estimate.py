@@ -101,7 +101,7 @@ def activation_bytes(
     attention = t * (norm + w * d + w * d + local + mask * d) + inside
     routed = len(config.expert_layers)
     dense = config.num_layers - routed + routed * config.router.shared_expert
-    experts = config.num_layers * (norm + mask * d)
+    experts = float(config.num_layers * (norm + mask * d))
     experts += routed * _routed(config, w, mask, cuda) + dense * _feed_forward(config, w, mask)
     head = t * (norm + w * d + FLOAT * config.vocab_size)
     embedding = 0.0
