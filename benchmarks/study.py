@@ -198,7 +198,7 @@ def write_accents(train: Path) -> None:
     write_text(train.with_name(MANIFESTS["accents"]), lines)
 
 
-def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
+def measure(run: Path, manifests: Mapping[str, Path], random_experts: bool) -> dict[str, Any]:
     """What a finished run is judged by; errors and words of every utterance."""
     checkpoint = load_checkpoint(run / "best")
     rows = rows_of(run / "metrics.jsonl")
@@ -208,6 +208,7 @@ def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
         _, said, heard = zip(*result.hypotheses, strict=True)
         errors, words = edit_counts(said, heard)
         values["sets"][condition.name] = {"errors": errors, "words": words}
+    values["dev_ctc"] = [r["loss"] for r in rows if r["kind"] == "validation"][-1]
     values["train_seconds"] = [r for r in rows if r["kind"] == "train"][-1]["elapsed_s"]
     config = checkpoint.config
     if config.routing == "dense":
@@ -215,13 +216,17 @@ def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
     clean = read_manifest(manifests["test_clean"])
     if config.router.top_k == 1 and config.routing != "expert-choice":
         values["cramers_v"] = analyze_routing(checkpoint, clean).numbers.cramers_v_mean
+    if "cramers_v" in values and random_experts:
         found = random_expert_test(checkpoint, clean, RandomExpertConfig(ratios=(1.0,), seeds=3))
         values["random_experts"] = {s.reading: s.change for s in found.settings}
     return values
 
 
-def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], at_once: int) -> None:
+def train_all(
+    runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], arguments: argparse.Namespace
+) -> None:
     """Train and measure what is not there yet."""
+    at_once = arguments.at_once
     left = [name for name, run in runs.items() if not (Path(run.out) / "study.json").exists()]
     for begin in range(0, len(left), at_once):
         pair = left[begin : begin + at_once]
@@ -229,7 +234,8 @@ def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], at_o
         train_side_by_side({name: runs[name] for name in pair})
         for name in pair:
             out = Path(runs[name].out)
-            write_text(out / "study.json", json.dumps(measure(out, manifests)) + "\n")
+            values = measure(out, manifests, not arguments.skip_random_experts)
+            write_text(out / "study.json", json.dumps(values) + "\n")
 
 
 def upcycle_all(
@@ -242,7 +248,7 @@ def upcycle_all(
         arm = EXPERTS["Dense"]
         dense[seed] = arm_config(out, manifests, arm, steps=arguments.steps, seed=seed)
     names = {f"Dense, seed {seed}": config for seed, config in dense.items()}
-    train_all(names, manifests, arguments.at_once)
+    train_all(names, manifests, arguments)
     for config in runs.values():
         if config.init and not (Path(config.init) / "config.json").exists():
             start = UpcycleConfig(num_experts=config.model.num_experts, seed=config.seed)
@@ -355,6 +361,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
     parser.add_argument("--hours", type=float, default=CORPUS.hours)
     parser.add_argument("--utterances", type=int, default=150, help="in every test set")
+    parser.add_argument("--skip-random-experts", action="store_true", help="do not draw experts")
     parser.add_argument("--out", type=Path, help="result file")
     arguments = parser.parse_args()
     corpus = DemoCorpusConfig(
@@ -383,7 +390,7 @@ def main() -> None:
     try:
         if any(arm.get("upcycled") for arm in arms.values()):
             upcycle_all(runs, manifests, arguments)
-        train_all(runs, manifests, arguments.at_once)
+        train_all(runs, manifests, arguments)
     except OmnirouterError as error:
         raise SystemExit(f"study: {error}") from error
     found = {
