@@ -46,6 +46,7 @@ from omnirouter.report.demo import CONDITIONS, CORPUS, demo_config
 from omnirouter.report.parallel_runs import train_side_by_side
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 from omnirouter.synthesis.voices import ACCENTS
+from omnirouter.train import train
 from omnirouter.train.run_dir import rows_of
 from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
 
@@ -231,7 +232,11 @@ def train_all(
     for begin in range(0, len(left), at_once):
         pair = left[begin : begin + at_once]
         print(f"{begin} of {len(left)} done; now {' and '.join(pair)}", file=sys.stderr, flush=True)
-        train_side_by_side({name: runs[name] for name in pair})
+        if at_once == 1:  # one process in all, which is easily paused
+            (name,) = pair
+            train(runs[name], resume=(Path(runs[name].out) / "config.yaml").exists())
+        else:
+            train_side_by_side({name: runs[name] for name in pair})
         for name in pair:
             out = Path(runs[name].out)
             values = measure(out, manifests, not arguments.skip_random_experts)
