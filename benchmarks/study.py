@@ -290,15 +290,17 @@ def rates(arm: Mapping[str, Counts], draws: Sequence[tuple[Any, Any]] = ()) -> C
     return np.stack(rows)
 
 
-def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> dict[str, Any]:
-    """Rates of every arm with intervals over seeds and utterances, and differences to one arm.
+def summarize(
+    arms: Mapping[str, Sequence[Mapping[str, Any]]], against: Mapping[str, str]
+) -> dict[str, Any]:
+    """Rates of every arm with intervals over seeds and utterances, and differences to another arm.
 
     All sets hold the same sentences, so an utterance is resampled in all of them at once, and in
     both arms of a difference; seeds are resampled in each arm by themselves.
     """
     rng = np.random.default_rng(0)
     tables = {name: counts(seeds) for name, seeds in arms.items()}
-    utterances = next(iter(tables[against].values())).shape[1]
+    utterances = next(iter(next(iter(tables.values())).values())).shape[1]
     drawn = rng.integers(utterances, size=(RESAMPLES, utterances))
     resampled = {}
     for name, table in tables.items():
@@ -307,8 +309,10 @@ def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> 
     values = {}
     for name, seeds in arms.items():
         clean_R, mean_R = resampled[name][:, 0], resampled[name].mean(axis=1)
-        gap_R = mean_R - resampled[against].mean(axis=1)
+        base = against[name]
+        gap_R = mean_R - resampled[base].mean(axis=1)
         every = rates(tables[name])
+        pairs = zip(seeds, arms[base], strict=True)
         values[name] = {
             "seeds": len(seeds),
             "clean": every[0],
@@ -318,8 +322,14 @@ def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> 
             "mean_by_seed": [float(rates(counts([s])).mean()) for s in seeds],
             "clean_by_seed": [float(rates(counts([s]))[0]) for s in seeds],
             "sets": dict(zip(tables[name], every.tolist(), strict=True)),
-            "against": every.mean() - rates(tables[against]).mean(),
+            "base": base,
+            "against": every.mean() - rates(tables[base]).mean(),
             "against_interval": _interval(gap_R),
+            "against_by_seed": [
+                float(rates(counts([own])).mean() - rates(counts([other])).mean())
+                for own, other in pairs
+            ],
+            "dev_ctc": [s["dev_ctc"] for s in seeds if "dev_ctc" in s],
             "cramers_v": [s["cramers_v"] for s in seeds if "cramers_v" in s],
             "random_experts": [s["random_experts"] for s in seeds if "random_experts" in s],
             "spikes": [s["spikes"] for s in seeds],
@@ -332,26 +342,29 @@ def _interval(values_R: Counts) -> list[float]:
     return [float(v) for v in np.quantile(values_R, [0.025, 0.975])]
 
 
-def table(values: Mapping[str, Any], against: str) -> str:
+def table(values: Mapping[str, Any]) -> str:
     """Markdown, a row per arm."""
     lines = [
-        f"| arm | clean | mean of six sets | against {against} | Cramer's V | random experts | "
-        "spikes |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | clean | mean of six sets | difference, by seed | to | loss on dev | Cramer's V | "
+        "random experts | spikes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, v in values.items():
-        shown = [
+        clean, mean, gap = (
             f"{100 * v[key]:.1f} ({100 * v[key + '_interval'][0]:.1f} to "
             f"{100 * v[key + '_interval'][1]:.1f})"
             for key in ("clean", "mean", "against")
-        ]
-        if name == against:
-            shown[2] = ""
+        )
+        gap += "; " + ", ".join(f"{100 * each:+.1f}" for each in v["against_by_seed"])
+        gap = "|" if name == v["base"] else f"{gap} | {v['base']}"
+        loss = f"{np.mean(v['dev_ctc']):.1f}" if v["dev_ctc"] else ""
         alike = f"{np.mean(v['cramers_v']):.2f}" if v["cramers_v"] else ""
         hurt = [r["top-gate"] for r in v["random_experts"]]
         worse = f"{100 * np.mean(hurt):+.0f}%" if hurt else ""
         spikes = " ".join(map(str, v["spikes"]))
-        lines.append(f"| {name} | {' | '.join(shown)} | {alike} | {worse} | {spikes} |")
+        lines.append(
+            f"| {name} | {clean} | {mean} | {gap} | {loss} | {alike} | {worse} | {spikes} |"
+        )
     return "\n".join(lines)
 
 
@@ -405,12 +418,14 @@ def main() -> None:
         ]
         for name in arms
     }
-    against = next(iter(arms))
+    against = dict.fromkeys(arms, next(iter(arms)))
+    if arguments.part == "further":  # each against the same router without the change
+        against |= {name: "Omni 4" for name in arms if "Omni" in name and "Omni 4" in arms}
     values = summarize(found, against)
     out = arguments.out or Path(__file__).parent / "results" / f"study-{arguments.part}.json"
-    result = {**machine(), "steps": arguments.steps, "against": against, "arms": values}
+    result = {**machine(), "steps": arguments.steps, "against": next(iter(arms)), "arms": values}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(values, against))
+    print(table(values))
 
 
 def _slug(name: str) -> str:

@@ -226,7 +226,7 @@ def some_of(count: int, most: int) -> range:
     return range(0, count, max(1, math.ceil(count / most)))
 
 
-def number_layers(axis: Axes, count: int, columns: int, *, pairs: bool = False) -> None:
+def number_layers(axis: Axes, count: int, columns: int, pairs: bool = False) -> None:
     """Number layers, or pairs of neighbors, along the x axis from 1, as many as there is room."""
     shown = some_of(count, (9 if pairs else 12) * columns)
     axis.set_xticks(
