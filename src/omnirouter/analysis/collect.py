@@ -20,7 +20,6 @@ from omnirouter.evaluate.score import require_readable
 from omnirouter.evaluate.score_utterances import (
     OnOutput,
     Precision,
-    Progress,
     evaluating,
     evaluation_loader,
     forward,
@@ -38,6 +37,7 @@ from omnirouter.metrics.expert_load import (
     router_entropy,
     top_expert,
 )
+from omnirouter.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def collect(
         checkpoint: of a model with experts.
         cuts: what to run it on.
         precision: `bf16` runs the encoder under autocast.
-        progress: called after each batch with its number of utterances and seconds of audio.
+        progress: called after each batch with its number of utterances.
         on_batch: called with each batch and the encoder's output.
 
     Raises:
@@ -181,7 +181,7 @@ def collect(
             if on_batch is not None:
                 on_batch(batch, output)
             if progress is not None:
-                progress(len(batch.ids) + len(batch.rejected), batch.seconds)
+                progress(len(batch.ids) + len(batch.rejected))
     require_readable("routing", len(ids), rejected)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     experts_LT = np.concatenate(experts, axis=1)
