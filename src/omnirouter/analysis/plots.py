@@ -190,7 +190,7 @@ def cramers_v_lines(
     A model without values (a dense one) is skipped.
     """
     known = lines_of(series, lines)
-    drawn = [(name, values, known[name], {}) for name, values in series.items() if values]
+    drawn: list[Any] = [(name, v, known[name], {}) for name, v in series.items() if v]
     figure, axis = _by_layer(drawn, "Cramér's V", columns, height=2.4, pairs=True)
     axis.set_yticks(np.linspace(0, 1, 6))
     axis.set_ylim(0.0, 1.02)
@@ -393,7 +393,8 @@ def loss_curves(runs: Mapping[str, Rows], lines: Lines = None, columns: int = 1)
     for name, rows in runs.items():
         spikes = [(spike.step, spike.loss) for spike in find_spikes(rows)]
         color = lines_of(runs, lines)[name][0]
-        axis.scatter(*np.array(spikes).reshape(-1, 2).T, color=color, marker="x", s=30, zorder=3)
+        x, y = np.array(spikes).reshape(-1, 2).T
+        axis.scatter(x, y, color=color, marker="x", s=30, zorder=3)
     logarithmic(axis)
     return figure
 
