@@ -96,7 +96,7 @@ def report(values: dict[str, Any]) -> str:
         for name, found in values["commands"].items()
     ]
     return timing.table(["omnirouter transcribe", "median", "quartiles"], rows) + (
-        f"\nthe language model takes {values['extra_s']:.2f} s"
+        f"\n\nThe language model takes {values['extra_s']:.2f} s."
     )
 
 
