@@ -43,7 +43,7 @@ def view_of(recognizer: Recognizer, samples: Samples) -> View:
     config = recognizer.checkpoint.config
     mel_KM = log_mel_spectrogram([samples], config.features)[0].numpy()
     frames = num_frames(len(samples), config.features)
-    layers = config.num_layers if config.routing != "dense" else 0
+    layers = len(config.expert_layers)
     empty = np.zeros((layers, 0), dtype=np.int64)
     if not frames or not layers:
         return View(mel_KM, empty, empty, empty.astype(np.float32))
