@@ -125,6 +125,24 @@ def test_a_traced_stem_of_convolutions_is_the_encoders(routing: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "router",
+    [
+        RouterConfig(shared_expert=True),
+        RouterConfig(share_experts=True),
+        RouterConfig(experts_every=2),
+    ],
+    ids=["shared expert", "experts of all layers", "every other layer"],
+)
+def test_where_experts_are_does_not_matter(
+    router: RouterConfig, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = replace(TINY, router=router)
+    torch.manual_seed(3)
+    made = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("tiny"))
+    assert export(made, tmp_path / "out")["fp32"].max_difference < 1e-3
+
+
 @pytest.mark.slow
 def test_a_model_with_convolutions_is_exported(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """`export` itself compares the graph with the checkpoint at four lengths."""
