@@ -118,8 +118,7 @@ def serve(
     from omnirouter.serve.http.app_state import parse_model_args
     from omnirouter.serve.http.server import Place, bound, run_server
 
-    wanted = [part for part in model.split(",") if part.strip()] or [BUNDLED]
-    places = parse_model_args(wanted)
+    places = parse_model_args([part for part in model.split(",") if part.strip()] or [BUNDLED])
     access = network.access()
     opened = bound(network.host, network.port)
     try:

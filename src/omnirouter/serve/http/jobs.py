@@ -17,12 +17,13 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request, UploadFile
 
 from omnirouter.audio.reader import AudioReader, NamedFile
 from omnirouter.config import BadInput, Limits
+from omnirouter.serve.http.prometheus import Metrics
 from omnirouter.serve.http.schemas import ApiError, too_large
 from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession, WindowStitcher
@@ -48,14 +49,6 @@ class Gone(Exception):
     """The caller has hung up."""
 
 
-class Observer(Protocol):
-    """Is told of every batch: how many windows, their seconds of audio, seconds of work."""
-
-    def batch(self, windows: int, audio_s: float, work_s: float) -> None:
-        """A batch has been done."""
-        ...
-
-
 @dataclass
 class _Item:
     """A window that waits, or (without a model) other work for the batcher's thread."""
@@ -72,15 +65,10 @@ class Batcher:
 
     Whatever runs a model runs here, so that requests neither fight for the cores nor change a model
     under each other.
-
-    Args:
-        observer: is told of batches.
-        clock: seconds.
     """
 
-    def __init__(self, observer: Observer, clock: Callable[[], float]) -> None:
-        self._observer = observer
-        self._clock = clock
+    def __init__(self, measures: Metrics) -> None:
+        self._measures = measures
         self._items: deque[_Item] = deque()
         self._changed = threading.Condition()
         self._stopped = False
@@ -148,7 +136,7 @@ class Batcher:
             return batch
 
     def _do(self, items: Sequence[_Item]) -> None:
-        start, recognizer = self._clock(), items[0].recognizer
+        start, recognizer = time.monotonic(), items[0].recognizer
         results: Sequence[Any]
         try:
             if recognizer is None:
@@ -165,7 +153,7 @@ class Batcher:
             return
         if recognizer is not None:
             seconds = sum(item.seconds for item in items)
-            self._observer.batch(len(items), seconds, self._clock() - start)
+            self._measures.batch(len(items), seconds, time.monotonic() - start)
         for item, result in zip(items, results, strict=True):
             item.future.set_result(result)
 
@@ -276,14 +264,10 @@ class Job(TranscriptionSession):
 
 
 class JobRunner:
-    """Does the work of a server.
+    """Does the work of a server."""
 
-    Args:
-        observer: is told of batches.
-    """
-
-    def __init__(self, observer: Observer) -> None:
-        self.batcher = Batcher(observer, time.monotonic)
+    def __init__(self, measures: Metrics) -> None:
+        self.batcher = Batcher(measures)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="omnirouter-reader")
         self._unfinished: dict[int, Job] = {}
 

@@ -18,8 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from omnirouter.config import Limits
-from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
-from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.serve.transcript import WRITERS, Segment, SubtitleOptions, Transcript, Word
 from omnirouter.text import Tokenizer
 
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
