@@ -23,6 +23,7 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\bos\.(replace|rename)\(": {"files.py"},
     r"\b(FileLock|fcntl)\b": {"files.py"},
     r"\bfsync\(": {"files.py"},
+    r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
     r"\bunittest\.mock\b": set(),
     # one encoder pass: exports and streams give it another `AttentionBackend`
     r"\.(attention_norm|ffn_norm)\(": {"model/layers.py"},

@@ -41,7 +41,7 @@ from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import ParallelModel
-from omnirouter.train.progress import ProgressReporter, start_line, too_large_a_step
+from omnirouter.train.reporter import ProgressReporter, start_line, too_large_a_step
 from omnirouter.train.resume import (
     changes_on_resume,
     digests,
