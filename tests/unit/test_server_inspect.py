@@ -14,12 +14,12 @@ import torch
 from starlette.testclient import TestClient
 
 from omnirouter.audio.features import log_mel_spectrogram
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import Limits, VadOptions
 from omnirouter.evaluate.score_utterances import forward
 from omnirouter.serve.http.app import WEB, create_app
 from omnirouter.serve.http.app_state import ServedModel
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcriber import Transcriber
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omnirouter.audio.features import extract_one, power_spectrum
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import (
     CONVOLVED,
@@ -54,7 +54,6 @@ COMPARED_S = (0.03, 0.7, 3.2, 11.0)  # lengths at which graph and torch are comp
 TOLERANCE = 1e-2  # largest difference of log-probabilities between float32 graph and torch
 ONE_FILE = 1_500_000_000  # bytes of weights; a protobuf ends at two gigabytes
 
-Samples = NDArray[np.float32]
 Note = Callable[[str], None]
 
 

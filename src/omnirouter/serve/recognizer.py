@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.audio.reader import BLOCK_S, AudioReader, NamedFile
+from omnirouter.audio.reader import BLOCK_S, AudioReader, NamedFile, Samples
 from omnirouter.config import BadInput, FeatureConfig, VadOptions
 from omnirouter.decoding import Decoder, Hypothesis, ctc_greedy_search
 from omnirouter.serve import vad
@@ -33,7 +33,7 @@ from omnirouter.serve.chunking import (
     stitch_point,
     windows,
 )
-from omnirouter.serve.inputs import Audio, Samples, resolve_audio
+from omnirouter.serve.inputs import Audio, resolve_audio
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import WORD_START, Tokenizer
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omnirouter.audio.features import StreamingFeatures
+from omnirouter.audio.reader import Samples
 from omnirouter.config import BLANK, BadInput, FeatureConfig, ModelConfig, require_rate
 from omnirouter.decoding import Decoder, Hypothesis
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.inputs import Samples, to_float32_mono
+from omnirouter.serve.inputs import to_float32_mono
 from omnirouter.serve.transcript import Word
 from omnirouter.text import WORD_START, Tokenizer
 

@@ -18,7 +18,7 @@ from fastapi import APIRouter, Form, Request, UploadFile
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from omnirouter.audio.reader import AudioReader, NamedFile
+from omnirouter.audio.reader import AudioReader, NamedFile, Samples
 from omnirouter.config import BadInput
 from omnirouter.serve.http.app_state import AppState, ServedModel
 from omnirouter.serve.http.jobs import (
@@ -32,7 +32,6 @@ from omnirouter.serve.http.jobs import (
     too_long,
 )
 from omnirouter.serve.http.schemas import ApiError, errors
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import Recognizer
 
 router = APIRouter(tags=["routing"])

@@ -21,11 +21,10 @@ from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request, UploadFile
 
-from omnirouter.audio.reader import AudioReader, NamedFile
+from omnirouter.audio.reader import AudioReader, NamedFile, Samples
 from omnirouter.config import BadInput, Limits
 from omnirouter.serve.http.prometheus import Metrics
 from omnirouter.serve.http.schemas import ApiError, too_large
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession, WindowStitcher
 from omnirouter.serve.transcript import Transcript, Word
 
