@@ -15,15 +15,14 @@ import torch
 from starlette.testclient import TestClient
 
 from omnirouter.audio.features import log_mel_spectrogram
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import VadOptions
+from omnirouter.config import Limits, VadOptions
 from omnirouter.evaluate.score_utterances import forward
 from omnirouter.model import CTCEncoder
 from omnirouter.serve.http.app import WEB, create_app
-from omnirouter.serve.http.models import ServedModel
-from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.http.view import view_of
-from omnirouter.serve.inputs import Samples
+from omnirouter.serve.http.app_state import ServedModel
+from omnirouter.serve.http.inspect_routes import _look
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcriber import Transcriber
 
@@ -161,4 +160,4 @@ def test_layers_shown_are_those_with_experts(checkpoints: dict[str, Checkpoint])
     model = Transcriber(replace(own, model=CTCEncoder(config).eval(), config=config))
     for seconds in (0.0, 1.0):
         samples = np.zeros(round(seconds * config.features.sample_rate), dtype=np.float32)
-        assert len(view_of(model, samples).experts_LT) == len(config.expert_layers)
+        assert len(_look(model, samples)[1]) == len(config.expert_layers)

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute
-from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, missing_extra
+from omnirouter.config import (
+    LOOPBACK,
+    Access,
+    BadInput,
+    BeamSearchOptions,
+    Limits,
+    VadOptions,
+    missing_extra,
+    own_names,
+)
 from omnirouter.pretrained import BUNDLED, describe_bundled, resolve_model
-from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
 
 if TYPE_CHECKING:
-    from omnirouter.serve.http.models import ServedModel
+    from omnirouter.serve.http.app_state import ServedModel
 
 KEY_VARIABLE = "OMNIROUTER_API_KEY"
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "websockets")
@@ -107,11 +115,10 @@ def serve(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise missing_extra(f"serve needs {missing[0]}", "serve")
     from omnirouter.serve.http.app import create_app
-    from omnirouter.serve.http.models import parse_model_args
+    from omnirouter.serve.http.app_state import parse_model_args
     from omnirouter.serve.http.server import Place, bound, run_server
 
-    wanted = [part for part in model.split(",") if part.strip()] or [BUNDLED]
-    places = parse_model_args(wanted)
+    places = parse_model_args([part for part in model.split(",") if part.strip()] or [BUNDLED])
     access = network.access()
     opened = bound(network.host, network.port)
     try:
@@ -139,7 +146,7 @@ def _served(
 ) -> ServedModel:
     from omnirouter.cli.transcribe import recognizer_of
     from omnirouter.serve import vad
-    from omnirouter.serve.http.models import ServedModel
+    from omnirouter.serve.http.app_state import ServedModel
     from omnirouter.serve.load import is_bundled
 
     if listening.vad == "silero" and not vad.available():

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnirouter.audio.features import normalize, num_mel_frames, stack_frames, window_mels
+from omnirouter.audio.features import StreamingFeatures
+from omnirouter.audio.reader import Samples
 from omnirouter.config import BLANK, BadInput, FeatureConfig, ModelConfig, require_rate
 from omnirouter.decoding import Decoder, Hypothesis
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.inputs import Samples, to_float32_mono
+from omnirouter.serve.inputs import to_float32_mono
 from omnirouter.serve.transcript import Word
 from omnirouter.text import WORD_START, Tokenizer
 
@@ -184,41 +185,6 @@ class Stream:
                 )
             )
         return updates
-
-
-class StreamingFeatures:
-    """Samples to stacked frames: those of `extract_features`, as soon as it is known.
-
-    Args:
-        features: with `normalisation: global`.
-    """
-
-    def __init__(self, features: FeatureConfig) -> None:
-        self._features = features
-        self._shift = features.shift_samples
-        self._samples = np.zeros(0, dtype=np.float32)  # from the next window on
-        self._mels_KM = torch.zeros(0, features.num_mels)  # of a stack that is not full
-
-    def push(self, samples: Samples) -> Tensor:
-        """The frames that are complete with [samples], frames_TS."""
-        features = self._features
-        self._samples = np.concatenate([self._samples, samples])
-        count = num_mel_frames(len(self._samples), features)
-        if not count:
-            return torch.zeros(0, features.width)
-        starts = torch.arange(count) * self._shift
-        mels_KM = window_mels(torch.from_numpy(self._samples), starts, features)
-        self._samples = self._samples[count * self._shift :].copy()
-        mels_KM = normalize(mels_KM, torch.tensor([count]), features)
-        mels_KM = torch.cat([self._mels_KM, mels_KM])
-        whole = len(mels_KM) - len(mels_KM) % features.stack
-        self._mels_KM = mels_KM[whole:]
-        return stack_frames(mels_KM[:whole], torch.tensor([whole]), features)[0]
-
-    def finish(self) -> Tensor:
-        """The last frame, filled up with zeros; none if there is nothing left."""
-        mels_KM, self._mels_KM = self._mels_KM, self._mels_KM[:0]
-        return stack_frames(mels_KM, torch.tensor([len(mels_KM)]), self._features)[0]
 
 
 class StreamingDecoder:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig, VadOptions
 from omnirouter.decoding import Decoder
@@ -16,7 +17,6 @@ from omnirouter.model import EncoderOutput
 from omnirouter.model.kernels import prepack
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.hub import push
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcript import Segment, Transcript, Word
