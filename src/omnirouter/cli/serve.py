@@ -116,7 +116,7 @@ def serve(
         raise missing_extra(f"serve needs {missing[0]}", "serve")
     from omnirouter.serve.http.app import create_app
     from omnirouter.serve.http.app_state import parse_model_args
-    from omnirouter.serve.http.server import Place, bound, run_server
+    from omnirouter.serve.http.server import bound, run_server
 
     places = parse_model_args([part for part in model.split(",") if part.strip()] or [BUNDLED])
     access = network.access()
@@ -134,8 +134,7 @@ def serve(
         port = opened.getsockname()[1]
         address = f"[{network.host}]" if ":" in network.host else network.host
         console.note(f"serving {', '.join(places)} at http://{address}:{port} (Ctrl-C stops)")
-        place = Place(host=network.host, port=port, grace=network.grace, access_log=access_log)
-        run_server(app, opened, place, limits.max_requests)
+        run_server(app, opened, network.grace, access_log)
     finally:
         opened.close()
     return DONE

@@ -16,7 +16,7 @@ from copy import copy
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,6 @@ from omnirouter.serve.chunking import (
 from omnirouter.serve.inputs import Audio, resolve_audio
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import WORD_START, Tokenizer
-
-if TYPE_CHECKING:
-    from omnirouter.serve.streaming import Stream
 
 SILENCE = 2 / 2.0**15  # samples that differ by no more hold nothing but rounding
 # A word goes on behind its last piece's peak. On synthetic speech with known boundaries, of 0 to
@@ -91,8 +88,8 @@ class Recognizer(ABC):
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at `features.sample_rate`."""
 
-    def stream(self, sample_rate: int | None = None) -> Stream:
-        """Begin to recognize speech while it comes.
+    def stream(self, sample_rate: int | None = None) -> Any:
+        """Begin to recognize speech while it comes: a `streaming.Stream`.
 
         Args:
             sample_rate: of the samples to come, in Hz; the model's if not given.

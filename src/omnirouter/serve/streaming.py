@@ -7,9 +7,9 @@ width of a stacked frame, M mel bins, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import soxr
@@ -19,21 +19,18 @@ from torch import Tensor
 
 from omnirouter.audio.features import StreamingFeatures
 from omnirouter.audio.reader import Samples
-from omnirouter.config import BLANK, BadInput, FeatureConfig, ModelConfig, require_rate
-from omnirouter.decoding import Decoder, Hypothesis
+from omnirouter.config import BLANK, BadInput, require_rate
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.chunking import LONGEST_S
 from omnirouter.serve.inputs import to_float32_mono
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcript import Word
-from omnirouter.text import WORD_START, Tokenizer
+from omnirouter.text import WORD_START
 
-LogProbs = NDArray[np.float32]  # [T, V]
 PAUSE_S = 1.0  # without a piece: a word that is followed by it is final, though none comes after
 PCM_BYTES = 2  # of a sample
 
-Found = tuple[
-    tuple[Word, ...], tuple[Word, ...], bool
-]  # `final`, `partial`, `ended` of an `PartialResult`
+Found = tuple[tuple[Word, ...], tuple[Word, ...], bool]  # final, partial, ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,50 +52,31 @@ class PartialResult:
     log_probs: LogProbs = field(repr=False, compare=False)
 
 
-class StreamingModel(Protocol):
-    """Model interface of a stream; `Transcriber` has it."""
-
-    features: FeatureConfig
-    tokenizer: Tokenizer
-    decoder: Decoder | None
-
-    @property
-    def config(self) -> ModelConfig:
-        """Architecture of the encoder."""
-        ...
-
-    def next_log_probs(self, frames_TS: Tensor, past: EncoderCache) -> LogProbs:
-        """Log-probabilities of the next frames."""
-        ...
-
-    def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
-        """Pieces and the frames where they peak."""
-        ...
-
-    def words(
-        self, log_probs_TV: LogProbs, begin: float, end: float
-    ) -> tuple[tuple[Word, ...], bool]:
-        """Words with their times."""
-        ...
-
-
 class Stream:
     """One recording on its way; `Transcriber.stream` makes it.
 
     Args:
-        model: with an `attention_context`.
+        model: decodes by the best path.
+        cache: of its encoder.
+        forward: log-probabilities [T, V] of the next frames, of which it keeps in the cache what is
+            needed for those that follow.
         sample_rate: of the samples to come, in Hz; the model's if not given.
 
     Attributes:
         rate: of the samples to come, in Hz.
 
     Raises:
-        BadInput: the model attends to whole utterances, decodes with a language model, or the rate
-            is none.
+        BadInput: the model decodes with a language model, or the rate is none.
     """
 
-    def __init__(self, model: StreamingModel, sample_rate: int | None = None) -> None:
-        self._model, self._past = model, EncoderCache(model.config)
+    def __init__(
+        self,
+        model: Recognizer,
+        cache: EncoderCache,
+        forward: Callable[[Tensor, EncoderCache], LogProbs],
+        sample_rate: int | None = None,
+    ) -> None:
+        self._model, self._past, self._forward = model, cache, forward
         if model.decoder is not None:
             raise BadInput("language_model: a stream is decoded without one; leave it out")
         own = model.features.sample_rate
@@ -173,7 +151,7 @@ class Stream:
         updates = []
         while len(self._waiting) >= least:
             chunk, self._waiting = self._waiting.tensor_split([self._past.chunk])
-            log_probs_TV = self._model.next_log_probs(chunk, self._past)
+            log_probs_TV = self._forward(chunk, self._past)
             final, partial, ended = self._words.push(log_probs_TV)
             updates.append(
                 PartialResult(
@@ -196,7 +174,7 @@ class StreamingDecoder:
         recognizer: decodes the best path.
     """
 
-    def __init__(self, recognizer: StreamingModel) -> None:
+    def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer = recognizer
         frame_s = recognizer.features.frame_s
         self._pause, self._longest = round(PAUSE_S / frame_s), round(LONGEST_S / frame_s)

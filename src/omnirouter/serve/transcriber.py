@@ -79,7 +79,7 @@ class Transcriber(Recognizer):
         Raises:
             BadInput: the model attends to whole utterances, or is decoded with a language model.
         """
-        return Stream(self, sample_rate)
+        return Stream(self, EncoderCache(self.config), self.next_log_probs, sample_rate)
 
     def next_log_probs(self, frames_TS: Tensor, past: EncoderCache) -> LogProbs:
         """Log-probabilities [T, V] of the next chunk of a stream, whose frames are on the CPU."""
