@@ -14,8 +14,8 @@ from scipy.stats import entropy
 from torch import nn
 
 from omnirouter.analysis import plots
-from omnirouter.analysis.analysis_options import RandomExpertConfig
-from omnirouter.analysis.analyze import AnalysisOptions, analyze
+from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
+from omnirouter.analysis.analyze import analyze
 from omnirouter.analysis.hooks import (
     Recorder,
     adjacent_cosines,

@@ -20,9 +20,7 @@ from lhotse import CutSet
 from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.collect import (
     LayerPair,
-    RoutingCollection,
     RoutingNumbers,
-    collect,
     pair_of_layers,
     require_experts,
     require_one_expert,
@@ -47,19 +45,6 @@ from omnirouter.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "AnalysisOptions",
-    "RoutingCollection",
-    "RoutingNumbers",
-    "StripExample",
-    "analyze",
-    "choose_examples",
-    "collect",
-    "sample_cuts",
-    "strip_examples",
-    "summarize",
-]
 
 EXAMPLE_S = (2.5, 8.0)  # utterances shown as strips: long enough to see, short enough to read
 

@@ -14,10 +14,9 @@ from omnirouter.analysis.analyze import (
     StripExample,
     analyze_routing,
     choose_examples,
-    sample_cuts,
     strip_examples,
 )
-from omnirouter.analysis.collect import RoutingNumbers, require_one_expert
+from omnirouter.analysis.collect import RoutingNumbers, require_one_expert, sample_cuts
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
