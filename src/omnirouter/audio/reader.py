@@ -9,10 +9,12 @@ files whose headers tell nonsense or nothing of their length. Needs no torch.
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -42,6 +44,7 @@ SILENT = 2 / 2.0**15  # samples no larger are rounding
 UNKNOWN_FRAMES = 1 << 62  # libsndfile says 2**63 - 1 where a stream does not tell its length
 DENSEST = 8192  # samples a byte: FLAC of digital silence has fewer
 HEADER_BYTES = 4096  # a file as small as that may truly hold no samples
+END_S = 1.0  # decoded to find out whether a file ends where its header says
 REST = 0.1  # of a file behind the end of its audio: it goes on
 SHORT_S, SHORT = 0.1, 0.9  # by which audio may be shorter than its header says
 GAPS_S = (0.05, 3600.0)  # of a track that count as silence; longer ones are damaged times
@@ -272,15 +275,30 @@ class AudioReader:
         """Rate and channels at the beginning, and samples of the whole file at that rate.
 
         Raises:
-            AudioError: it has to be decoded to know, and cannot be.
+            AudioError: it has to be decoded to know, and cannot be; if strict, also if it ends
+                before or after its header says.
         """
         seconds = self.duration
-        if seconds is None:
+        if seconds is None or (self._strict and not self._ends_as_told(seconds)):
             seconds = sum(len(block.samples) / block.rate for block in self._raw(0.0, None))
         samples = round(seconds * self.source_rate)
         if not samples:
             raise AudioError(f"{self.name}: no samples")
         return AudioInfo(self.source_rate, self.channels, samples)
+
+    def _ends_as_told(self, seconds: float) -> bool:
+        """Tell, without decoding all, if a file seems to be whole and as long as it claims."""
+        if self._broken:
+            return False
+        source = self._sources[0]
+        if isinstance(source, _Libsndfile) and source.kind == "FLAC":
+            return _is_whole_flac(self._file, self._size, source.frames)
+        try:
+            for _ in self._raw(max(0.0, seconds - END_S), None):
+                pass
+        except AudioError:
+            return False
+        return True
 
     def decide(self, most_s: float = np.inf) -> Weights:
         """Decide on the weights of the channels, if that has not been done: reads the whole file.
@@ -432,11 +450,21 @@ class AudioReader:
         whole = None if None in lengths else sum(filter(None, lengths))
         if whole is None:
             return
+        source, end = self._sources[0], offset + done
         promised = min(left + done, whole - offset)
-        if done < min(promised - SHORT_S, SHORT * promised):
-            self._say(f"ends after {offset + done:.1f} s, its header says {whole:.1f}")
-        elif len(self._sources) == 1 and offset + done > whole - SHORT_S:
-            yield from self._behind(offset + done, left)
+        short = done < min(promised - SHORT_S, SHORT * promised)
+        alone = isinstance(source, _Libsndfile) and len(self._sources) == 1
+        if alone and ((short and not self._strict) or end > whole - SHORT_S):
+            more = yield from self._behind(source, end, left)
+            if short and more > SHORT_S:
+                self._say(f"is damaged: {end + more:.1f} of its {whole:.1f} s could be read")
+                return
+            if more > SHORT_S:
+                self._say(f"goes on after {end:.1f} s, where its header says that it ends")
+        if short:
+            self._say(f"ends after {end:.1f} s, its header says {whole:.1f}")
+        elif self._strict and (told := source.duration) and SHORT * end > told + SHORT_S:
+            self._say(f"goes on after {told:.1f} s, where its header says that it ends")
 
     def _chosen(self, block: _Block, count: int) -> _Block:
         samples, weights = block.samples[:count], block.weights
@@ -449,14 +477,13 @@ class AudioReader:
             weights = mean_weights(len(self._channels))
         return _Block(samples, block.rate, weights)
 
-    def _behind(self, done: float, left: float) -> Iterator[_Block]:
-        """Audio of a file that goes on where libsndfile ended."""
-        source = self._sources[0]
-        if not isinstance(source, _Libsndfile) or source.rest(self._size) <= REST * self._size:
-            return
-        if source.kind in ("WAV", "WAVEX"):  # whose chunks have been followed to the end
-            return
+    def _behind(
+        self, source: _Libsndfile, done: float, left: float
+    ) -> Generator[_Block, None, float]:
+        """Audio of a file that goes on where libsndfile ended; returns its seconds."""
         share = source.rest(self._size) / self._size
+        if share <= REST or source.kind in ("WAV", "WAVEX"):  # whose chunks have been followed
+            return 0.0
         found = 0.0
         with suppress(_NoAudioError, AudioError):
             more = _FFmpeg(self._file, self.name, self._track, self.notes)
@@ -471,10 +498,9 @@ class AudioReader:
                     yield self._chosen(block, count)
             finally:
                 more.close()
-        if found > SHORT_S:
-            self._say(f"goes on after {done:.1f} s, where its header says that it ends")
-        elif not found and left > SHORT_S:
+        if not found and left > SHORT_S:
             self._say(f"was not read behind {done:.1f} s: {share:.0%} of the file")
+        return found
 
     def _say(self, note: str) -> None:
         if self._strict:
@@ -494,7 +520,7 @@ class AudioReader:
 
     def _open_decoders(self) -> None:
         """Open what decodes the file: several, if it holds recordings one after another."""
-        parts, ignore_length = _parts_of(self._file, self._size)
+        parts, ignore_length, self._broken = _parts_of(self._file, self._size)
         if len(parts) > 1:
             found = f"holds {len(parts)} recordings one after another"
             if self._strict:
@@ -953,28 +979,29 @@ class _Window(io.RawIOBase):
         return True
 
 
-def _parts_of(file: BinaryIO, size: int) -> tuple[list[tuple[int, int]], bool]:
-    """Recordings one after another in a file, [begin, end), and whether a WAV goes on.
+def _parts_of(file: BinaryIO, size: int) -> tuple[list[tuple[int, int]], bool, bool]:
+    """Recordings one after another in a file, [begin, end).
 
-    Told from what stands at the beginning of pages and chunks, so that little is read.
+    Also tells if a WAV goes on behind them, and if an Ogg cannot be followed to its end. Little is
+    read: only the beginnings of pages and chunks.
     """
     file.seek(0)
     head = file.read(12)
+    begins, end = [0], size
     if head[:4] == b"OggS":
-        begins = _ogg_begins(file)
+        begins, end = _ogg_begins(file)
     elif head[4:8] == b"ftyp":
         begins = list(_mp4_begins(file, size))
     elif head[:4] == b"RIFF" and head[8:] == b"WAVE":
         begins, end = _wav_begins(file, size)
         if size - end > max(HEADER_BYTES, REST * size):
-            return [(0, size)], True
-    else:
-        return [(0, size)], False
-    return list(zip(begins, [*begins[1:], size], strict=True)), False
+            return [(0, size)], True, False
+        end = size
+    return list(zip(begins, [*begins[1:], size], strict=True)), False, end < size
 
 
-def _ogg_begins(file: BinaryIO) -> list[int]:
-    """Find where recordings begin. Pages tell their size, so only their heads are read."""
+def _ogg_begins(file: BinaryIO) -> tuple[list[int], int]:
+    """Find where recordings begin, and where pages, which tell their size, stop following."""
     begins: list[int] = []
     inside, place = False, 0  # inside: pages that begin no stream have come
     file.seek(0)
@@ -984,7 +1011,34 @@ def _ogg_begins(file: BinaryIO) -> list[int]:
             begins.append(place)
         inside = not first
         place = file.seek(sum(file.read(head[26])), os.SEEK_CUR)
-    return begins
+    return begins, place
+
+
+def _is_whole_flac(file: BinaryIO, size: int, samples: int) -> bool:
+    """Tell if the header of every frame of a FLAC is there, in order, and little behind the last.
+
+    False also for one whose blocks are of several sizes, which do not number their frames.
+    """
+    try:
+        data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:  # in memory
+        file.seek(0)
+        data = file.read()
+    begin = data.find(b"fLaC")
+    block, longest = (int.from_bytes(data[begin + i : begin + i + 2], "big") for i in (8, 10))
+    frames = -(-samples // block) if block == longest and block else sys.maxunicode
+    if frames >= sys.maxunicode:
+        return False
+    place = begin + 42
+    for number in range(frames):
+        coded = chr(number).encode("utf-8", "surrogatepass")
+        place = data.find(b"\xff\xf8", place)
+        while place >= 0 and data[place + 4 : place + 4 + len(coded)] != coded:
+            place = data.find(b"\xff\xf8", place + 1)
+        if place < 0:
+            return False
+        place += 4
+    return bool(size - place <= REST * size)
 
 
 def _mp4_begins(file: BinaryIO, size: int) -> Iterator[int]:

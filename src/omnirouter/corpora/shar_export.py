@@ -9,7 +9,6 @@ place in any. (`CutSet.to_shar(num_jobs=..., fault_tolerant=True)` drops them wi
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ from omnirouter.corpora.validate import (
     SplitReport,
     check_cut,
     manifests_of,
-    publish,
     require_usable,
     split_name,
     write_splits,
@@ -38,7 +36,7 @@ from omnirouter.corpora.validate import (
 from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
-from omnirouter.files import Progress, json_line
+from omnirouter.files import Progress, clear_leftovers, json_line, remove, replacing
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE = 64  # utterances packed by this process before others are worth their start
@@ -95,15 +93,14 @@ def write_shar(
         OmnirouterError: the folder cannot be written to, or a worker was killed.
     """
     report = SplitReport(split, out / split)
-    listed, part = out / f"rejected_{split}.jsonl", out / f".{split}.part"
-    rejects = listed.with_name(listed.name + ".part")
+    listed = out / f"rejected_{split}.jsonl"
+    unique = UniqueIds(cuts)
     try:
-        shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
-        part.mkdir(parents=True)
-        try:
-            unique = UniqueIds(cuts)
+        clear_leftovers(report.path, listed)
+        with replacing(report.path) as folder, replacing(listed) as rejects:
+            folder.mkdir()
             with (
-                _writer(part, config) as writer,
+                _writer(folder, config) as writer,
                 rejects.open("w", encoding="utf-8") as lines,
                 closing(_pack_all(unique, config)) as all_packed,
             ):
@@ -112,12 +109,10 @@ def write_shar(
                     if progress is not None:
                         progress(report.utterances + report.rejected.total())
             report.repeated_ids = unique.repeated
-            publish(rejects, listed, bool(report.rejected))
-            if report.utterances:
-                part.replace(report.path)
-        finally:
-            rejects.unlink(missing_ok=True)
-            shutil.rmtree(part, ignore_errors=True)
+            if not report.rejected:
+                rejects.unlink()
+            if not report.utterances:
+                remove(folder)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return require_usable(report, listed)

@@ -34,7 +34,7 @@ from omnirouter.data.cut_audio import (
 )
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
-from omnirouter.files import Progress, json_line, only_writer
+from omnirouter.files import Progress, clear_leftovers, json_line, only_writer, replacing
 from omnirouter.text import normalize_text
 
 WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
@@ -212,20 +212,20 @@ def write_split(
     listed = out / f"rejected_{split}.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        parts = {path: path.with_name(path.name + ".part") for path in (report.path, listed)}
-        try:
+        clear_leftovers(report.path, listed)
+        with replacing(report.path) as usable, replacing(listed) as others:
             with (
-                gzip.open(parts[report.path], "wt", encoding="utf-8", compresslevel=6) as kept,
-                parts[listed].open("w", encoding="utf-8") as rejects,
+                gzip.open(usable, "wt", encoding="utf-8", compresslevel=6) as kept,
+                others.open("w", encoding="utf-8") as rejects,
             ):
                 for _ in _validate_cuts(UniqueIds(cuts), report, kept, rejects, transcripts):
                     if progress is not None:
                         progress(report.utterances + report.rejected.total())
-            publish(parts[listed], listed, bool(report.rejected))
-            publish(parts[report.path], report.path, bool(report.utterances))
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
+            # an older file never stays beside newer results
+            if not report.rejected:
+                others.unlink()
+            if not report.utterances:
+                usable.unlink()
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return require_usable(report, listed)
@@ -238,14 +238,6 @@ def require_usable(report: SplitReport, listed: Path) -> SplitReport:
     kinds = ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
     why = f": {kinds}; see {listed}" if kinds else ""
     raise NothingUsable(f"{report.split}: no utterance can be used{why}")
-
-
-def publish(part: Path, path: Path, wanted: bool) -> None:
-    """Give a complete file its name; an older one never stays beside newer results."""
-    if wanted:
-        part.replace(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _validate_cuts(

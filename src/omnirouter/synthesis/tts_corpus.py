@@ -32,7 +32,7 @@ from omnirouter.audio.reader import load_audio, sound_length
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
 from omnirouter.data.multiprocess import in_parallel, shown
-from omnirouter.files import is_empty, only_writer, write_text
+from omnirouter.files import is_empty, only_writer, replacing, write_text
 from omnirouter.synthesis.conditions import CONDITIONS, record
 from omnirouter.synthesis.demo_corpus import drawn_seed, write_wave
 from omnirouter.synthesis.held_out import HeldOutText
@@ -478,13 +478,11 @@ def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: Tts
     path = out / passage.path
     if seconds := sound_length(path):  # 0: not there yet, or damaged
         return seconds
-    unfinished = path.with_suffix(".part")
     try:
-        seconds = write_wave(unfinished, render(passage, seed, treated, styles))
+        with replacing(path) as unfinished:
+            return write_wave(unfinished, render(passage, seed, treated, styles))
     except NoSound:
         return 0.0
-    unfinished.replace(path)
-    return seconds
 
 
 def _row(passage: TtsUtterance, duration: float, seed: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 from omnirouter.audio.reader import AudioReader, NamedFile
@@ -74,12 +75,14 @@ class Job:
         file: the upload; the job closes it.
         longest_s: of its audio, in seconds.
         separate: transcribe each channel by itself.
+        track: which sound track, counted from 1; the default one if None.
     """
 
     recognizer: Recognizer
     file: BinaryIO
     longest_s: float
     separate: bool = False
+    track: int | None = None
     abandoned: threading.Event = field(default_factory=threading.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -166,8 +169,13 @@ class JobRunner:
             job.file.close()
 
     def _transcribe(self, job: Job) -> Transcript:
-        rate = job.recognizer.features.sample_rate
-        with AudioReader(NamedFile(job.file, NAME), rate) as stream:
+        opened = partial(
+            AudioReader,
+            NamedFile(job.file, NAME),
+            job.recognizer.features.sample_rate,
+            track=job.track,
+        )
+        with opened() as stream:
             if stream.duration is not None and stream.duration > job.longest_s:
                 raise too_long(job.longest_s)
             job.tell(Started())
@@ -177,7 +185,7 @@ class JobRunner:
                 return self._transcribe_stream(job, stream)
         found = []
         for number in range(count):
-            with AudioReader(NamedFile(job.file, NAME), rate, channels=(number,)) as stream:
+            with opened(channels=(number,)) as stream:
                 found.append(self._transcribe_stream(job, stream))
         return Transcript.of_channels(found)
 
