@@ -101,10 +101,7 @@ FURTHER: dict[str, Arm] = {
         "router": RouterConfig(top_k=2, normalize_gates=True, shared_expert=True),
     },
     "Omni, every 2nd layer": {"routing": "omni", "router": RouterConfig(experts_every=2)},
-    "Omni, frozen from 1/3": {
-        "routing": "omni",
-        "router_losses": RouterLossConfig(frozen_from=500),
-    },
+    "Omni, frozen from 1/3": {"routing": "omni", "frozen_from": 1 / 3},  # of the steps
     "Switch, jitter": {"routing": "switch", "router": RouterConfig(jitter=0.01)},
     "Omni, jitter": {"routing": "omni", "router": RouterConfig(jitter=0.01)},
     "shared experts": {"routing": "switch", "router": RouterConfig(share_experts=True)},
@@ -157,6 +154,9 @@ def arm_config(
     )
     run = {k: v for k, v in arm.items() if k.startswith(("load_balance", "router_losses"))}
     config = replace(base, out=str(out), model=model, **run)
+    if arm.get("frozen_from"):
+        start = round(arm["frozen_from"] * steps)
+        config = replace(config, router_losses=RouterLossConfig(frozen_from=start))
     if arm.get("upcycled"):
         config = replace(config, init=str(out / arm["upcycled"]))
     for kind, name in MANIFESTS.items():

@@ -1,4 +1,4 @@
-"""Files: atomic writes, one writer per folder, JSON lines, and the signature of progress callbacks.
+"""Files: atomic writes, one writer per folder, JSON lines.
 
 Whatever the package leaves on disk goes through `replacing`, so that a kill or a full disk
 leaves the old file or the new one, never a part.
@@ -22,8 +22,6 @@ from omnirouter.errors import BadInput, OmnirouterError
 
 LOCK = ".lock"
 UNFINISHED = ".tmp-"  # begins the name of a file that is being written
-
-Progress = Callable[[float], None]  # takes how much is done so far
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.step import MicroBatches
 from omnirouter.train.trainer import Trainer
 

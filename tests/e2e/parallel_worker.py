@@ -26,7 +26,7 @@ from omnirouter.model import EncoderOutput
 from omnirouter.train import distributed, step, train
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.parallel import full_tensor
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.step import MicroBatches
 from omnirouter.train.trainer import Trainer, TrainResult
 

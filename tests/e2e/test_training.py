@@ -43,7 +43,7 @@ from omnirouter.data.dataset import Batch
 from omnirouter.model import CTCEncoder, EncoderOutput
 from omnirouter.text import train_tokenizer
 from omnirouter.train import train
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.run_dir import rows_of
 from omnirouter.train.step import ExtraLoss
 from omnirouter.train.trainer import Trainer

@@ -39,7 +39,7 @@ from torch.optim.optimizer import (
 from omnirouter.config import DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.train import train
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.run_dir import rows_of
 
 STEPS = 20

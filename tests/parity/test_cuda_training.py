@@ -20,7 +20,7 @@ from omnirouter.config import AugmentConfig, DataConfig, ModelConfig, OptimConfi
 from omnirouter.model import ctc_loss
 from omnirouter.model.kernels.bias_relu import _backward, _forward, bias_relu
 from omnirouter.train import train
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.run_dir import rows_of
 from omnirouter.train.trainer import Trainer
 

@@ -9,6 +9,7 @@ import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -226,6 +227,42 @@ def test_neither_torch_nor_lhotse_is_needed(exported: Path, tmp_path: Path) -> N
     assert result.returncode == 0, result.stderr
     model = OnnxTranscriber(exported, listening=VadOptions(vad="off"))
     assert result.stdout.splitlines()[0] == model.transcribe(noise(60_000)).text
+
+
+ELSEWHERE: list[dict[str, Any]] = [
+    {"shared_expert": True},
+    {"experts_every": 2},
+    {"share_experts": True},
+    {"jitter": 0.1},
+    {"experts_every": 2, "shared_expert": True, "share_experts": True},
+]
+
+
+@pytest.mark.parametrize("routing", ["switch", "omni"])
+@pytest.mark.parametrize("options", ELSEWHERE, ids="+".join)
+def test_experts_in_other_places_are_traced(routing: str, options: dict[str, Any]) -> None:
+    """Beside the routed ones, in every second layer, and the same ones in all layers."""
+    torch.manual_seed(3)
+    config = replace(TINY, num_layers=3, routing=routing, router=RouterConfig(**options))
+    encoder = CTCEncoder(config).eval()
+    for length in LENGTHS[:5]:
+        samples = noise(length)
+        with torch.no_grad():
+            expected = encoder(*extract_features([samples], config.features)).log_probs
+            found = OnnxEncoder(encoder)(torch.from_numpy(samples))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_model_with_experts_in_other_places_is_exported(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = replace(TINY, num_layers=4, router=RouterConfig(**ELSEWHERE[-1]))
+    torch.manual_seed(3)
+    own = Checkpoint(CTCEncoder(config).eval(), tokenizer, config, {}, Path("own"))
+    found = export(own, tmp_path / "out")
+    assert found["fp32"].max_difference < 1e-3 and found["fp32"].same_piece > 0.99
+    assert found["int8"].megabytes < found["fp32"].megabytes
 
 
 def test_other_routers_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

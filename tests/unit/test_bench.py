@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,14 @@ from common.parts import PARTS
 from torch.utils.flop_counter import FlopCounterMode
 
 from omnirouter.cli import main
-from omnirouter.config import BadInput, ModelConfig, count_parameters, families, family
+from omnirouter.config import (
+    BadInput,
+    ModelConfig,
+    RouterConfig,
+    count_parameters,
+    families,
+    family,
+)
 from omnirouter.model import CTCEncoder
 from omnirouter.model.kernels.cpu import SETS, processor
 from omnirouter.report import timing
@@ -56,6 +65,24 @@ def test_experts_cost_what_is_active() -> None:
     assert {name: a[name] for name in a if name != "experts"} == {
         name: b[name] for name in b if name != "experts"
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "passed", "routed"),
+    [
+        ({"shared_expert": True, "top_k": 2}, 4 * (2 + 1), 4),
+        ({"experts_every": 2}, 4, 2),
+        ({"experts_every": 3, "shared_expert": True}, 4 + 1, 1),
+        ({"share_experts": True}, 4, 4),
+    ],
+)
+def test_feed_forward_layers_are_counted_as_often_as_a_frame_passes_them(
+    options: dict[str, Any], passed: int, routed: int
+) -> None:
+    sizes = ModelConfig(routing="switch", num_experts=3, dim=16, ffn_dim=24, num_layers=4)
+    found = forward_flops(replace(sizes, router=RouterConfig(**options)), [10])
+    layer, router = 2 * 10 * (2 * 16 * 24), 2 * 10 * 16 * 3
+    assert found["experts"] == passed * layer + routed * router
 
 
 def test_families_have_equal_active_size() -> None:

@@ -681,6 +681,12 @@ def test_the_bundled_model_has_one_name_everywhere(
     assert main(["average", "english-small", model, "--output-dir", "mean"]) == 0
     assert main(["transcribe", str(manifest.parent / "4.wav"), "--model", "english-small"]) == 0
     assert planned_model(RunConfig(init="english-small")) == load_checkpoint(model).config
+    Path("tune.yaml").write_text(
+        f"init: english-small\nsteps: 1\ndata: {{train: {manifest}, batch_seconds: 4}}\n"
+    )
+    assert main(["train", "tune.yaml", "--out", "tuned"]) == 0
+    named = ["--init", model, "--tokenizer.path", "english-small"]
+    assert main(["train", "tune.yaml", *named, "--out", "other"]) == 0
 
 
 def test_a_name_that_is_none_tells_the_one_there_is(capsys: pytest.CaptureFixture[str]) -> None:

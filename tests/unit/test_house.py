@@ -23,6 +23,7 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\bos\.(replace|rename)\(": {"files.py"},
     r"\b(FileLock|fcntl)\b": {"files.py"},
     r"\bfsync\(": {"files.py"},
+    r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
     r"\bunittest\.mock\b": set(),
     r"\.(part|unfinished|partial)\"": {"corpora/download.py"},  # which goes on with what is there
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from omnirouter.config import ModelConfig, OptimConfig
+from omnirouter.config import ModelConfig, OptimConfig, RouterConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.train.optim import Muon, build_optimizers, orthogonalize, orthogonalize_each
 
@@ -38,6 +40,11 @@ def test_muon_gets_the_matrices_of_the_blocks_only() -> None:
     assert {"blocks.0.ffn.up_NFD", "blocks.1.attention.qkv.weight"} <= own
     rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
     assert {"input.weight", "head.weight", "routers.0.weight_ND"} <= rest
+    shared = CTCEncoder(replace(SMALL, routing="switch", router=RouterConfig(share_experts=True)))
+    _, muon = build_optimizers(shared, OptimConfig(muon_lr=0.02))
+    assert shared.experts is not None
+    trained = {id(p) for group in muon.param_groups for p in group["params"]}
+    assert {id(shared.experts.up_NFD), id(shared.experts.down_NDF)} <= trained
 
 
 def test_orthogonalize_evens_out_singular_values() -> None:

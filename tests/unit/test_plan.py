@@ -43,6 +43,18 @@ MODELS = {
     "two-experts": replace(
         DENSE, routing="omni", num_experts=4, router=RouterConfig(top_k=2), positions="rope"
     ),
+    "shared-expert": replace(
+        DENSE,
+        routing="switch",
+        num_experts=4,
+        router=RouterConfig(top_k=2, normalize_gates=True, shared_expert=True),
+    ),
+    "every-second-layer": replace(
+        DENSE, routing="omni", num_experts=4, router=RouterConfig(experts_every=2)
+    ),
+    "shared-experts": replace(
+        DENSE, routing="switch", num_experts=4, router=RouterConfig(share_experts=True)
+    ),
     "dropout": replace(DENSE, routing="omni", num_experts=2, dropout=0.1),
     "small": replace(PRESETS["omni-small"], num_layers=2),
     "convolutions": replace(DENSE, stem="convolutions"),
@@ -51,7 +63,9 @@ LENGTHS = [60, 48, 33]
 
 
 @pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(muon_lr=0.02)], ids=["adamw", "muon"])
-@pytest.mark.parametrize("name", ["dense", "switch", "omni"])
+@pytest.mark.parametrize(
+    "name", ["dense", "switch", "omni", "shared-expert", "every-second-layer", "shared-experts"]
+)
 def test_bytes_of_states_are_exact(name: str, optim: OptimConfig) -> None:
     """Weights, gradients and optimizer of a model that was built and has made a step."""
     config = MODELS[name]

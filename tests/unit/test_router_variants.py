@@ -81,6 +81,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "speechmoe": {"routing": "speechmoe"},
     "speechmoe2": {"routing": "speechmoe2", "domains": ("read", "call"), "accents": ("a", "b")},
 }
+STACKS = {"up_NFD", "up_bias_NF", "down_NDF", "down_bias_ND"}  # of all experts of a layer
 LENGTHS = (7, 0, 5, 9)
 
 
@@ -199,6 +200,21 @@ def test_parameters_are_counted(name: str) -> None:
     model = build(name)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert count_parameters(model.config).total == total
+
+
+@pytest.mark.parametrize("name", ["switch top 2", "shared expert", "experts every 2", "jitter"])
+def test_active_parameters_are_those_one_frame_passes(name: str) -> None:
+    """Whatever learns from a single frame: of experts the chosen ones."""
+    model = build(name)
+    output = model(*batch((1,)))
+    (output.log_probs[:, 1].sum() + load_balance_loss(output.routings)).backward()
+    count = 0
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        experts = parameter_name.rpartition(".")[2] in STACKS
+        learns = parameter.grad.flatten(1).any(dim=1) if experts else torch.ones(1)
+        count += parameter.numel() // len(learns) * int(learns.sum())
+    assert count_parameters(model.config).active == count
 
 
 # --- one by one ---

@@ -167,8 +167,11 @@ def test_several_processes_pack_the_same_archives(awkward: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_several_processes_end_with_an_interrupted_call(awkward: Path, tmp_path: Path) -> None:
-    def interrupted(done: float) -> None:
-        if done == 4:
+    done: list[float] = []
+
+    def interrupted(more: float) -> None:
+        done.append(more)
+        if len(done) == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -324,9 +327,12 @@ def test_interrupted_and_full_disks_leave_nothing_that_looks_whole(
 ) -> None:
     out = tmp_path / "out"
 
-    def interrupted(done: float) -> None:
+    done: list[float] = []
+
+    def interrupted(more: float) -> None:
+        done.append(more)
         assert list(out.glob(".tmp-*/*"))
-        if done == 3:
+        if len(done) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -147,7 +147,7 @@ def test_a_split_that_cannot_be_used_does_not_end_the_others(tmp_path: Path) -> 
     reports, [note] = prepare_manifests(tmp_path, tmp_path / "out", done.append)
     assert [report.split for report in reports] == ["test", "train"]
     assert note.startswith("dev: no utterance can be used: 2 missing audio; see")
-    assert done == [1, 2, 3, 4, 5, 6]
+    assert done == [1] * 6
     assert (tmp_path / "out" / "rejected_dev.jsonl").is_file()
 
 
@@ -180,7 +180,7 @@ def test_a_folder_gives_a_split_per_manifest(tmp_path: Path) -> None:
     done: list[float] = []
     reports, _ = prepare_manifests(tmp_path, tmp_path / "out", done.append)
     assert [report.split for report in reports] == ["dev", "train"]
-    assert done == [1, 2]
+    assert done == [1, 1]
     for listing in ("rejected_dev", "rejected", "failed", "wer_dev", ".hidden"):
         write(tmp_path / f"{listing}.jsonl", [{"id": "a", "reason": "no words"}])
     assert len(prepare_manifests(tmp_path, tmp_path / "out")[0]) == 2
@@ -243,8 +243,11 @@ def test_an_interruption_leaves_what_was_there(
     report = one(manifest, tmp_path / "out")
     before = report.path.read_bytes()
 
-    def interrupted(done: float) -> None:
-        if done == 2:
+    done: list[float] = []
+
+    def interrupted(more: float) -> None:
+        done.append(more)
+        if len(done) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

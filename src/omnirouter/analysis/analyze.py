@@ -37,13 +37,13 @@ from omnirouter.checkpoint import Checkpoint
 from omnirouter.evaluate.score import require_words
 from omnirouter.evaluate.score_utterances import (
     Precision,
-    Progress,
     evaluating,
     evaluation_loader,
     forward,
 )
 from omnirouter.files import write_text
 from omnirouter.metrics.expert_load import Floats, Ints, align_layers, top_expert
+from omnirouter.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -161,7 +161,7 @@ def analyze_routing(
         cuts: what to run it on.
         layers: of `Analysis.pair`; the last two if not given.
         precision: `bf16` runs the encoder under autocast.
-        progress: called after each batch with its number of utterances and seconds of audio.
+        progress: called after each batch with its number of utterances.
 
     Raises:
         BadInput: the model is dense, or no utterance could be used.
@@ -205,7 +205,7 @@ def analyze(
         options: utterances and figures.
         precision: `bf16` runs the encoder under autocast.
         random_experts: also measure error rates with random experts (Fig. 3).
-        progress: called after each batch with its number of utterances and seconds of audio.
+        progress: called after each batch with its number of utterances.
 
     Raises:
         BadInput: a model is dense, no utterance could be used, or random experts are asked of a

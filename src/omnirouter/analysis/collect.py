@@ -20,7 +20,6 @@ from omnirouter.evaluate.score import require_readable
 from omnirouter.evaluate.score_utterances import (
     OnOutput,
     Precision,
-    Progress,
     evaluating,
     evaluation_loader,
     forward,
@@ -39,6 +38,7 @@ from omnirouter.metrics.expert_load import (
     top_expert,
 )
 from omnirouter.model import EncoderOutput
+from omnirouter.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ def collect(
         cuts: what to run it on.
         batch_seconds: seconds of audio in one batch.
         precision: `bf16` runs the encoder under autocast.
-        progress: called after each batch with its number of utterances and seconds of audio.
+        progress: called after each batch with its number of utterances.
         on_batch: called with each batch and the encoder's output.
 
     Raises:
@@ -172,7 +172,7 @@ def collect(
             gathered.ids += batch.ids
             gathered.texts += batch.texts
             if progress is not None:
-                progress(len(batch.ids) + len(batch.rejected), batch.seconds)
+                progress(len(batch.ids) + len(batch.rejected))
     require_readable("routing", len(gathered.ids), gathered.rejected)
     return gathered.collection()
 

@@ -21,10 +21,11 @@ from omnirouter.analysis.phone_classes import fields_of, letters_of, quiet_frame
 from omnirouter.analysis.specialization import FrameRecords, Specialization, interpret
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.data.dataloader import Batch
-from omnirouter.evaluate.score_utterances import Precision, Progress
+from omnirouter.evaluate.score_utterances import Precision
 from omnirouter.metrics.expert_load import Floats
 from omnirouter.model import CTCEncoder, EncoderOutput, Router, Routing
 from omnirouter.model.routing import RoutingContext
+from omnirouter.progress import Progress
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from omnirouter.decoding import greedy
 from omnirouter.evaluate.score import require_readable
 from omnirouter.evaluate.score_utterances import (
     Precision,
-    Progress,
     encode,
     evaluating,
     evaluation_loader,
@@ -36,6 +35,7 @@ from omnirouter.evaluate.score_utterances import (
 from omnirouter.metrics.wer import CONFIDENCE, edit_counts
 from omnirouter.model import Routing
 from omnirouter.model.routing import RoutingContext
+from omnirouter.progress import Progress
 
 RESAMPLES = 1000
 
@@ -133,7 +133,7 @@ def random_expert_test(
         cuts: with texts.
         config: what to try.
         precision: `bf16` runs the encoder under autocast.
-        progress: called after each batch with its number of utterances and seconds of audio.
+        progress: called after each batch with its number of utterances.
 
     Raises:
         BadInput: the model is dense or has several experts per frame, no utterance could be used,
@@ -166,7 +166,7 @@ def random_expert_test(
                 with wrapped_routers(model, wrap):
                     texts[key] += _recognized(checkpoint, *frames, precision)
             if progress is not None:
-                progress(len(batch.ids) + len(batch.rejected), batch.seconds)
+                progress(len(batch.ids) + len(batch.rejected))
     require_readable("random experts", len(references), rejected)
     return _summarize(config, references, plain, texts)
 

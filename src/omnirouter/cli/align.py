@@ -46,11 +46,13 @@ def align(
     if output is not None:
         require_writable(output, [Path(audio), Path(text)])
     from omnirouter.files import write_atomically
+    from omnirouter.progress import from_totals
     from omnirouter.serve.align import align as run_alignment
     from omnirouter.serve.align import as_textgrid
 
     recognizer = recognizer_of(model, compute, listening, BeamSearchOptions())
-    with console.progress(audio, None, "s") as update:
+    with console.progress(audio, None, "s") as progress:
+        update = from_totals(progress)
         found = run_alignment(
             recognizer, audio, words, progress=lambda seconds, total: update(seconds)
         )

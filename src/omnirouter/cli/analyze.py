@@ -62,7 +62,7 @@ def analyze(
     each = min(options.limit or 10**9, sum(1 for _ in utterances))
     with console.progress(
         "analyze", each * len(models) * (2 if random_experts else 1), "utterances"
-    ) as update:
+    ) as progress:
         found = run_analysis(
             models,
             utterances,
@@ -70,7 +70,7 @@ def analyze(
             options,
             precision=compute.precision,
             random_experts=draws if random_experts else None,
-            progress=console.counting(update),
+            progress=progress,
         )
     for numbers in list(found.values())[:1]:
         console.list_rejected(cuts, numbers.rejected, "routing.json lists all")

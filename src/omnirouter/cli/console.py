@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from omnirouter.data.dataset import Rejected
+    from omnirouter.progress import Progress
 
-PLAIN_EVERY_S = 30.0
 WIDEST = 500  # columns of a table
 REJECTED_SHOWN = 5  # of each set
 
-Update = Callable[[float], None]
 _level = {"quiet": False, "verbose": False}
 
 
@@ -106,49 +104,25 @@ def markdown(text: str) -> None:
 
 
 @contextmanager
-def progress(title: str, total: float | None, unit: str, speed: str = "") -> Iterator[Update]:
-    """Yield a function to call with how much of `total` (None: nobody knows) is done.
+def progress(
+    title: str, total: float | None, unit: str, *, hourly: str = "", size: float = 1.0
+) -> Iterator[Progress]:
+    """Show how much of `total` (None: nobody knows) is done; yields what is to be told.
 
-    A bar on a terminal that vanishes at the end; elsewhere a line every half minute. With `speed`,
-    a unit for it, units an hour are shown too.
+    Args:
+        title: of the work.
+        total: amount of it.
+        unit: of that amount.
+        hourly: name of the unit in which speed is shown; not shown if empty.
+        size: of one unit in what is told, such as 3600 of an hour where seconds are told.
     """
-    from rich import progress as bars
-    from rich.console import Console
-
     if _level["quiet"]:
-        yield lambda done: None
+        yield lambda more: None
         return
-    console = Console(stderr=True)
-    began = time.monotonic()
+    from omnirouter.progress import ProgressBoard
 
-    def fast(done: float) -> str:
-        hours = max(time.monotonic() - began, 1e-3) / 3600
-        return f"{done / hours:.1f} {speed}" if speed else ""
-
-    if console.is_terminal:
-        columns = (
-            bars.TextColumn("{task.description}"),
-            bars.BarColumn(),
-            bars.TaskProgressColumn(),
-            bars.TextColumn("ETA"),
-            bars.TimeRemainingColumn(),
-            bars.TextColumn("{task.fields[speed]}"),
-        )
-        # standard output stays alone: it may be going to a file
-        with bars.Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
-            task = bar.add_task(title, total=total, speed="")
-            yield lambda done: bar.update(task, completed=done, speed=fast(done))
-        return
-    printed = time.monotonic()
-
-    def update(done: float) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= PLAIN_EVERY_S:
-            printed = time.monotonic()
-            whole = "" if total is None else f" of {total:.0f}"
-            note(", ".join(filter(None, [f"{title}: {done:.0f}{whole} {unit}", fast(done)])))
-
-    yield update
+    with ProgressBoard({title: total}, unit=unit, hourly=hourly) as board:
+        yield lambda more: board.advance(title, more / size)
 
 
 def show_reports(reports: list[dict[str, Any]], json: bool) -> None:
@@ -172,18 +146,6 @@ def show_reports(reports: list[dict[str, Any]], json: bool) -> None:
         if report["repeated_ids"]:
             print(f"{report['split']}: {report['repeated_ids']:,} repeated ids got a suffix (#2)")
     print("written: " + ", ".join(report["cuts"] for report in reports))
-
-
-def counting(update: Callable[[float], None]) -> Callable[[int, float], None]:
-    """A callback for batches that keeps the sum of their utterances."""
-    done = 0
-
-    def advance(utterances: int, seconds: float) -> None:
-        nonlocal done
-        done += utterances
-        update(done)
-
-    return advance
 
 
 def list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:

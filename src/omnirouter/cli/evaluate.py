@@ -100,8 +100,8 @@ def _score_all(
     for name, utterances in sets.items():
         total = sum(1 for _ in utterances)
         try:
-            with console.progress(name, total, "utterances") as update:
-                options["progress"] = console.counting(update)
+            with console.progress(name, total, "utterances") as progress:
+                options["progress"] = progress
                 if group_by is None:
                     found = {name: score(model, utterances, name=name, **options)}
                 else:

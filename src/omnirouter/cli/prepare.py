@@ -134,8 +134,8 @@ def _download(corpus: str, src: Path) -> None:
     if corpus not in DOWNLOADABLE:
         how = f": get it from {CORPORA[corpus].obtain}" if corpus in CORPORA else ""
         raise BadInput(f"--download: {corpus} cannot be downloaded by a program{how}")
-    with console.progress(f"downloading {corpus}", None, "MB") as update:
-        download(remotes(corpus), src, lambda done: update(done / 1e6))
+    with console.progress(f"downloading {corpus}", None, "MB", size=1e6) as update:
+        download(remotes(corpus), src, update)
 
 
 def _read_aloud(src: Path, output_dir: Path, options: SyntheticOptions, json: bool) -> int:

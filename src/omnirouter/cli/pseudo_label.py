@@ -84,7 +84,9 @@ def pseudo_label(
     sources = find_sources(src, output_dir)
     hours = sum(s.seconds for s in sources if s.transcript(output_dir) is None) / 3600
     try:
-        with console.progress("transcribing", hours, "hours", "hours per hour") as update:
+        with console.progress(
+            "transcribing", hours, "hours", hourly="hours per hour", size=3600
+        ) as progress:
             summary = run(
                 sources,
                 output_dir,
@@ -93,7 +95,7 @@ def pseudo_label(
                 seed=seed,
                 filters=filters,
                 backend=backend,
-                progress=lambda seconds: update(seconds / 3600),
+                progress=progress,
             )
     except KeyboardInterrupt:
         console.note("interrupted; what was transcribed is kept, the same command goes on")

@@ -52,13 +52,15 @@ def relabel(
         require_teacher()
     hours = seconds_missing(cuts, output_dir) / 3600
     try:
-        with console.progress("transcribing", hours, "hours", "hours per hour") as update:
+        with console.progress(
+            "transcribing", hours, "hours", hourly="hours per hour", size=3600
+        ) as progress:
             splits, failed = run(
                 cuts,
                 output_dir,
                 teacher,
                 segments=filters if segments else None,
-                progress=lambda done: update(done / 3600),
+                progress=progress,
             )
     except KeyboardInterrupt:
         console.note("interrupted; what was transcribed is kept, the same command goes on")

@@ -66,8 +66,8 @@ def report(
     models = []
     for name, folder in folders.items():
         total = sum(sum(1 for _ in own) for own in sets.values())
-        with console.progress(name, total + limit, "utterances") as update:
-            models.append(of_run(folder, name, sets, options, console.counting(update)))
+        with console.progress(name, total + limit, "utterances") as progress:
+            models.append(of_run(folder, name, sets, options, progress))
     write_report(
         output,
         title=title or " and ".join(folders),

@@ -23,6 +23,7 @@ from omnirouter.serve.transcript import Transcript
 
 if TYPE_CHECKING:
     from omnirouter.audio.reader import NamedFile
+    from omnirouter.progress import Progress
     from omnirouter.serve.recognizer import Recognizer
 
 Deliver = Callable[["AudioSource", Transcript], None]
@@ -207,9 +208,9 @@ def _run(
     began = time.monotonic()
     title = sources[0].name if len(sources) == 1 else f"{len(sources)} files"
     with ExitStack() as stack:
-        update = stack.enter_context(console.progress(title, 100, "%"))
+        advance = stack.enter_context(console.progress(title, 100, "%"))
         audio = _opened(sources, stack)
-        progress = _percent(update, len(sources))
+        progress = _percent(advance, len(sources))
         results = recognizer.transcribe_many(
             audio, channels=listening.channels, track=listening.track, progress=progress
         )
@@ -338,5 +339,8 @@ def _opened(sources: Sequence[AudioSource], stack: ExitStack) -> Iterator[str | 
         yield NamedFile(kept, "standard input", piped=True)
 
 
-def _percent(update: Callable[[float], None], files: int) -> Callable[[int, float, float], None]:
+def _percent(progress: Progress, files: int) -> Callable[[int, float, float], None]:
+    from omnirouter.progress import from_totals
+
+    update = from_totals(progress)
     return lambda number, done_s, total_s: update(100 * (number + done_s / total_s) / files)

@@ -16,14 +16,14 @@ import urllib.error
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from omnirouter.config import OmnirouterError
-from omnirouter.files import Progress
+from omnirouter.progress import Progress
 
 ATTEMPTS = 5  # per file, each going on where the last broke off
 WAIT_S = 2.0  # before the second attempt; twice as long before each further one
@@ -68,20 +68,12 @@ def download(remotes: Sequence[Remote], root: Path, progress: Progress | None = 
     Args:
         remotes: files of a corpus.
         root: its folder, made if need be.
-        progress: called with the number of bytes fetched so far.
+        progress: called with how many bytes have come, in turn.
 
     Raises:
         OmnirouterError: no space, no such file, a web page instead of a file, a wrong checksum, a
             broken archive, or a connection that breaks again and again.
     """
-    done = 0.0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done)
-
     try:
         root.mkdir(parents=True, exist_ok=True)
         missing = [remote for remote in remotes if not _goal(remote, root).exists()]
@@ -90,7 +82,7 @@ def download(remotes: Sequence[Remote], root: Path, progress: Progress | None = 
         for remote in missing:
             folder = root / remote.folder
             folder.mkdir(parents=True, exist_ok=True)
-            path = fetch(remote, folder, add)
+            path = fetch(remote, folder, progress or (lambda count: None))
             if remote.unpack:
                 _unpack(path, folder)
                 _goal(remote, root).touch()
@@ -113,7 +105,7 @@ def _goal(remote: Remote, root: Path) -> Path:
     return folder / f".{remote.name}.unpacked" if remote.unpack else folder / remote.name
 
 
-def fetch(remote: Remote, folder: Path, add: Callable[[int], None]) -> Path:
+def fetch(remote: Remote, folder: Path, add: Progress) -> Path:
     """Fetch one file into a folder that exists; return its path. Errors as `download`."""
     path = folder / remote.name
     if path.exists():
@@ -140,7 +132,7 @@ def fetch(remote: Remote, folder: Path, add: Callable[[int], None]) -> Path:
     return path
 
 
-def _fetch_rest(url: str, part: Path, add: Callable[[int], None]) -> None:
+def _fetch_rest(url: str, part: Path, add: Progress) -> None:
     """Append to `part` what is missing of it."""
     have = part.stat().st_size if part.exists() else 0
     try:
@@ -170,7 +162,7 @@ def _fetch_rest(url: str, part: Path, add: Callable[[int], None]) -> None:
             raise _Broken("the connection broke")
 
 
-def _append(response: HTTPResponse, part: Path, start: int, add: Callable[[int], None]) -> int:
+def _append(response: HTTPResponse, part: Path, start: int, add: Progress) -> int:
     """Write what comes from `start` on; return the size of the file."""
     with part.open("r+b" if start else "wb") as file:
         file.seek(start)

@@ -28,7 +28,7 @@ from omnirouter.corpora.registry import CORPORA
 from omnirouter.corpora.transcripts import clean_up
 from omnirouter.corpora.validate import SplitReport, write_split, write_splits
 from omnirouter.data.cut_audio import SPHERE
-from omnirouter.files import Progress
+from omnirouter.progress import Progress
 
 READERS: dict[str, Callable[[Path, Path], Splits]] = {
     "librispeech": recipes.librispeech,
@@ -106,7 +106,7 @@ def prepare_corpus(
         name: key of `CORPORA`, or `kaldi`.
         src: its folder.
         out: folder for `cuts_<split>.jsonl.gz`.
-        progress: called with the number of utterances done so far.
+        progress: called for each utterance.
 
     Returns:
         A report for every split that has a usable utterance, and notes: splits without one, and

@@ -36,7 +36,8 @@ from omnirouter.corpora.validate import (
 from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
-from omnirouter.files import Progress, clear_leftovers, json_line, remove, replacing
+from omnirouter.files import clear_leftovers, json_line, remove, replacing
+from omnirouter.progress import Progress
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 ALONE = 64  # utterances packed by this process before others are worth their start
@@ -54,7 +55,7 @@ def export_shar(
         src: a manifest, or a folder of manifests.
         out: folder for the Shar folders, and `rejected_<split>.jsonl`.
         config: of the archives.
-        progress: called with the number of utterances done so far.
+        progress: called for each utterance.
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -107,7 +108,7 @@ def write_shar(
                 for packed in all_packed:
                     _split_usable(packed, writer, report, lines)
                     if progress is not None:
-                        progress(report.utterances + report.rejected.total())
+                        progress(1)
             report.repeated_ids = unique.repeated
             if not report.rejected:
                 rejects.unlink()

@@ -34,7 +34,8 @@ from omnirouter.data.cut_audio import (
 )
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
-from omnirouter.files import Progress, clear_leftovers, json_line, only_writer, replacing
+from omnirouter.files import clear_leftovers, json_line, only_writer, replacing
+from omnirouter.progress import Progress
 from omnirouter.text import normalize_text
 
 WORDS_S = 0.25  # by which words may stand outside of their cut: less than one of them
@@ -89,7 +90,7 @@ def prepare_manifests(
     Args:
         src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`, Shar folders).
         out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
-        progress: called with the number of utterances done so far.
+        progress: called for each utterance.
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -151,7 +152,7 @@ def write_splits(
     Args:
         splits: cuts by the name of their split.
         out: folder, made if need be.
-        progress: called with the number of utterances done so far.
+        progress: called for each utterance.
         write: writes one split; `write_split` if not given.
 
     Returns:
@@ -162,20 +163,11 @@ def write_splits(
         OmnirouterError: the folder cannot be written to.
     """
     reports, notes = list[SplitReport](), list[str]()
-    before = done = 0.0
-
-    def shown(number: float) -> None:
-        nonlocal done
-        done = before + number
-        if progress is not None:
-            progress(done)
-
     try:
         with only_writer(out):
             for split, cuts in splits.items():
-                before = done
                 try:
-                    reports.append((write or write_split)(cuts, out, split, shown))
+                    reports.append((write or write_split)(cuts, out, split, progress))
                 except NothingUsable as error:
                     notes.append(str(error))
     except OSError as error:
@@ -199,7 +191,7 @@ def write_split(
         cuts: one supervised utterance each; read once.
         out: folder, made if need be.
         split: name.
-        progress: called with the number of utterances done so far.
+        progress: called for each utterance.
         transcripts: reject what has no words; noise has none.
 
     Raises:
@@ -220,7 +212,7 @@ def write_split(
             ):
                 for _ in _validate_cuts(UniqueIds(cuts), report, kept, rejects, transcripts):
                     if progress is not None:
-                        progress(report.utterances + report.rejected.total())
+                        progress(1)
             # an older file never stays beside newer results
             if not report.rejected:
                 others.unlink()

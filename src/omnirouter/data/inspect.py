@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from omnirouter.audio.reader import AudioError, AudioReader
 from omnirouter.data.cut_audio import read_cut
+from omnirouter.progress import Progress
 from omnirouter.text import normalize_text, whisper_normalize
 
 RATE = 16_000
@@ -134,7 +135,7 @@ def inspect_cuts(
     *,
     audio: bool = True,
     threads: int = 1,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> CorpusInspection:
     """Look through a manifest once.
 
@@ -142,13 +143,13 @@ def inspect_cuts(
         cuts: utterances, read once.
         audio: load and measure the audio too.
         threads: that read audio at the same time.
-        progress: called with the number of utterances done so far.
+        progress: called for each utterance.
     """
     found = CorpusInspection()
     seen = _SeenIds()
     scripts: Counter[str] = Counter()
     by_script: dict[str, Issue] = {}
-    for number, (cut, sound) in enumerate(_with_sound(cuts, audio, threads), start=1):
+    for cut, sound in _with_sound(cuts, audio, threads):
         text = " ".join(s.text for s in cut.supervisions if s.text)
         seconds = cut.duration or (sound.seconds if sound else 0.0)
         found.utterances += 1
@@ -166,7 +167,7 @@ def inspect_cuts(
         if sound:
             _look_at_sound(cut, sound, found)
         if progress is not None:
-            progress(number)
+            progress(1)
     for script, _ in scripts.most_common()[1:]:
         other = found.problems.setdefault("another script", Issue())
         other.count += by_script[script].count

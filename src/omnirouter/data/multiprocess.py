@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +16,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import track
-
 from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.progress import ProgressBoard
 
 CHUNK = 16  # items handed to a worker together
 AHEAD = 3  # chunks for each worker that are under way or wait to be taken
@@ -139,11 +136,10 @@ def shown(
     results: Iterable[Result], total: int, progress: bool, doing: str = "making speech"
 ) -> Iterator[Result]:
     """Pass results on; show progress on stderr: a bar, or ten plain lines without a terminal."""
-    console = Console(stderr=True)
-    if progress and console.is_terminal:
-        yield from track(results, doing.capitalize(), total=total, console=console)
+    if not progress:
+        yield from results
         return
-    for done, result in enumerate(results, 1):
-        yield result
-        if progress and (done * 10) // total > ((done - 1) * 10) // total:
-            print(f"{doing}: {done} of {total} utterances", file=sys.stderr, flush=True)
+    with ProgressBoard({doing: total}, unit="utterances", tenths=True) as board:
+        for result in results:
+            yield result
+            board.advance(doing)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from omnirouter.config import BadInput, TextConfig
-from omnirouter.files import Progress, write_atomically, write_text
+from omnirouter.files import write_atomically, write_text
+from omnirouter.progress import Progress
 from omnirouter.text import PUNCTUATION, UNKNOWN, Tokenizer, normalize_text, train_tokenizer
 
 EXAMPLES = 3  # kept of each character, and of what does not come back
@@ -161,7 +162,7 @@ def build_vocabulary(
     Args:
         texts: gives all sentences, the same ones each time; called twice.
         config: size, sample and alphabet.
-        progress: called with the number of sentences done, of both passes.
+        progress: called for each sentence, in both passes.
 
     Raises:
         BadInput: there is no text, or not what `vocab_size` needs; see `train_tokenizer`.
@@ -180,19 +181,17 @@ def build_vocabulary(
     sentences = (" ".join(w for w in s.split() if alphabet.issuperset(w)) for s in sample)
     tokenizer = train_tokenizer(sentences, config.vocab_size, alphabet=alphabet)
     report = counts.report(tokenizer.vocab_size, len(sample), alphabet)
-    done = counts.sentences
-    shown = None if progress is None else lambda n: progress(done + n)
-    _try_out(tokenizer, _cleaned(texts(), config.text, shown), report)
+    _try_out(tokenizer, _cleaned(texts(), config.text, progress), report)
     return tokenizer, report
 
 
 def _cleaned(texts: Iterable[str], style: TextConfig, progress: Progress | None) -> Iterator[str]:
     """Training text of the sentences that have any."""
     written = (normalize_text(text, style) for text in texts)
-    for number, text in enumerate(filter(None, written), start=1):
+    for text in filter(None, written):
         yield text
         if progress is not None:
-            progress(number)
+            progress(1)
 
 
 @dataclass

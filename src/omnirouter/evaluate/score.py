@@ -23,7 +23,6 @@ from omnirouter.decoding import Decoder, greedy
 from omnirouter.evaluate.score_utterances import (
     OnOutput,
     Precision,
-    Progress,
     evaluating,
     evaluation_loader,
     field_of,
@@ -31,6 +30,7 @@ from omnirouter.evaluate.score_utterances import (
 )
 from omnirouter.metrics.wer import error_rate
 from omnirouter.model.kernels import prepack
+from omnirouter.progress import Progress
 from omnirouter.text import Apostrophes, whisper_normalize
 
 NO_WORDS = "{}: there is not one word to compare with; evaluating needs transcripts"
@@ -177,8 +177,7 @@ def score_batches(
         batches: of a `AsrDataLoader` in evaluation mode.
         name: of the result.
         precision: `bf16` runs the encoder under autocast.
-        progress: called after each batch with its number of utterances (rejected ones included) and
-            its seconds of audio.
+        progress: called after each batch with its number of utterances, rejected ones included.
         on_output: called with each batch and the encoder's output.
     """
     recognized, rejected = _recognize_all(
@@ -312,7 +311,7 @@ def _recognize_all(
             recognized += rows
             rejected += batch.rejected
             if progress is not None:
-                progress(len(rows) + len(batch.rejected), sum(row.audio_s for row in rows))
+                progress(len(rows) + len(batch.rejected))
     return recognized, rejected
 
 

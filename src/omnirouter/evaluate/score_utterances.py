@@ -19,7 +19,6 @@ from omnirouter.data.dataloader import AsrDataLoader, Batch
 from omnirouter.model import CTCEncoder, EncoderOutput
 
 Precision = Literal["fp32", "bf16"]
-Progress = Callable[[int, float], None]
 OnOutput = Callable[[Batch, EncoderOutput], None]
 
 

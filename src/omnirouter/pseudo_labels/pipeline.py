@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from omnirouter.files import (
     write_json,
     write_text,
 )
+from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.backends import Backend, run_locally
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.source_files import SourceFile
@@ -156,7 +157,7 @@ def pseudo_label(
     seed: int = 0,
     filters: FilterConfig | None = None,
     backend: Backend = run_locally,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> PseudoLabelSummary:
     """Label recordings that are not labeled yet, then filter and split all of them.
 
@@ -168,7 +169,7 @@ def pseudo_label(
         seed: of that draw.
         filters: which segments to keep.
         backend: where recordings are transcribed.
-        progress: called with the seconds of audio done so far.
+        progress: called with the seconds of each recording.
 
     Raises:
         BadInput: too few recordings, or a folder of something else.
@@ -181,16 +182,15 @@ def pseudo_label(
             f"a number below {len(sources)}"
         )
     check_settings(out, config)
-    summary, done = PseudoLabelSummary(), 0.0
+    summary = PseudoLabelSummary()
     try:
         with only_writer(out):
             missing = [source for source in sources if source.transcript(out) is None]
             for source, reason in backend(missing, out, config) if missing else ():
                 if reason:
                     summary.failed[source.id] = reason
-                done += source.seconds
                 if progress is not None:
-                    progress(done)
+                    progress(source.seconds)
             _write(sources, out, dev_files, seed, filters or FilterConfig(), summary)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error

@@ -33,8 +33,9 @@ from omnirouter.corpora.validate import (
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
-from omnirouter.files import Progress, json_line, only_writer, write_text
+from omnirouter.files import json_line, only_writer, write_text
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
+from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.pipeline import check_settings, has_settings
 from omnirouter.pseudo_labels.store import HypothesisStore, StoredHypothesis, open_store
@@ -94,7 +95,7 @@ def relabel(
             `segments` asks for it.
         segments: cut every utterance into segments, as recordings are for pseudo-labels, and keep
             those that these filters keep; None leaves utterances as they are.
-        progress: called with the seconds of audio done so far.
+        progress: called with the seconds of audio of each batch.
         teacher: makes the teacher, if there is something to transcribe.
 
     Returns:
@@ -109,7 +110,7 @@ def relabel(
     manifests = [open_manifest(path) for path in manifests_of(src)]
     further = {"segments": True} if segments else {}
     has_settings(out, config, STAMP, **further)
-    transcriber, done, failed = _UtteranceTranscriber(config, bool(segments)), 0.0, dict[str, str]()
+    transcriber, failed = _UtteranceTranscriber(config, bool(segments)), dict[str, str]()
     if any(True for _ in _all_missing(manifests, out)):
         transcriber.teacher = teacher(config)  # before anything is written: it may not be there
     check_settings(out, config, STAMP, **further)
@@ -120,9 +121,8 @@ def relabel(
                     found = transcriber.transcribe(batch, failed)
                     own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
                     store.add(split_name(manifest.path), own)
-                    done += sum(cut.duration for cut in batch)
                     if progress is not None:
-                        progress(done)
+                        progress(sum(cut.duration for cut in batch))
             rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
             _write_lines(out / FAILED, rows)
             written, unusable = list[Relabeled](), list[str]()

@@ -30,11 +30,11 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, floa
     t, d = float(sum(lengths)), config.dim
     squares = float(sum(length * length for length in lengths))
     layer = 8 * t * d * d + 4 * d * squares + 2 * t * config.local_width * d
-    choices = 1 if config.routing == "dense" else config.router.top_k
-    routes = 2 * t * config.router_width * config.num_experts
-    if config.routing in ("dense", "hash"):
-        routes = 0.0
-    expert = 4 * t * d * config.ffn_dim * choices + routes
+    routed = len(config.expert_layers)
+    passed = config.num_layers + routed * (config.router.top_k - 1 + config.router.shared_expert)
+    routes = 0.0
+    if config.routing != "hash":
+        routes = 2 * t * config.router_width * config.num_experts * routed
     embedding = 0.0
     if config.embedder is not None:
         embedding = sum(forward_flops(config.embedder, lengths).values())
@@ -45,7 +45,7 @@ def forward_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, floa
     return {
         "input": inputs,
         "attention": config.num_layers * layer,
-        "experts": config.num_layers * expert,
+        "experts": 4 * t * d * config.ffn_dim * passed + routes,
         "head": 2 * t * d * config.vocab_size,
         "embedding": embedding,
     }

@@ -16,7 +16,7 @@ from omnirouter.config import CONVOLVED, ModelConfig, OptimConfig
 from omnirouter.model import CTCEncoder
 from omnirouter.model.kernels import avx512_bf16
 from omnirouter.model.packing import PackedBatch
-from omnirouter.train.optim import MUON_ITERATIONS, decays
+from omnirouter.train.optim import MUON_ITERATIONS, is_hidden_matrix
 
 FLOAT = 4  # bytes
 INDEX = 8
@@ -52,7 +52,7 @@ def states(config: ModelConfig, optim: OptimConfig, *, half: bool, cuda: bool) -
         model = CTCEncoder(config)
     named = list(model.named_parameters())
     count = sum(p.numel() for _, p in named)
-    muon = [p for n, p in named if optim.muon_lr and "blocks." in n and decays(n, p)]
+    muon = [p for n, p in named if optim.muon_lr and is_hidden_matrix(n, p)]
     chosen = {id(p) for p in muon}
     adam = [p for _, p in named if id(p) not in chosen]
     matrices = [p for n, p in named if p.ndim >= 2 and "bias" not in n and "routers" not in n]
@@ -99,7 +99,10 @@ def activation_bytes(
         inside = _scored(config, lengths, w)
     local = FLOAT * d if config.local_width else 0
     attention = t * (norm + w * d + w * d + local + mask * d) + inside
-    experts = t * (norm + _feed_forward(config, w, mask, cuda) + mask * d)
+    routed = len(config.expert_layers)
+    dense = config.num_layers - routed + routed * config.router.shared_expert
+    experts = float(config.num_layers * (norm + mask * d))
+    experts += routed * _routed(config, w, mask, cuda) + dense * _feed_forward(config, w, mask)
     head = t * (norm + w * d + FLOAT * config.vocab_size)
     embedding = 0.0
     if config.embedder is not None:
@@ -111,7 +114,7 @@ def activation_bytes(
     return {
         "input": t * w * values,
         "attention": config.num_layers * attention,
-        "experts": config.num_layers * experts,
+        "experts": t * experts,
         "head": head,
         "ctc": _ctc(config, lengths),
         "embedding": embedding,
@@ -127,21 +130,25 @@ def _scored(config: ModelConfig, lengths: Sequence[int], w: int) -> float:
     return float(w * values)
 
 
-def _feed_forward(config: ModelConfig, w: int, mask: int, cuda: bool) -> float:
-    """For each frame: input, hidden layer (again behind dropout), and what routing keeps."""
-    d, f, n, k = config.dim, config.ffn_dim, config.num_experts, config.router.top_k
+def _feed_forward(config: ModelConfig, w: int, mask: int) -> float:
+    """For each frame of a dense layer: input, hidden layer, and that again behind dropout."""
     # GELU's gradient needs its input; dropout keeps nothing of what it reads
-    both = config.activation == "gelu" and (not mask or (config.routing != "dense" and not cuda))
-    kept = f * w * (2 if both else 1)
-    hidden = kept + f * (w + mask if mask else 0)
-    if config.routing == "dense":
-        return w * d + hidden
-    if not cuda:
-        hidden = kept  # behind dropout, whose mask its zeros tell: model/kernels/cpu.py
+    both = config.activation == "gelu" and not mask
+    hidden = config.ffn_dim * ((2 if both else 1) * w + (w + mask if mask else 0))
+    return w * config.dim + hidden
+
+
+def _routed(config: ModelConfig, w: int, mask: int, cuda: bool) -> float:
+    """For each frame of a layer with experts: what routing keeps, and each choice's layer."""
+    d, f, n = config.dim, config.ffn_dim, config.num_experts
+    both = config.activation == "gelu" and (not mask or not cuda)
+    hidden = (2 if both else 1) * w * f
+    if cuda and mask:  # on a CPU zeros tell the mask: model/kernels/cpu.py
+        hidden += f * (w + mask)
     # the router reads float32; of each assignment: input, hidden layer, output before and after the
     # gate, indices
-    router = FLOAT * config.router_width + 4 * FLOAT * n
-    return router + k * (w * d + hidden + 2 * w * d + (w * n if cuda else 0) + 4 * INDEX)
+    choice = 3 * w * d + hidden + (w * n if cuda else 0) + 4 * INDEX
+    return FLOAT * config.router_width + 4 * FLOAT * n + config.router.top_k * choice
 
 
 def _ctc(config: ModelConfig, lengths: Sequence[int]) -> float:

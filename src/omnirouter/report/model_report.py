@@ -23,7 +23,8 @@ from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, ModelConfig
 from omnirouter.evaluate.score import SetResult, score
-from omnirouter.evaluate.score_utterances import Precision, Progress
+from omnirouter.evaluate.score_utterances import Precision
+from omnirouter.progress import Progress
 from omnirouter.train.run_dir import rows_of
 
 METRICS = "metrics.jsonl"

@@ -6,11 +6,9 @@ share. Each run lives in its own folder, and goes on where it stopped if it has 
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import queue
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -18,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from omnirouter.config import OmnirouterError, RunConfig
 from omnirouter.data.multiprocess import available_cores
+from omnirouter.progress import ProgressBoard
 from omnirouter.train import TrainResult, train
-from omnirouter.train.progress import PLAIN_EVERY_S, ProgressReporter, columns
+from omnirouter.train.reporter import STEP, ProgressReporter
 
 SEND_EVERY_S = 0.5
 THREADS = "OMP_NUM_THREADS"  # read once, when torch is imported
@@ -33,25 +31,13 @@ class Relay(ProgressReporter):
     """A `ProgressReporter` that sends what it would show to another process."""
 
     def __init__(self, steps: int, title: str, outbox: Any) -> None:
-        super().__init__(steps, title)
-        self.outbox = outbox
-        self._sent = 0.0
+        super().__init__(steps, title, Console(quiet=True, force_terminal=False))
+        self.outbox, self.every_s = outbox, SEND_EVERY_S
 
-    def __enter__(self) -> Relay:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    @property
-    def due(self) -> bool:
-        """True if losses are to be sent again."""
-        return time.monotonic() - self._sent >= SEND_EVERY_S
-
-    def advance(self, step: int, figures: str | None = None) -> None:
+    def step(self, step: int, figures: str = "") -> None:
         """A step is done."""
-        if figures is not None:
-            self._sent = time.monotonic()
+        super().step(step, figures)
+        if figures:
             self.outbox.put(("step", self.title, step, figures))
 
     def note(self, text: str) -> None:
@@ -87,7 +73,7 @@ def train_side_by_side(
         for process in processes.values():
             process.start()
     try:
-        return _follow(processes, runs, outbox, console or Console(stderr=True, highlight=False))
+        return _follow(processes, runs, outbox, console)
     finally:
         for process in processes.values():
             process.join()
@@ -110,13 +96,13 @@ def _follow(
     processes: Mapping[str, BaseProcess],
     runs: Mapping[str, RunConfig],
     outbox: Any,
-    console: Console,
+    console: Console | None,
 ) -> dict[str, TrainResult]:
     """Show what the processes send until all have ended."""
     results: dict[str, TrainResult] = {}
-    board = _Board(runs, console)
+    steps = {name: config.steps for name, config in runs.items()}
     interrupted = False
-    with board.bars:
+    with ProgressBoard(steps, form=STEP, lasting=True, console=console) as board:
         while len(results) < len(runs):
             try:
                 kind, name, *rest = outbox.get(timeout=1.0)
@@ -127,9 +113,9 @@ def _follow(
                 interrupted = True
                 continue
             if kind == "step":
-                board.step(name, *rest)
+                board.update(name, *rest)
             elif kind == "note":
-                console.print(f"{name}: {rest[0]}", soft_wrap=True, markup=False)
+                board.note(f"{name}: {rest[0]}")
             elif kind == "done":
                 results[name] = rest[0]
             else:
@@ -155,39 +141,6 @@ def _stop(processes: Mapping[str, BaseProcess]) -> None:
     for process in processes.values():
         if process.is_alive():
             process.terminate()
-
-
-class _Board:
-    """A bar for each run on a terminal, plain lines elsewhere."""
-
-    def __init__(self, runs: Mapping[str, RunConfig], console: Console) -> None:
-        self.console = console
-        self.bars = Progress(
-            *columns(console.width),
-            console=console,
-            speed_estimate_period=120,
-            disable=not console.is_terminal,
-        )
-        self.tasks: dict[str, TaskID] = {
-            name: self.bars.add_task(name, total=config.steps, status="")
-            for name, config in runs.items()
-        }
-        self.printed = dict.fromkeys(runs, -math.inf)  # the first losses are shown at once
-        self.began: dict[str, tuple[int, float]] = {}
-
-    def step(self, name: str, step: int, status: str) -> None:
-        """A run has come so far."""
-        self.bars.update(self.tasks[name], completed=step, status=status)
-        now = time.monotonic()
-        first, since = self.began.setdefault(name, (step, now))
-        if self.console.is_terminal or now - self.printed[name] < PLAIN_EVERY_S:
-            return
-        self.printed[name] = now
-        total = self.bars.tasks[self.tasks[name]].total or 0
-        left = (now - since) / max(step - first, 1) * (total - step) / 60
-        self.console.print(
-            f"{name}: step {step}/{total:.0f}, {left:.1f} min left, {status}", soft_wrap=True
-        )
 
 
 @contextmanager

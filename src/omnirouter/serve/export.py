@@ -103,11 +103,6 @@ def export(
             f"routing: {checkpoint.config.routing} with these router options has no ONNX export; "
             "dense, switch and omni with top_k 1 and without balance_bias have"
         )
-    options = checkpoint.config.router
-    if options.shared_expert or options.share_experts or options.experts_every > 1:
-        raise BadInput(
-            "router: a model with shared_expert, share_experts or experts_every has no ONNX export"
-        )
     if out.exists() and not _replaceable(out):
         raise BadInput(f"{out}: exists and is no export; choose another folder or empty it")
     found: dict[str, ParityReport] = {}
@@ -275,7 +270,11 @@ class OnnxEncoder(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.config = encoder.config
-        self.experts = nn.ModuleList(_apart(block.ffn) for block in encoder.blocks)  # type: ignore[arg-type]
+        shared = _apart(encoder.experts)
+        self.experts = nn.ModuleList(
+            shared if block.ffn is None else _apart(block.ffn)  # type: ignore[arg-type]
+            for block in encoder.blocks
+        )
 
     def forward(self, samples: Tensor) -> Tensor:
         """log_probs_TV."""
@@ -307,15 +306,17 @@ class OnnxEncoder(nn.Module):
             outside_HTT = torch.where(seen_TT, 0.0, -torch.inf)[None]
             bias_HTT = outside_HTT if bias_HTT is None else bias_HTT + outside_HTT
         for layer, block in enumerate(encoder.blocks):
-            router = encoder.routers[config.router_map[layer]] if encoder.routers else None
             if block.local is not None:
                 x_TD = _convolved(block.local, x_TD, following_T)  # type: ignore[arg-type]
             x_TD = _attend(block, x_TD, rotation, bias_HTT)  # type: ignore[arg-type]
             h_TD = block.ffn_norm(x_TD)  # type: ignore[operator]
-            if router is None:
-                x_TD = x_TD + block.ffn(h_TD)  # type: ignore[operator]
-            else:
+            if layer in config.expert_layers:
+                router = encoder.routers[config.router_map[layer]]
                 x_TD = x_TD + _routed(router, self.experts[layer], h_TD)  # type: ignore[arg-type]
+            else:
+                x_TD = x_TD + block.ffn(h_TD)  # type: ignore[operator]
+            if block.shared is not None:
+                x_TD = x_TD + block.shared(h_TD)  # type: ignore[operator]
         return encoder.head(encoder.norm(x_TD)).log_softmax(dim=-1)  # type: ignore[no-any-return]
 
 
@@ -380,7 +381,7 @@ def _attend(
     return x_TD + block.attention.out(y_THE.reshape(-1, width))  # type: ignore[no-any-return]
 
 
-def _apart(experts: nn.Module) -> nn.ModuleList:
+def _apart(experts: nn.Module | None) -> nn.ModuleList:
     """Each expert with its own matrices: of a stack the quantizer sees no constants."""
     if not isinstance(experts, Experts):
         return nn.ModuleList()

@@ -36,11 +36,12 @@ from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
 from omnirouter.model.router_variants import HashRouter
+from omnirouter.pretrained import resolve_model
 from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import ParallelModel
-from omnirouter.train.progress import ProgressReporter, start_line, too_large_a_step
+from omnirouter.train.reporter import ProgressReporter, start_line, too_large_a_step
 from omnirouter.train.resume import (
     changes_on_resume,
     digests,
@@ -202,9 +203,10 @@ def _described(style: TextConfig) -> str:
     return f"casing: {style.casing}, punctuation: {style.punctuation}"
 
 
-def _model_file(path: str) -> Path:
-    """A tokenizer file, or that of a checkpoint folder."""
-    return Path(path) / TOKENIZER if Path(path).is_dir() else Path(path)
+def _model_file(name: str) -> Path:
+    """A tokenizer file, or that of a checkpoint, given by folder or name."""
+    path = resolve_model(name)
+    return path / TOKENIZER if path.is_dir() else path
 
 
 def _sentences(config: RunConfig) -> Iterator[str]:

@@ -40,12 +40,12 @@ def learning_rate(step: int, config: OptimConfig) -> float:
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """AdamW, with weight decay on matrices only; with `muon_lr` the blocks' matrices go to `Muon`.
+    """AdamW, with weight decay on matrices only; with `muon_lr` hidden matrices go to `Muon`.
 
     Every parameter group has its peak rate in `peak`; the schedule scales them alike.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if config.muon_lr and "blocks." in name and decays(name, p)]
+    hidden = [p for name, p in named if config.muon_lr and is_hidden_matrix(name, p)]
     chosen = {id(p) for p in hidden}
     rest = [(name, p) for name, p in named if id(p) not in chosen]
     groups = [
@@ -67,6 +67,11 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """True for what weight decay applies to: matrices, single or stacked, but not biases."""
     return parameter.requires_grad and parameter.ndim >= 2 and "bias" not in name
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """True for the matrices of blocks and of experts that all layers share."""
+    return decays(name, parameter) and ("blocks." in name or name.startswith("experts."))
 
 
 def set_lr(optimizers: Sequence[Optimizer], step: int, config: OptimConfig) -> float:

@@ -27,7 +27,7 @@ from omnirouter.metrics.health import TrainingHealth
 from omnirouter.model import CTCEncoder
 from omnirouter.train.builder import build_run
 from omnirouter.train.distributed import DistributedContext, restarted
-from omnirouter.train.progress import ProgressReporter, figures
+from omnirouter.train.reporter import ProgressReporter, figures
 from omnirouter.train.state import TrainProgress
 from omnirouter.train.step import (
     AsyncFiniteCheck,
@@ -253,15 +253,15 @@ class Trainer:
 
     def report_progress(self, *, last: bool) -> None:
         """Tell how far the run is, with mean losses since the last logged row when they are due."""
-        progress, shown = self.progress, None
-        if self.reporter.due or last:
+        progress, shown = self.progress, ""
+        if self.reporter.losses_due or last:
             ctc, balance, steps = self.state.sums.tolist()
             experts = balance if self.config.model.routing != "dense" else None
             mean = [
                 value / steps if steps and value is not None else None for value in (ctc, experts)
             ]
             shown = figures(mean[0], mean[1], progress.audio_s / max(progress.elapsed_s, 1e-9))
-        self.reporter.advance(progress.step, shown)
+        self.reporter.step(progress.step, shown)
 
     def save_state(self) -> None:
         """Write the training state."""

@@ -23,7 +23,7 @@ from omnirouter.evaluate.score import require_readable, score_batches
 from omnirouter.model import CTCEncoder, EncoderOutput, ctc_loss
 from omnirouter.text import Tokenizer, normalize_text
 from omnirouter.train.distributed import DistributedContext
-from omnirouter.train.progress import ProgressReporter
+from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.run_dir import RunDir
 from omnirouter.train.state import TrainProgress
 

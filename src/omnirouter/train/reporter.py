@@ -1,48 +1,21 @@
-"""Progress of a run: a line with ETA on a terminal, plain lines elsewhere."""
+"""Progress of a training run: losses, validations, and a line on model and data at its start."""
 
 from __future__ import annotations
 
 import platform
-import time
-from types import TracebackType
 
 import torch
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from omnirouter.config import RunConfig, count_parameters
 from omnirouter.data.dataloader import DataSize
+from omnirouter.progress import ProgressBoard
 from omnirouter.train.distributed import DistributedContext
 
-TERMINAL_EVERY_S = 2.0  # between two readings of the losses
-PLAIN_EVERY_S = 30.0
-WIDE = 110  # characters a terminal needs for a bar beside the figures
+STEP = "step {done}/{total}"
 
 
-def columns(width: int) -> list[ProgressColumn]:
-    """Columns of a line for a terminal of so many characters; a narrow one has no bar."""
-    wide = width >= WIDE
-    return [
-        TextColumn("[bold]{task.description}"),
-        *([BarColumn(bar_width=min(40, width - 80))] if wide else []),
-        MofNCompleteColumn(),
-        *([TimeElapsedColumn()] if wide else []),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-    ]
-
-
-class ProgressReporter:
+class ProgressReporter(ProgressBoard):
     """Shows a run: the first losses at once, later ones paced in time.
 
     Args:
@@ -52,64 +25,25 @@ class ProgressReporter:
     """
 
     def __init__(self, steps: int, title: str = "train", console: Console | None = None) -> None:
-        self.steps = steps
+        super().__init__({title: steps}, form=STEP, lasting=True, console=console)
         self.title = title
-        self.console = console or Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            *columns(self.console.width),
-            console=self.console,
-            speed_estimate_period=120,
-            disable=not self.console.is_terminal,
-        )
-        self._task: TaskID | None = None
-        self._printed: float | None = None
-        self._began: tuple[int, float] | None = None
-
-    def __enter__(self) -> ProgressReporter:
-        self._bar.start()
-        self._task = self._bar.add_task(self.title, total=self.steps, status="")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     @property
-    def due(self) -> bool:
+    def losses_due(self) -> bool:
         """True if losses are to be shown again; reading them makes a GPU wait."""
-        every = TERMINAL_EVERY_S if self.console.is_terminal else PLAIN_EVERY_S
-        return self._printed is None or time.monotonic() - self._printed >= every
+        return self.due(self.title)
 
-    def advance(self, step: int, figures: str | None = None) -> None:
-        """A step is done; `figures` are those of a step for which they were `due`."""
-        now = time.monotonic()
-        if self._began is None:
-            self._began = (step, now)
-        if self._task is not None:
-            self._bar.update(self._task, completed=step)
-        if figures is None:
-            return
-        self._printed = now
-        if self._task is not None:
-            self._bar.update(self._task, status=figures)
-        if not self.console.is_terminal:
-            done, since = step - self._began[0], now - self._began[1]
-            left = f", {since / done * (self.steps - step) / 60:.1f} min left" if done else ""
-            self.console.print(
-                f"{self.title}: step {step}/{self.steps}{left}, {figures}", soft_wrap=True
-            )
+    def step(self, step: int, figures: str = "") -> None:
+        """A step is done; `figures` are those of a step for which they were due."""
+        self.update(self.title, step, figures, show=bool(figures))
 
     def validation(self, step: int, wer: float, loss: float) -> None:
         """A validation is done."""
         self.note(f"step {step}: dev WER {wer:.1%} (greedy), dev CTC {loss:.1f}")
 
     def note(self, text: str) -> None:
-        """One line that stays."""
-        self.console.print(f"{self.title}: {text}", soft_wrap=True, markup=False)
+        """One line that stays, with the title before it."""
+        super().note(f"{self.title}: {text}")
 
 
 def figures(ctc: float | None, balance: float | None, audio_per_second: float) -> str:
