@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 
+from omnirouter.audio.containers import is_whole_flac
 from omnirouter.audio.reader import (
     AudioError,
     AudioReader,
-    _is_whole_flac,
     audio_info,
     load_audio,
     sound_length,
@@ -307,9 +307,9 @@ def test_flac_is_followed_from_frame_to_frame(tmp_path: Path, rate: int, channel
     soundfile.write(path, np.concatenate([sound(0, rate, channels)] * 14)[:-100], rate)
     size, frames = path.stat().st_size, soundfile.info(path).frames
     with path.open("rb") as file:
-        assert _is_whole_flac(file, size, frames)
-        assert not _is_whole_flac(file, size, frames + 5_000)
-    assert not _is_whole_flac(io.BytesIO(path.read_bytes()[: size // 2]), size // 2, frames)
+        assert is_whole_flac(file, size, frames)
+        assert not is_whole_flac(file, size, frames + 5_000)
+    assert not is_whole_flac(io.BytesIO(path.read_bytes()[: size // 2]), size // 2, frames)
 
 
 @pytest.mark.parametrize(
