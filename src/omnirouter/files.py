@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, values: Any) -> None:
     """Write one indented JSON value whole or not at all."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    write_text(path, "".join(map(json_line, rows)))
 
 
 def _temporary_name(target: Path) -> str:

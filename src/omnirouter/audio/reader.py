@@ -60,12 +60,9 @@ END_S = 1.0  # decoded to find out whether a file ends where its header says
 
 @dataclass(frozen=True)
 class NamedFile:
-    """A file opened for reading bytes, which can be positioned, and what messages call it.
+    """A file opened for reading bytes, which can be positioned, and its name for messages.
 
-    Attributes:
-        file: the opened file.
-        name: for messages.
-        piped: it comes as a stream, whose first 10 s of sound decide on its channels.
+    One that is `piped` comes as a stream, whose first 10 s of sound decide on its channels.
     """
 
     file: BinaryIO
@@ -93,7 +90,7 @@ def load_audio(
     channels: Sequence[int] = (),
     weights: Sequence[float] | None = None,
 ) -> Samples:
-    """Read a file, or a stretch of it, as mono at `sample_rate`.
+    """Read a file, or a stretch of it, as mono: samples [samples] in [-1, 1].
 
     Args:
         path: audio file.
@@ -102,9 +99,6 @@ def load_audio(
         duration: seconds to read; to the end if None.
         channels: those to read, counted from 0; all if empty.
         weights: of these channels, as decided on the whole file; the stretch decides if None.
-
-    Returns:
-        Samples in [-1, 1], shape [samples].
 
     Raises:
         AudioError: missing, empty, not audio, shorter or longer than its header says, or with
@@ -167,8 +161,8 @@ class AudioReader:
         offset: seconds to skip at the start.
         duration: seconds to read; to the end if None.
         channels: those to read, counted from 0; all if empty.
-        weights: of these channels; decided over the whole file if None, or over the first 10 s of
-            sound of what comes through a pipe.
+        weights: of these channels; if None the whole file decides, of a pipe its first 10 s of
+            sound.
         track: which sound track of a video, counted from 1; its default one if None.
         strict: refuse a file of which some would not be read, or that ends too soon.
 
@@ -276,10 +270,7 @@ class AudioReader:
         return True
 
     def decide(self, most_s: float = np.inf) -> Weights:
-        """Decide on the weights of the channels, if that has not been done: reads the whole file.
-
-        Args:
-            most_s: seconds that are read at most.
+        """Weights of the channels; decided on the whole file, or `most_s` seconds, if need be.
 
         Raises:
             AudioError: damaged on the way.

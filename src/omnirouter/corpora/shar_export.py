@@ -9,14 +9,13 @@ place in any. (`CutSet.to_shar(num_jobs=..., fault_tolerant=True)` drops them wi
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
@@ -47,15 +46,9 @@ CHUNK = 4  # utterances handed over together; they may be hours long
 def export_shar(
     src: Path, out: Path, config: SharConfig, progress: Progress | None = None
 ) -> tuple[list[SplitReport], list[str]]:
-    """Turn manifests into Shar folders, `out/<split>`, one for each.
+    """Turn a manifest, or a folder of them, into Shar folders, `out/<split>`, one for each.
 
     A script that packs with several workers needs the usual `if __name__ == "__main__":`.
-
-    Args:
-        src: a manifest, or a folder of manifests.
-        out: folder for the Shar folders, and `rejected_<split>.jsonl`.
-        config: of the archives.
-        progress: called for each utterance.
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -86,12 +79,7 @@ def write_shar(
 ) -> SplitReport:
     """Check the cuts of a split against their audio and write both to `out/<split>`.
 
-    The folder appears under its name when it is complete. What cannot be used goes to
-    `rejected_<split>.jsonl`.
-
-    Raises:
-        BadInput: no utterance can be used.
-        OmnirouterError: the folder cannot be written to, or a worker was killed.
+    What cannot be used goes to `rejected_<split>.jsonl`. Raises as `export_shar`.
     """
     report = SplitReport(split, out / split)
     listed = out / f"rejected_{split}.jsonl"
@@ -124,23 +112,14 @@ def _writer(folder: Path, config: SharConfig) -> SharWriter:
     return SharWriter(folder, fields, config.shard_size, warn_unused_fields=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Packed:
-    """An utterance on its way into a shard, or the reason why it goes into none.
-
-    Attributes:
-        id: of the cut.
-        reason: empty if it can be used.
-        seconds: its audio.
-        members: for the archive: name, content, whether it counts for the size of a shard.
-        cut: for the list of cuts.
-    """
+class _Packed(NamedTuple):
+    """An utterance on its way into a shard, or the reason why it goes into none."""
 
     id: str
     reason: str = ""
     seconds: float = 0.0
-    members: tuple[tuple[str, bytes, bool], ...] = ()
-    cut: dict[str, Any] | None = None
+    members: Sequence[tuple[str, bytes, bool]] = ()  # name, content, if it counts for the size
+    cut: dict[str, Any] | None = None  # for the list of cuts
 
 
 def _split_usable(packed: _Packed, writer: SharWriter, report: SplitReport, lines: TextIO) -> None:
@@ -171,7 +150,7 @@ def _pack(config: SharConfig, cut: Cut) -> _Packed:
         members, row = _encode(checked, config)
     except Unusable as reason:
         return _Packed(id=cut.id, reason=str(reason))
-    return _Packed(id=cut.id, seconds=checked.duration, members=tuple(members), cut=row)
+    return _Packed(id=cut.id, seconds=checked.duration, members=members, cut=row)
 
 
 class _Caught:

@@ -85,12 +85,9 @@ class NothingUsable(BadInput):
 def prepare_manifests(
     src: Path, out: Path, progress: Progress | None = None
 ) -> tuple[list[SplitReport], list[str]]:
-    """Turn manifests, JSONL or lhotse cuts, into checked cuts: a split for every file.
+    """Turn a manifest, or those of a folder, into checked cuts: `out/cuts_<split>.jsonl.gz` each.
 
-    Args:
-        src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`, Shar folders).
-        out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
-        progress: called for each utterance.
+    A split is named after its manifest (`*.jsonl`, `*.jsonl.gz` or a Shar folder).
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -147,13 +144,7 @@ def write_splits(
     progress: Progress | None = None,
     write: WriteSplit | None = None,
 ) -> tuple[list[SplitReport], list[str]]:
-    """Write several splits; one without a usable utterance is a note, and the others go on.
-
-    Args:
-        splits: cuts by the name of their split.
-        out: folder, made if need be.
-        progress: called for each utterance.
-        write: writes one split; `write_split` if not given.
+    """Write several splits, cuts by name; one without a usable utterance is a note, others go on.
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -185,14 +176,8 @@ def write_split(
 ) -> SplitReport:
     """Check the cuts of a split and write `cuts_<split>.jsonl.gz`.
 
-    Utterances that cannot be used go to `rejected_<split>.jsonl` with `id` and `reason`.
-
-    Args:
-        cuts: one supervised utterance each; read once.
-        out: folder, made if need be.
-        split: name.
-        progress: called for each utterance.
-        transcripts: reject what has no words; noise has none.
+    Utterances that cannot be used go to `rejected_<split>.jsonl` with `id` and `reason`: without
+    `transcripts`, as for noise, those without words are usable.
 
     Raises:
         NothingUsable: no utterance can be used.
@@ -253,15 +238,11 @@ def _validate_cuts(
 def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     """Hold an utterance against its audio file.
 
-    Args:
-        cut: an utterance.
-        transcripts: whether it must have words.
-
-    Returns:
-        The cut with an absolute path and the true rate, length and channels of its file.
+    Returns the cut with an absolute path and the true rate, length and channels of its file.
 
     Raises:
-        Unusable: no transcript, no audio, or times that the audio does not have.
+        Unusable: no audio, times that the audio does not have, or no words where `transcripts`
+            are asked for.
     """
     if reason := (getattr(cut, "custom", None) or {}).get(REJECT):
         raise Unusable(reason)
