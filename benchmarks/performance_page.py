@@ -71,6 +71,11 @@ EXPECTED = (
         "Recognition, the paper's models of N=4, CPU",
         "python benchmarks/transcribe.py --family 290m --rounds 3",
     ),
+    Expected(
+        "start",
+        "From the command to the text, with and without the language model, CPU",
+        "python benchmarks/start.py",
+    ),
     Expected("stream-small-fp32", "Streams, our small models, CPU", "python benchmarks/stream.py"),
     Expected(
         "experts-cuda",
