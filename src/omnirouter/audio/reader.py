@@ -53,6 +53,9 @@ from omnirouter.audio.downmix import (
 )
 from omnirouter.config import RATES, BadInput
 
+__all__ = ["BLOCK_S", "AudioError", "AudioInfo", "AudioReader", "NamedFile", "audio_info"]
+__all__ += ["channel_weights", "load_audio", "resample", "sound_length", "spool"]
+
 LOUDEST = 3e9  # of a sample: floats that hold integers of 32 bits stay below
 SILENT = 2 / 2.0**15  # samples no larger are rounding
 END_S = 1.0  # decoded to find out whether a file ends where its header says
@@ -419,8 +422,8 @@ class AudioReader:
         source, end = self._sources[0], offset + done
         promised = min(left + done, whole - offset)
         short = done < min(promised - SHORT_S, SHORT * promised)
-        alone = isinstance(source, SndfileDecoder) and len(self._sources) == 1
-        if alone and ((short and not self._strict) or end > whole - SHORT_S):
+        further = (short and not self._strict) or end > whole - SHORT_S
+        if isinstance(source, SndfileDecoder) and len(self._sources) == 1 and further:
             more = yield from self._behind(source, end, left)
             if short and more > SHORT_S:
                 self._say(f"is damaged: {end + more:.1f} of its {whole:.1f} s could be read")

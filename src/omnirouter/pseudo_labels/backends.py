@@ -21,7 +21,7 @@ from typing import Any
 from omnirouter.audio.reader import AudioError, load_audio
 from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.data.multiprocess import available_cores
-from omnirouter.files import write_json_lines
+from omnirouter.files import json_line, write_text
 from omnirouter.pseudo_labels.source_files import SourceFile
 from omnirouter.pseudo_labels.teacher import (
     RATE,
@@ -81,7 +81,7 @@ def _store(source: SourceFile, out: Path, found: SegmentHypothesis) -> None:
         "speech_seconds": found.speech_seconds,
         "segments": [segment.to_dict() for segment in found.segments],
     }
-    write_json_lines(source.transcript_path(out), [values])
+    write_text(source.transcript_path(out), json_line(values))
 
 
 def find_backend(name: str, workers: int | None = None) -> Backend:
