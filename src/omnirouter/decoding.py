@@ -218,29 +218,20 @@ class BeamSearch:
         from flashlight.lib.text.dictionary import Dictionary
 
         assert config.language_model is not None
-        self._tokenizer = tokenizer
-        words = _words_of(config.language_model, config.lm_words)
-        hot = {
-            clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
-        }
-        # words of plain small letters, nearly all, are as any tokenizer leaves them
-        self._spelled = {
-            word: clean
-            for word in words
-            if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
-        }
-        known = set(self._spelled.values())
-        self._spelled |= {word: word for word in sorted(hot - known)}
-        index = {word: number for number, word in enumerate(self._spelled)}
+        self._tokenizer, self._model = tokenizer, config.language_model
+        self._blank_penalty = config.blank_penalty
+        hot = set(filter(None, map(tokenizer.normalize, config.hot_words.split(","))))
+        spelled = _spelled(config, tokenizer, hot)
+        index = {word: number for number, word in enumerate(spelled)}
         bonus = config.hot_word_score / config.lm_weight
-        bonuses = {index[word]: bonus for word, clean in self._spelled.items() if clean in hot}
+        bonuses = {index[word]: bonus for word, clean in spelled.items() if clean in hot}
         # kept, since the decoder only borrows them
-        self._lm = _language_model(config.language_model, Dictionary(list(self._spelled)), bonuses)
+        self._lm = _language_model(config.language_model, Dictionary(list(spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
         start = self._lm.start(False)
         with _no_collection():
-            spellings = tokenizer.encode_all(list(self._spelled.values()))
-            for (word, clean), ids in zip(self._spelled.items(), spellings, strict=True):
+            spellings = tokenizer.encode_all(list(spelled.values()))
+            for (word, clean), ids in zip(spelled.items(), spellings, strict=True):
                 if clean in hot and UNKNOWN in ids:
                     raise BadInput(
                         f"hot_words: the model has no letters for {clean!r}; write it with "
@@ -260,8 +251,6 @@ class BeamSearch:
             log_add=False,
             criterion_type=decoder.CriterionType.CTC,
         )
-        self._model = config.language_model
-        self._blank_penalty = config.blank_penalty
         none: list[float] = []  # transitions, which CTC has not
         self._decoder = decoder.LexiconDecoder(
             options, self._trie, self._lm, BLANK, BLANK, -1, none, False
@@ -377,6 +366,19 @@ def decoder_for(
 def _how_to_install() -> str:
     line = "pip install -c constraints.txt '.[lm]'"
     return line if sys.version_info < (3, 13) else f"{line} with Python 3.11 or 3.12"
+
+
+def _spelled(config: BeamSearchOptions, tokenizer: Tokenizer, hot: set[str]) -> dict[str, str]:
+    """Words of the language model, and hot ones that it lacks, each as the tokenizer writes it."""
+    assert config.language_model is not None
+    words = _words_of(config.language_model, config.lm_words)
+    # words of plain small letters, nearly all, are as any tokenizer leaves them
+    spelled = {
+        word: clean
+        for word in words
+        if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
+    }
+    return spelled | {word: word for word in sorted(hot - set(spelled.values()))}
 
 
 def _words_of(model: Path, listed: Path | None) -> list[str]:

@@ -8,6 +8,7 @@ files whose headers tell nonsense or nothing of their length. Needs no torch.
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -53,7 +54,7 @@ from omnirouter.audio.downmix import (
 )
 from omnirouter.config import RATES, BadInput
 
-__all__ = ["BLOCK_S", "AudioError", "AudioInfo", "AudioReader", "NamedFile", "audio_info"]
+__all__ = ["BLOCK_S", "AudioError", "AudioInfo", "AudioReader", "NamedFile", "as_wav", "audio_info"]
 __all__ += ["channel_weights", "load_audio", "resample", "sound_length", "spool"]
 
 LOUDEST = 3e9  # of a sample: floats that hold integers of 32 bits stay below
@@ -576,3 +577,11 @@ def spool(file: BinaryIO) -> BinaryIO:
         kept.close()
         raise
     return kept
+
+
+def as_wav(samples_NC: Samples, rate: int, name: str) -> NamedFile:
+    """Samples [samples, channels] as a file, whose channels are mixed as those of any other."""
+    file = io.BytesIO()
+    soundfile.write(file, samples_NC, rate, format="WAV", subtype="FLOAT")
+    file.seek(0)
+    return NamedFile(file, name)
