@@ -29,7 +29,7 @@ from omnirouter.text import UNKNOWN, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PLAIN = re.compile("[a-z]+").fullmatch
+_NOT_PLAIN = re.compile(r"\S*[^a-z\s]\S*").findall
 BINARY = ".klm"  # suffix of KenLM's binary form beside an ARPA file, which is read at once
 RESCORED = 20  # texts that a scorer judges, unless more are asked for
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
@@ -223,31 +223,34 @@ class BeamSearch:
         hot = {
             clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
         }
+        self._spelled = dict(zip(words, words, strict=True))
         # words of plain small letters, nearly all, are as any tokenizer leaves them
-        self._spelled = {
-            word: clean
-            for word in words
-            if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
-        }
-        known = set(self._spelled.values())
-        self._spelled |= {word: word for word in sorted(hot - known)}
-        index = {word: number for number, word in enumerate(self._spelled)}
-        bonus = config.hot_word_score / config.lm_weight
-        bonuses = {index[word]: bonus for word, clean in self._spelled.items() if clean in hot}
+        for word in _NOT_PLAIN(" ".join(words)):
+            self._spelled[word] = tokenizer.normalize(word)
+            if not self._spelled[word]:
+                del self._spelled[word]
+        bonuses: dict[int, float] = {}
+        if hot:
+            known = set(self._spelled.values())
+            self._spelled |= {word: word for word in sorted(hot - known)}
+            bonus = config.hot_word_score / config.lm_weight
+            spelled = enumerate(self._spelled.values())
+            bonuses = {number: bonus for number, clean in spelled if clean in hot}
         # kept, since the decoder only borrows them
         self._lm = _language_model(config.language_model, Dictionary(list(self._spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
         start = self._lm.start(False)
         with _no_collection():
             spellings = tokenizer.encode_all(list(self._spelled.values()))
-            for (word, clean), ids in zip(self._spelled.items(), spellings, strict=True):
+            cleans = self._spelled.values()
+            for number, (clean, ids) in enumerate(zip(cleans, spellings, strict=True)):
                 if clean in hot and UNKNOWN in ids:
                     raise BadInput(
                         f"hot_words: the model has no letters for {clean!r}; write it with "
                         "letters that it has, or leave it out"
                     )
                 if ids and UNKNOWN not in ids:
-                    self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])
+                    self._trie.insert(ids, number, self._lm.score(start, number)[1])
         self._trie.smear(decoder.SmearingMode.MAX)
         options = decoder.LexiconDecoderOptions(
             beam_size=config.beam_size,
