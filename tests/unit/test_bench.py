@@ -31,7 +31,7 @@ from omnirouter.config import (
 from omnirouter.model import CTCEncoder
 from omnirouter.model.kernels.cpu import SETS, processor
 from omnirouter.report import timing
-from omnirouter.report.cost import forward_flops, training_flops
+from omnirouter.report.rates import forward_flops, training_flops
 
 LENGTHS = [12, 12, 12]  # of equal length, so that no padding is counted
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.kv_cache import EncoderCache
+from omnirouter.model.packing import EncoderContext
 from omnirouter.model.routing import Routing
 
 
@@ -42,7 +42,7 @@ class Encodes(Protocol):
         lengths_B: Tensor,
         positions_T: Tensor | None = None,
         *,
-        past: EncoderCache | None = None,
+        past: EncoderContext | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Normalized output of the last block."""
         ...
@@ -85,7 +85,7 @@ class SharedEmbedding(nn.Module):
         lengths_B: Tensor,
         positions_T: Tensor | None,
         groups: Mapping[str, Tensor] | None,
-        past: EncoderCache | None = None,
+        past: EncoderContext | None = None,
     ) -> Embedding:
         """Embed a packed batch; arguments as those of `CTCEncoder.forward`."""
         network: Encodes = self.network  # type: ignore[assignment]
