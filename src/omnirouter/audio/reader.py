@@ -54,7 +54,16 @@ from omnirouter.audio.downmix import (
 )
 from omnirouter.config import RATES, BadInput
 
-__all__ = ["BLOCK_S", "AudioError", "AudioInfo", "AudioReader", "NamedFile", "as_wav", "audio_info"]
+__all__ = [
+    "BLOCK_S",
+    "AudioError",
+    "AudioInfo",
+    "AudioReader",
+    "NamedFile",
+    "Samples",
+    "as_wav",
+    "audio_info",
+]
 __all__ += ["channel_weights", "load_audio", "resample", "sound_length", "spool"]
 
 LOUDEST = 3e9  # of a sample: floats that hold integers of 32 bits stay below
