@@ -178,6 +178,15 @@ def only_writer(folder: Path, busy: str = "another process writes here") -> Iter
         lock.release()
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn errors of the system into one `OmnirouterError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
 def json_line(row: dict[str, Any]) -> str:
     """Format one line of a JSONL file; surrogates of odd file names are escaped."""
     line = json.dumps(row, ensure_ascii=False)
