@@ -25,6 +25,8 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\bfsync\(": {"files.py"},
     r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
     r"\bunittest\.mock\b": set(),
+    # one audio reader
+    r"(?m)^ *import (soundfile|av)$": {"audio/reader.py"},
     # one encoder pass: exports and streams give it another `AttentionBackend`
     r"\.(attention_norm|ffn_norm)\(": {"model/layers.py"},
     r"\b(apply_rotary_emb|position_angles)\(": {"model/layers.py", "model/encoder.py"},
