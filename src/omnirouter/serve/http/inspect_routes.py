@@ -179,7 +179,7 @@ def _look(recognizer: Recognizer, samples: Samples) -> tuple[Spectrogram, list[L
     if config.routing == "dense":
         return mel, []
     if not num_frames(len(samples), features):
-        return mel, [Layer(experts="", colours="", gates="")] * config.num_layers
+        return mel, [Layer(experts="", colours="", gates="")] * len(config.expert_layers)
     routings = forward(recognizer.checkpoint, [samples], recognizer.precision).routings
     experts_LT = torch.stack([top_expert(routing) for routing in routings])
     probs_LTN = torch.stack([routing.probs_TN for routing in routings])
