@@ -26,7 +26,7 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
     r"\bunittest\.mock\b": set(),
     # one audio reader
-    r"(?m)^ *import (soundfile|av)$": {"audio/reader.py"},
+    r"(?m)^ *import (soundfile|av)$": {"audio/decoders.py", "audio/reader.py"},
     r"\.(part|unfinished|partial)\"": {"corpora/download.py"},  # which goes on with what is there
     # one encoder pass: exports and streams give it another `AttentionBackend`
     r"\.(attention_norm|ffn_norm)\(": {"model/layers.py"},
