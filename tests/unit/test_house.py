@@ -25,6 +25,8 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\bfsync\(": {"files.py"},
     r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
     r"\bunittest\.mock\b": set(),
+    # one audio reader
+    r"(?m)^ *import (soundfile|av)$": {"audio/decoders.py", "audio/reader.py"},
     r"\.(part|unfinished|partial)\"": {"corpora/download.py"},  # which goes on with what is there
     # one encoder pass: exports and streams give it another `AttentionBackend`
     r"\.(attention_norm|ffn_norm)\(": {"model/layers.py"},
@@ -95,3 +97,15 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
     sideways = re.compile(r"(What|Whom|Whose|Whether|Of|As|By|It is|Where)\b")
     assert [f"{place}: {line}" for place, line in docstrings() if sideways.match(line)] == []
+
+
+def test_a_function_fits_on_a_page() -> None:
+    """Of 60 lines, its docstring apart."""
+    long = []
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
+                if (node.end_lineno or 0) - first.lineno >= 60:
+                    long.append(f"{name}:{node.lineno} {node.name}")
+    assert long == []

@@ -205,7 +205,9 @@ def _answer(
 ) -> Response:
     notices = [*notices, *(f"file: {note}" for note in transcript.notes)]
     if wanted.response_format == "json":
-        body = schemas.plain(transcript, notices).model_dump()
+        usage = schemas.usage(transcript)
+        plain = PlainTranscription(text=transcript.text, usage=usage, notices=notices)
+        body = plain.model_dump()
     elif wanted.response_format == "verbose_json":
         body = schemas.verbose(
             transcript,
