@@ -24,8 +24,10 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\b(FileLock|fcntl)\b": {"files.py"},
     r"\bfsync\(": {"files.py"},
     r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
+    r"\bEnvironment\(": {"files.py"},
     r"\bunittest\.mock\b": set(),
 }
+LONG = ("decoding.py: __init__",)  # the one function above 60 lines
 
 
 @pytest.mark.parametrize("pattern", ONE_PLACE)
@@ -40,7 +42,7 @@ def test_no_two_modules_have_one_name() -> None:
     places = defaultdict(list)
     for name in MODULES:
         room, _, file = name.rpartition("/")
-        command = room == "cli" and file.removesuffix(".py").replace("_", "-") in COMMANDS
+        command = room == "cli" and file.removesuffix(".py") in COMMANDS.values()
         if not command and file != "__init__.py":
             places[file].append(name)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
@@ -67,3 +69,16 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
     sideways = re.compile(r"(What|Whom|Whose|Whether|Of|As|By|It is|Where)\b")
     assert [f"{place}: {line}" for place, line in docstrings() if sideways.match(line)] == []
+
+
+def test_functions_are_read_at_one_sight() -> None:
+    """None has more than 60 lines beside its docstring."""
+    long = []
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                text = node.body[0] if ast.get_docstring(node) is not None else None
+                about = 0 if text is None else (text.end_lineno or 0) - text.lineno + 1
+                if (lines := (node.end_lineno or 0) - node.lineno + 1 - about) > 60:
+                    long.append(f"{name}: {node.name} has {lines} lines")
+    assert [line for line in long if not line.startswith(LONG)] == []

@@ -18,9 +18,8 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from omnirouter.cli import console
-from omnirouter.cli.complaints import explain
 from omnirouter.cli.recipe import take_recipe
-from omnirouter.cli.spelling import CommandLine
+from omnirouter.cli.spelling import CommandLine, explain
 from omnirouter.config import BadInput
 from omnirouter.pretrained import describe_bundled
 

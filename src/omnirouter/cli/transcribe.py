@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
-from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.options import DONE, Compute, require_writable, status
+from omnirouter.cli.spelling import did_you_mean
 from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
 from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
 from omnirouter.serve.subtitles import WRITERS, SubtitleOptions

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import ModelConfig
 from omnirouter.model.attention_mask import alibi_slopes
-from omnirouter.model.embedding import Embedding, SharedEmbedding
 from omnirouter.model.kernels import Dropout
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.model.layers import ConvSubsampling, EncoderBlock, Experts, RotaryCache
 from omnirouter.model.packing import AttentionBackend, PackedBatch
-from omnirouter.model.router_variants import build_routers
+from omnirouter.model.router_variants import Embedding, SharedEmbedding, build_routers
 from omnirouter.model.routing import Routing, RoutingContext
 
 
@@ -113,7 +112,7 @@ class CTCEncoder(nn.Module):
         """Everything below the head: normalized x_TD and the routings; see `forward`."""
         if int(lengths_B.sum()) != len(frames_TS):
             raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
-        around = self._surroundings(lengths_B, frames_TS.device, past)
+        around = self._attention(lengths_B, frames_TS.device, past)
         begin = 0 if past is None else past.advance(len(frames_TS))
         if positions_T is None:
             positions_T = frame_positions(lengths_B) + begin
@@ -150,7 +149,7 @@ class CTCEncoder(nn.Module):
                 routings.append(routing)
         return self.norm(x_TD), routings
 
-    def _surroundings(
+    def _attention(
         self, lengths_B: Tensor, device: torch.device, past: EncoderCache | None
     ) -> Sequence[AttentionBackend]:
         """Attention backend of each layer."""

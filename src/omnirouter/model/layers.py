@@ -66,9 +66,9 @@ class ConvSubsampling(nn.Module):
     def forward(self, frames_TS: Tensor, lengths_B: Tensor) -> Tensor:
         """Stacked frames of packed utterances to x_TD; beyond an utterance's ends all is zero."""
         ends_B = lengths_B[lengths_B > 0].cumsum(0)
-        return self.apart(frames_TS, to_device(ends_B[:-1], frames_TS.device))
+        return self.forward_boundaries(frames_TS, to_device(ends_B[:-1], frames_TS.device))
 
-    def apart(self, frames_TS: Tensor, inner: Tensor) -> Tensor:
+    def forward_boundaries(self, frames_TS: Tensor, inner: Tensor) -> Tensor:
         """Subsample, given the first frame of every utterance but the first, int64 on device."""
         x_TKM = frames_TS.unflatten(1, (self.stack, -1))
         before_TM = self._before(x_TKM, inner)

@@ -47,7 +47,7 @@ class PackedBatch:
         lengths_B: frames of each utterance (CPU).
         device: of the frames.
         slopes_H: what attention loses per frame of distance, for every head; None for nothing.
-        gap: empty rows that keep utterances apart in a local convolution.
+        gap: empty rows that keep utterances spaced in a local convolution.
         context: which frames of its utterance a frame sees.
     """
 
@@ -75,10 +75,10 @@ class PackedBatch:
         if not len(rows_T):
             return x_TD
         size = len(x_TD) + gap * (len(self.lengths_B) - 1)
-        apart = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
-        y = apart[gap : gap + size]
+        spaced = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
+        y = spaced[gap : gap + size]
         for offset, weight_D in enumerate(filter_KD):
-            tap = apart[offset : offset + size]
+            tap = spaced[offset : offset + size]
             if self.context is not None and offset > gap:
                 tap = tap * (self.following >= offset - gap)
             y = torch.addcmul(y, tap, weight_D)

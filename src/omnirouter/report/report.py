@@ -21,7 +21,7 @@ from omnirouter.evaluate.tables import WerTable, change, interval, of_results, p
 from omnirouter.files import write_text
 from omnirouter.metrics.expert_load import ALIGNMENT
 from omnirouter.metrics.health import find_spikes
-from omnirouter.report.inspect_page import render
+from omnirouter.report.inspect_page import render_page
 from omnirouter.report.model_report import ModelReport
 from omnirouter.text import whisper_normalize
 
@@ -55,7 +55,7 @@ def write_report(
     """
     wer = of_results({m.name: m.results for m in models}, conditions)
     lines = model_lines([model.name for model in models])  # one map of colors for the page
-    text = render(
+    text = render_page(
         "report.html",
         title=title,
         wer=wer,

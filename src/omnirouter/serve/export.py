@@ -283,7 +283,7 @@ class OnnxEncoder(nn.Module):
         number_T = torch.arange(frames_TS.shape[0], device=frames_TS.device)
         position_T = number_T.to(torch.float32)
         if isinstance(encoder.input, ConvSubsampling):
-            x_TD = encoder.input.apart(frames_TS, number_T[:0])
+            x_TD = encoder.input.forward_boundaries(frames_TS, number_T[:0])
             position_T = encoder.input.steps(position_T)
         else:
             x_TD = encoder.input(frames_TS)
