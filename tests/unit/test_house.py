@@ -67,7 +67,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 
 def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
-    sideways = re.compile(r"(What|Whom|Whose|Whether|Of|As|By|It is|Where)\b")
+    sideways = re.compile(r"(What|Whom|Who|Whose|Whether|Which|Why|How|Of|As|By|It is|Where)\b")
     assert [f"{place}: {line}" for place, line in docstrings() if sideways.match(line)] == []
 
 

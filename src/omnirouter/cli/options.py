@@ -68,7 +68,7 @@ class Running(Compute):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How texts are compared.
+    """Comparison of texts.
 
     Attributes:
         group_by: score each value of this field of the manifest apart, as NAME/VALUE.
@@ -83,7 +83,7 @@ class Scoring:
 
 
 def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Find out before the work, not after it, whether a file can be written.
+    """Fail early if a file cannot be written.
 
     Raises:
         BadInput: it cannot, is a folder, or is one of the inputs.

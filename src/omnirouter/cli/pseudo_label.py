@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omnirouter.cli import console
 from omnirouter.cli.options import status
 from omnirouter.config import BadInput
 from omnirouter.pseudo_labels.filters import FilterConfig
 from omnirouter.pseudo_labels.teacher import TeacherConfig
+
+if TYPE_CHECKING:
+    from omnirouter.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +87,13 @@ def pseudo_label(
             console.complain(f"omnirouter pseudo-label: {name}: {reason}")
 
     sources = find_sources(src, output_dir)
-    hours = sum(s.seconds for s in sources if s.transcript(output_dir) is None) / 3600
+    missing = sum(s.seconds for s in sources if s.transcript(output_dir) is None)
+    options: dict[str, Any] = {"dev_files": dev_files, "seed": seed, "filters": filters}
     try:
-        with console.progress(
-            "transcribing", hours, "hours", hourly="hours per hour", size=3600
-        ) as progress:
+        with _transcribing(missing) as progress:
             summary = run(
-                sources,
-                output_dir,
-                teacher,
-                dev_files=dev_files,
-                seed=seed,
-                filters=filters,
-                backend=backend,
-                progress=progress,
+                sources, output_dir, teacher, backend=backend, progress=progress, **options
             )
-    except KeyboardInterrupt:
-        console.note("interrupted; what was transcribed is kept, the same command goes on")
-        raise
     except NothingKept as error:
         name_failed(error.summary)
         if len(error.summary.failed) == len(sources):
@@ -173,49 +167,31 @@ def relabel(
         raise BadInput("filters: are applied to segments only; give --segments too")
     if segments or not is_checkpoint(teacher.teacher):
         require_teacher()
-    hours = seconds_missing(cuts, output_dir) / 3600
-    try:
-        with console.progress(
-            "transcribing", hours, "hours", hourly="hours per hour", size=3600
-        ) as progress:
-            splits, failed = run(
-                cuts,
-                output_dir,
-                teacher,
-                segments=filters if segments else None,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        console.note("interrupted; what was transcribed is kept, the same command goes on")
-        raise
+    kept = filters if segments else None
+    with _transcribing(seconds_missing(cuts, output_dir)) as progress:
+        splits, failed = run(cuts, output_dir, teacher, segments=kept, progress=progress)
     for name, reason in failed.items():
         console.complain(f"omnirouter relabel: {name}: {reason}")
     rows = [split.to_dict() for split in splits]
-    if json:
-        console.as_json(rows)
-    else:
-        _show_relabeled(rows)
+    console.show_reports(rows, json, {"WER of the teacher": [_percent(row) for row in rows]})
     return status(len(failed), len(failed) + sum(row["utterances"] for row in rows))
 
 
-def _show_relabeled(rows: list[dict[str, Any]]) -> None:
-    def percent(row: dict[str, Any]) -> str:
-        if row["wer"] is None:
-            return "no reference"
-        return f"{row['wer']:.1%} ({row['ci_low']:.1%} to {row['ci_high']:.1%})"
+def _percent(row: dict[str, Any]) -> str:
+    """The teacher's error rate on a split, with its interval."""
+    if row["wer"] is None:
+        return "no reference"
+    return f"{row['wer']:.1%} ({row['ci_low']:.1%} to {row['ci_high']:.1%})"
 
-    shown = [
-        [
-            row["split"],
-            f"{row['utterances']:,}",
-            f"{row['hours']:.2f}",
-            f"{sum(row['rejected'].values()):,}",
-            percent(row),
-        ]
-        for row in rows
-    ]
-    console.table(("split", "utterances", "hours", "rejected", "WER of the teacher"), {"": shown})
-    for row in rows:
-        for kind, number in row["rejected"].items():
-            print(f"{row['split']}: {number:,} rejected, {kind}")
-    print("written: " + ", ".join(path for row in rows for path in (row["cuts"], row["scores"])))
+
+@contextmanager
+def _transcribing(seconds: float) -> Iterator[Progress]:
+    """Progress of a teacher with so much audio to transcribe; a note if it is interrupted."""
+    try:
+        with console.progress(
+            "transcribing", seconds / 3600, "hours", hourly="hours per hour", size=3600
+        ) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
+        raise

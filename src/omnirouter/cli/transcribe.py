@@ -32,7 +32,7 @@ ENGLISH = ("", "en", "english", "en-us", "en-gb", "auto")
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeOptions(VadOptions):
-    """How audio is taken apart and batched.
+    """Reading, cutting up and batching of audio.
 
     Attributes:
         sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.

@@ -45,6 +45,7 @@ from omnirouter.config.train_config import (
     RunConfig,
     TextConfig,
     TokenizerConfig,
+    UpcycleConfig,
     dotted,
 )
 from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
@@ -77,6 +78,7 @@ __all__ = [
     "SharConfig",
     "TextConfig",
     "TokenizerConfig",
+    "UpcycleConfig",
     "VadOptions",
     "count_parameters",
     "dotted",

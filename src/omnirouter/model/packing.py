@@ -1,4 +1,4 @@
-"""How utterances lie one after the other without padding, and what frames see of each other there.
+"""Utterances packed one after the other without padding, and attention among their frames.
 
 Letters: T frames of the whole batch, B utterances, P frames of the longest in a group, H heads, E
 width of a head, D model width, K width of a filter.
@@ -41,7 +41,7 @@ class AttentionBackend(Protocol):
 
 
 class PackedBatch:
-    """How the utterances of a batch lie in the packed frames; made once, shared by all layers.
+    """Layout of a batch's utterances in the packed frames; made once, shared by all layers.
 
     Args:
         lengths_B: frames of each utterance (CPU).
@@ -104,7 +104,7 @@ class PackedBatch:
 
     @cached_property
     def following(self) -> Tensor:
-        """How many frames of its chunk follow on each frame, [rows, 1], rows as `gap_rows`."""
+        """Number of frames of its chunk that follow each frame, [rows, 1], rows as `gap_rows`."""
         assert self.context is not None
         begins_B = self.lengths_B.cumsum(0) - self.lengths_B
         frames = int(self.lengths_B.sum())
@@ -116,7 +116,7 @@ class PackedBatch:
 
     @cached_property
     def windows(self) -> BlockMaskBuilder:
-        """Which rows each row sees, for FlexAttention."""
+        """Rows that each row sees, for FlexAttention."""
         assert self.context is not None
         rows = window_rows(self.lengths_B, self.context)
         return BlockMaskBuilder(*(to_device(t, self.device) for t in rows))

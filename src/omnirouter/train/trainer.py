@@ -269,7 +269,7 @@ class Trainer:
         self.folder.save_state(self.state.state_dict(), self.progress.step)
 
     def early_end(self) -> str | None:
-        """Why the run ends before its last step, if it does."""
+        """Reason for the run to end before its last step; None if there is none."""
         if self.interrupted:
             return "interrupted"
         patience = self.config.patience

@@ -77,7 +77,7 @@ class Validator:
         self.plateau_named = False
 
     def require_usable(self) -> None:
-        """Find out before the first step, and not at the first validation.
+        """Fail before the first step, not at the first validation, if `data.dev` is of no use.
 
         Raises:
             BadInput: the development set has no usable utterance, or no words.
