@@ -1,8 +1,8 @@
 """Analysis of the routers of one or several checkpoints: routing.json and its figures (Sec. VI).
 
-`analyze` gathers numbers (`collect.py`, `hooks.py`, `random_experts.py`) and draws Figs. 2 to 5;
-`strip_examples` prepares single utterances for drawing. Letters: L layers, T frames, N experts, K
-mel frames, M mel bins.
+`analyze` gathers numbers (`collect.py`, `specialization.py`, `random_experts.py`) and draws Figs. 2
+to 5; `strip_examples` prepares single utterances for drawing. Letters: L layers, T frames, N
+experts, K mel frames, M mel bins.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from omnirouter.analysis.collect import (
     sample_cuts,
     summarize,
 )
-from omnirouter.analysis.hooks import collect_specialization
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
-from omnirouter.analysis.specialization import Specialization
+from omnirouter.analysis.specialization import Specialization, collect_specialization
 from omnirouter.audio.features import log_mel_spectrogram
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.evaluate.score import require_words

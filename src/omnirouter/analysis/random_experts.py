@@ -1,14 +1,15 @@
 """Word error rates with frames sent to random experts (Fig. 3).
 
 With probability p a frame's expert is drawn evenly from all N. The paper leaves open what becomes
-of the gate and of the other layers, so there are three readings; see `options.py`. Every setting is
-run on the same utterances, so that relative changes are paired. Letters: B utterances, T frames, N
-experts, R resamples, U utterances of the set.
+of the gate and of the other layers, so there are three readings; see `RandomExpertConfig`. Every
+setting is run on the same utterances, so that relative changes are paired. Letters: B utterances, T
+frames, N experts, R resamples, U utterances of the set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from omnirouter.analysis.analysis_options import RandomExpertConfig, Reading
 from omnirouter.analysis.collect import require_one_expert
-from omnirouter.analysis.hooks import wrapped_routers
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
@@ -33,7 +33,7 @@ from omnirouter.evaluate.score_utterances import (
     evaluation_loader,
 )
 from omnirouter.metrics.wer import CONFIDENCE, edit_counts
-from omnirouter.model import Routing
+from omnirouter.model import CTCEncoder, Routing
 from omnirouter.model.routing import RoutingContext
 from omnirouter.progress import Progress
 
@@ -45,7 +45,7 @@ class Disturbed:
     """The error rate in one setting.
 
     Attributes:
-        reading: of `options.READINGS`.
+        reading: as in `RandomExpertConfig`.
         ratio: p.
         wer: mean over the seeds, a fraction.
         change: relative change against the undisturbed rate; NaN if that is 0.
@@ -70,6 +70,22 @@ class RandomExpertResult:
     wer: float
     utterances: int
     settings: list[Disturbed]
+
+
+@contextmanager
+def wrapped_routers(
+    model: CTCEncoder, wrap: Callable[[nn.Module], nn.Module]
+) -> Iterator[list[nn.Module]]:
+    """Replace each router of `model` by `wrap(router)` for a while; yields the wrappers."""
+    routers = list(model.routers)
+    wrappers = [wrap(router) for router in routers]
+    try:
+        for number, wrapper in enumerate(wrappers):
+            model.routers[number] = wrapper
+        yield wrappers
+    finally:
+        for number, router in enumerate(routers):
+            model.routers[number] = router
 
 
 class RandomExperts(nn.Module):
