@@ -54,12 +54,9 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Running(Compute):
-    """Device and precision of the model.
+    """Device, precision and batches of the model.
 
     Attributes:
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
-        precision: `fp32`, or `bf16` (autocast, float32 weights).
-        threads: of the CPU; as many as there are cores if not given.
         batch_seconds: audio in one batch, in seconds.
     """
 

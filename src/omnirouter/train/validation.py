@@ -116,15 +116,6 @@ class Validator:
         if self.config.average and progress.step and not math.isnan(score.loss):
             self._keep(network, progress, score.wer)
 
-    def validate_start(self, network: CTCEncoder, progress: TrainProgress) -> None:
-        """Score what a fine-tuning starts from, as step 0: it is the first best/.
-
-        Raises:
-            BadInput: as of `validate`.
-        """
-        if self.config.init and not progress.step and self.data is not None:
-            self.validate(network, progress)
-
     def average(self, network: CTCEncoder, progress: TrainProgress) -> None:
         """Average the kept checkpoints of `network`; the result becomes best/ if it is better."""
         # a run resumed from an older state may list some that are gone
