@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.program import benchmark
 
+from omnirouter.config import ROUTINGS, RunConfig, family
 from omnirouter.report import timing
-from omnirouter.report.rates import against
+from omnirouter.report.memory_estimate import activation_bytes, states, working_bytes
+from omnirouter.report.rates import measured_rates, work
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"
@@ -70,6 +72,11 @@ EXPECTED = (
         "transcribe-290m",
         "Recognition, the paper's models of N=4, CPU",
         "python benchmarks/transcribe.py --family 290m --rounds 3",
+    ),
+    Expected(
+        "start",
+        "From the command to the text, with and without the language model, CPU",
+        "python benchmarks/start.py",
     ),
     Expected("stream-small-fp32", "Streams, our small models, CPU", "python benchmarks/stream.py"),
     Expected(
@@ -317,6 +324,42 @@ def processors() -> str:
     table = timing.table(["mode", "dtype", "frames", *columns], rows)
     sources_text = "\n".join(sources)
     return f"### Experts by kind of processor\n\n{text}\n\n{table}\n\n{sources_text}\n"
+
+
+def against(values: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A train-step benchmark's steps as predicted by the rates of another one, beside its own.
+
+    Args:
+        values: what is predicted.
+        other: whose rates are used, those of its model of the same routing.
+
+    Returns:
+        By model: `model`, `predicted_s`, `measured_s`, and on a GPU the bytes of `predicted_memory`
+        and `measured_memory`.
+    """
+    rows = []
+    half, cuda = values["dtype"] == "bf16", values["gpu"] is not None
+    for name in ROUTINGS:
+        model = family(values["family"])[name]
+        run = RunConfig(model=model, precision=values["dtype"])
+        held = states(model, run.optim, half=half, cuda=cuda)
+        rates = measured_rates(other, name)
+        seconds = {
+            p: amount / rates.of[p] for p, amount in work(run, values["lengths"], held).items()
+        }
+        update = seconds.pop("optimizer")
+        activations = activation_bytes(model, values["lengths"], half=half, cuda=cuda)
+        memory = sum(held[:4]) + sum(activations.values())
+        rows.append(
+            {
+                "model": name,
+                "predicted_s": update + values["micro_batches"] * sum(seconds.values()),
+                "measured_s": values["models"][name]["median_s"],
+                "predicted_memory": memory + working_bytes(model, values["lengths"], half),
+                "measured_memory": values["models"][name]["peak_memory_bytes"],
+            }
+        )
+    return rows
 
 
 def plans() -> str:

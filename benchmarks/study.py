@@ -53,6 +53,7 @@ from omnirouter.report.demo import CONDITIONS, CORPUS, demo_config
 from omnirouter.report.parallel_runs import train_side_by_side
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 from omnirouter.synthesis.voices import ACCENTS
+from omnirouter.train import train
 from omnirouter.train.run_dir import rows_of
 from omnirouter.train.upcycle import upcycle_checkpoint
 
@@ -205,7 +206,7 @@ def write_accents(train: Path) -> None:
     write_text(train.with_name(MANIFESTS["accents"]), lines)
 
 
-def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
+def measure(run: Path, manifests: Mapping[str, Path], random_experts: bool) -> dict[str, Any]:
     """What a finished run is judged by; errors and words of every utterance."""
     checkpoint = load_checkpoint(run / "best")
     rows = rows_of(run / "metrics.jsonl")
@@ -215,6 +216,7 @@ def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
         _, said, heard = zip(*result.hypotheses, strict=True)
         errors, words = edit_counts(said, heard)
         values["sets"][condition.name] = {"errors": errors, "words": words}
+    values["dev_ctc"] = [r["loss"] for r in rows if r["kind"] == "validation"][-1]
     values["train_seconds"] = [r for r in rows if r["kind"] == "train"][-1]["elapsed_s"]
     config = checkpoint.config
     if config.routing == "dense":
@@ -222,21 +224,30 @@ def measure(run: Path, manifests: Mapping[str, Path]) -> dict[str, Any]:
     clean = read_manifest(manifests["test_clean"])
     if config.router.top_k == 1 and config.routing != "expert-choice":
         values["cramers_v"] = analyze_routing(checkpoint, clean).numbers.cramers_v_mean
+    if "cramers_v" in values and random_experts:
         found = random_expert_test(checkpoint, clean, RandomExpertConfig(ratios=(1.0,), seeds=3))
         values["random_experts"] = {s.reading: s.change for s in found.settings}
     return values
 
 
-def train_all(runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], at_once: int) -> None:
+def train_all(
+    runs: Mapping[str, RunConfig], manifests: Mapping[str, Path], arguments: argparse.Namespace
+) -> None:
     """Train and measure what is not there yet."""
+    at_once = arguments.at_once
     left = [name for name, run in runs.items() if not (Path(run.out) / "study.json").exists()]
     for begin in range(0, len(left), at_once):
         pair = left[begin : begin + at_once]
         print(f"{begin} of {len(left)} done; now {' and '.join(pair)}", file=sys.stderr, flush=True)
-        train_side_by_side({name: runs[name] for name in pair})
+        if at_once == 1:  # one process in all, which is easily paused
+            (name,) = pair
+            train(runs[name], resume=(Path(runs[name].out) / "config.yaml").exists())
+        else:
+            train_side_by_side({name: runs[name] for name in pair})
         for name in pair:
             out = Path(runs[name].out)
-            write_text(out / "study.json", json.dumps(measure(out, manifests)) + "\n")
+            values = measure(out, manifests, not arguments.skip_random_experts)
+            write_text(out / "study.json", json.dumps(values) + "\n")
 
 
 def upcycle_all(
@@ -249,7 +260,7 @@ def upcycle_all(
         arm = EXPERTS["Dense"]
         dense[seed] = arm_config(out, manifests, arm, steps=arguments.steps, seed=seed)
     names = {f"Dense, seed {seed}": config for seed, config in dense.items()}
-    train_all(names, manifests, arguments.at_once)
+    train_all(names, manifests, arguments)
     for config in runs.values():
         if config.init and not (Path(config.init) / "config.json").exists():
             start = UpcycleConfig(num_experts=config.model.num_experts, seed=config.seed)
@@ -286,15 +297,17 @@ def rates(arm: Mapping[str, Counts], draws: Sequence[tuple[Any, Any]] = ()) -> C
     return np.stack(rows)
 
 
-def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> dict[str, Any]:
-    """Rates of every arm with intervals over seeds and utterances, and differences to one arm.
+def summarize(
+    arms: Mapping[str, Sequence[Mapping[str, Any]]], against: Mapping[str, str]
+) -> dict[str, Any]:
+    """Rates of every arm with intervals over seeds and utterances, and differences to another arm.
 
     All sets hold the same sentences, so an utterance is resampled in all of them at once, and in
     both arms of a difference; seeds are resampled in each arm by themselves.
     """
     rng = np.random.default_rng(0)
     tables = {name: counts(seeds) for name, seeds in arms.items()}
-    utterances = next(iter(tables[against].values())).shape[1]
+    utterances = next(iter(next(iter(tables.values())).values())).shape[1]
     drawn = rng.integers(utterances, size=(RESAMPLES, utterances))
     resampled = {}
     for name, table in tables.items():
@@ -303,8 +316,10 @@ def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> 
     values = {}
     for name, seeds in arms.items():
         clean_R, mean_R = resampled[name][:, 0], resampled[name].mean(axis=1)
-        gap_R = mean_R - resampled[against].mean(axis=1)
+        base = against[name]
+        gap_R = mean_R - resampled[base].mean(axis=1)
         every = rates(tables[name])
+        pairs = zip(seeds, arms[base], strict=True)
         values[name] = {
             "seeds": len(seeds),
             "clean": every[0],
@@ -314,8 +329,14 @@ def summarize(arms: Mapping[str, Sequence[Mapping[str, Any]]], against: str) -> 
             "mean_by_seed": [float(rates(counts([s])).mean()) for s in seeds],
             "clean_by_seed": [float(rates(counts([s]))[0]) for s in seeds],
             "sets": dict(zip(tables[name], every.tolist(), strict=True)),
-            "against": every.mean() - rates(tables[against]).mean(),
+            "base": base,
+            "against": every.mean() - rates(tables[base]).mean(),
             "against_interval": _interval(gap_R),
+            "against_by_seed": [
+                float(rates(counts([own])).mean() - rates(counts([other])).mean())
+                for own, other in pairs
+            ],
+            "dev_ctc": [s["dev_ctc"] for s in seeds if "dev_ctc" in s],
             "cramers_v": [s["cramers_v"] for s in seeds if "cramers_v" in s],
             "random_experts": [s["random_experts"] for s in seeds if "random_experts" in s],
             "spikes": [s["spikes"] for s in seeds],
@@ -328,26 +349,29 @@ def _interval(values_R: Counts) -> list[float]:
     return [float(v) for v in np.quantile(values_R, [0.025, 0.975])]
 
 
-def table(values: Mapping[str, Any], against: str) -> str:
+def table(values: Mapping[str, Any]) -> str:
     """Markdown, a row per arm."""
     lines = [
-        f"| arm | clean | mean of six sets | against {against} | Cramer's V | random experts | "
-        "spikes |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| arm | clean | mean of six sets | difference, by seed | to | loss on dev | Cramer's V | "
+        "random experts | spikes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, v in values.items():
-        shown = [
+        clean, mean, gap = (
             f"{100 * v[key]:.1f} ({100 * v[key + '_interval'][0]:.1f} to "
             f"{100 * v[key + '_interval'][1]:.1f})"
             for key in ("clean", "mean", "against")
-        ]
-        if name == against:
-            shown[2] = ""
+        )
+        gap += "; " + ", ".join(f"{100 * each:+.1f}" for each in v["against_by_seed"])
+        gap = "|" if name == v["base"] else f"{gap} | {v['base']}"
+        loss = f"{np.mean(v['dev_ctc']):.1f}" if v["dev_ctc"] else ""
         alike = f"{np.mean(v['cramers_v']):.2f}" if v["cramers_v"] else ""
         hurt = [r["top-gate"] for r in v["random_experts"]]
         worse = f"{100 * np.mean(hurt):+.0f}%" if hurt else ""
         spikes = " ".join(map(str, v["spikes"]))
-        lines.append(f"| {name} | {' | '.join(shown)} | {alike} | {worse} | {spikes} |")
+        lines.append(
+            f"| {name} | {clean} | {mean} | {gap} | {loss} | {alike} | {worse} | {spikes} |"
+        )
     return "\n".join(lines)
 
 
@@ -362,6 +386,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=2, help="trainings side by side")
     parser.add_argument("--hours", type=float, default=CORPUS.hours)
     parser.add_argument("--utterances", type=int, default=150, help="in every test set")
+    parser.add_argument("--skip-random-experts", action="store_true", help="do not draw experts")
     parser.add_argument("--out", type=Path, help="result file")
     arguments = parser.parse_args()
     corpus = DemoCorpusConfig(
@@ -390,7 +415,7 @@ def main() -> None:
     try:
         if any(arm.get("upcycled") for arm in arms.values()):
             upcycle_all(runs, manifests, arguments)
-        train_all(runs, manifests, arguments.at_once)
+        train_all(runs, manifests, arguments)
     except OmnirouterError as error:
         raise SystemExit(f"study: {error}") from error
     found = {
@@ -400,12 +425,14 @@ def main() -> None:
         ]
         for name in arms
     }
-    against = next(iter(arms))
+    against = dict.fromkeys(arms, next(iter(arms)))
+    if arguments.part == "further":  # each against the same router without the change
+        against |= {name: "Omni 4" for name in arms if "Omni" in name and "Omni 4" in arms}
     values = summarize(found, against)
     out = arguments.out or Path(__file__).parent / "results" / f"study-{arguments.part}.json"
-    result = {**machine(), "steps": arguments.steps, "against": against, "arms": values}
+    result = {**machine(), "steps": arguments.steps, "against": next(iter(arms)), "arms": values}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(table(values, against))
+    print(table(values))
 
 
 def _slug(name: str) -> str:

@@ -23,6 +23,7 @@ PARTS = {  # file: title
     "experts": "Number of experts",
     "experts-500": "Number of experts, sooner",
     "family": "Other routers",
+    "further": "Experts in other places",
     "balance": "Load-balance loss",
     "spikes": "Training data",
     "upcycling": "Upcycling",
@@ -38,7 +39,8 @@ def color_of(arm: str) -> str:
 
 def draw_part(axis: Axes, title: str, values: dict[str, Any]) -> None:
     """One part's arms as points with their intervals, the first arm as the line at zero."""
-    arms = {name: arm for name, arm in values["arms"].items() if name != values["against"]}
+    base = values["against"]
+    arms = {name: arm for name, arm in values["arms"].items() if name != arm.get("base", base)}
     for row, (name, arm) in enumerate(arms.items()):
         low, high = (100 * bound for bound in arm["against_interval"])
         color = color_of(name)
@@ -50,7 +52,8 @@ def draw_part(axis: Axes, title: str, values: dict[str, Any]) -> None:
     axis.axvline(0.0, color=INK, linewidth=0.8)
     axis.set_yticks(range(len(arms)), list(arms))
     axis.set_ylim(len(arms) - 0.4, -0.6)
-    axis.set_title(f"{title}: against {values['against']}, {values['steps']} steps")
+    bases = " and ".join(dict.fromkeys(arm.get("base", base) for arm in arms.values()))
+    axis.set_title(f"{title}: against {bases}, {values['steps']} steps")
 
 
 def main() -> None:

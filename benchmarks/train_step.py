@@ -44,7 +44,7 @@ from omnirouter.config import (
 from omnirouter.data.dataset import Batch
 from omnirouter.model import CTCEncoder
 from omnirouter.report import timing
-from omnirouter.report.cost import training_flops
+from omnirouter.report.rates import training_flops
 from omnirouter.report.timing import DTYPES, Shape
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers

@@ -6,6 +6,7 @@ no torch where it is given arrays.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import re
@@ -237,15 +238,16 @@ class BeamSearch:
         self._lm = _language_model(config.language_model, Dictionary(list(self._spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
         start = self._lm.start(False)
-        spellings = tokenizer.encode_all(list(self._spelled.values()))
-        for (word, clean), ids in zip(self._spelled.items(), spellings, strict=True):
-            if clean in hot and UNKNOWN in ids:
-                raise BadInput(
-                    f"hot_words: the model has no letters for {clean!r}; write it with "
-                    "letters that it has, or leave it out"
-                )
-            if ids and UNKNOWN not in ids:
-                self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])
+        with _no_collection():
+            spellings = tokenizer.encode_all(list(self._spelled.values()))
+            for (word, clean), ids in zip(self._spelled.items(), spellings, strict=True):
+                if clean in hot and UNKNOWN in ids:
+                    raise BadInput(
+                        f"hot_words: the model has no letters for {clean!r}; write it with "
+                        "letters that it has, or leave it out"
+                    )
+                if ids and UNKNOWN not in ids:
+                    self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])
         self._trie.smear(decoder.SmearingMode.MAX)
         options = decoder.LexiconDecoderOptions(
             beam_size=config.beam_size,
@@ -407,6 +409,18 @@ def _words_of(model: Path, listed: Path | None) -> list[str]:
     if not (words := [word for word in dict.fromkeys(words) if word not in marks]):
         raise BadInput(f"{listed or model}: holds no words")
     return words
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage: many new objects would set it off, and beside torch each is slow."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

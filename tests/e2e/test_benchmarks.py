@@ -76,6 +76,14 @@ def test_transcribe(repository: Path, tmp_path: Path) -> None:
         assert model["rtfx"] > 0
 
 
+def test_start(repository: Path, tmp_path: Path) -> None:
+    """Both ways of decoding are timed on the same recording, and the program without either."""
+    values = run(repository, "start.py", tmp_path / "start.json")
+    times = values["commands"]
+    assert isinstance(times, dict) and len(times) == 3
+    assert times["--version"]["median_s"] < times["--language-model none"]["median_s"]
+
+
 def test_stream(repository: Path, tmp_path: Path) -> None:
     """Each chunk size has its time, beside that of the whole recording at once."""
     cases = run(repository, "stream.py", tmp_path / "stream.json")["cost"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from omnirouter.checkpoint import load_checkpoint
+from omnirouter.cli import main
 from omnirouter.config import BadInput, DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.report import demo
 from omnirouter.report.parallel_runs import train_side_by_side
@@ -48,8 +50,15 @@ def test_the_demo_leaves_table_report_and_checkpoints(
     }
 
     before = rows_of(tmp_path / "omni" / "metrics.jsonl")
-    demo.run_demo(tmp_path, steps=4, hours=SMALL.hours)
+    capsys.readouterr()
+    demo.run_demo(tmp_path, steps=4, hours=SMALL.hours, quiet=True)
     assert rows_of(tmp_path / "omni" / "metrics.jsonl") == before
+    again = capsys.readouterr()
+    assert (
+        again.err == ""
+        and again.out.strip()
+        == shown[shown.index("Word error") : shown.index("\nOne file")].strip()
+    )
     for changes, named in (
         ({"seed": 1, "steps": 4}, "seed 0, not 1"),
         ({"steps": 6}, "steps 4, not 6"),
@@ -57,6 +66,29 @@ def test_the_demo_leaves_table_report_and_checkpoints(
     ):
         with pytest.raises(BadInput, match=f"holds a demo with {named}; give another folder"):
             demo.run_demo(tmp_path, **{"hours": SMALL.hours, **changes})  # type: ignore[arg-type]
+
+
+def test_the_demo_trains_a_model_that_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`omnirouter demo --streaming`: what it leaves transcribes a file as it comes."""
+    monkeypatch.setattr(demo, "CORPUS", SMALL)
+    made = {"steps": None, "seed": 0, "quiet": False, "hours": SMALL.hours}
+    monkeypatch.setattr(demo.run_streaming_demo, "__kwdefaults__", made)
+    assert main(["demo", "--streaming", "--steps", "4", "--output-dir", str(tmp_path)]) == 0
+    best = tmp_path / "streaming" / "best"
+    shown = capsys.readouterr().out
+    said = re.findall(r"omnirouter (transcribe|serve) (.*) ?--model (\S+)", shown)
+    assert [(command, model) for command, _, model in said] == [
+        ("transcribe", str(best)),
+        ("transcribe", str(best)),
+        ("serve", str(best)),
+    ]
+    assert load_checkpoint(best).config.streams
+    assert main(["transcribe", *said[0][1].split(), "--model", str(best)]) == 0
+    assert main(["demo", "--streaming", "--steps", "4", "--output-dir", str(tmp_path), "-q"]) == 0
+    again = capsys.readouterr()
+    assert again.err == "" and again.out.startswith(f"{best}: ")
 
 
 def test_all_three_models_see_the_same_data(tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ def test_commands_and_options_exist(text: str) -> None:
         assert set(re.findall(r"--[a-z][\w.-]*", call)) <= known
 
 
+def test_make_demo_takes_the_commands_options() -> None:
+    """`make demo ARGS=...` on any page: the Makefile passes them on, and they are options."""
+    makefile = (REPOSITORY / "Makefile").read_text("utf-8")
+    assert "$(BIN)/omnirouter demo --output-dir runs/demo $(ARGS)" in makefile
+    text = "\n".join(page.read_text("utf-8") for page in PAGES)
+    found = set(re.findall(r"make demo ARGS=(\"[^\"]+\"|[^\s`]+)", text))
+    assert "--streaming" in found
+    for words in found:
+        assert parse("demo", load_command("demo"), words.strip('"').split()) is not None
+
+
 def test_every_command_is_described() -> None:
     """docs/cli.md has a section for each command, and each of its own options in it."""
     text = (REPOSITORY / "docs" / "cli.md").read_text("utf-8")

@@ -20,6 +20,7 @@ import torch
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import (
+    PRETRAINED_LANGUAGE_MODEL,
     AttentionContext,
     BadInput,
     FeatureConfig,
@@ -27,8 +28,10 @@ from omnirouter.config import (
     RouterConfig,
     VadOptions,
 )
+from omnirouter.decoding import BeamSearch
 from omnirouter.model import CTCEncoder
 from omnirouter.serve.export import OnnxEncoder, export
+from omnirouter.serve.load import load
 from omnirouter.serve.onnx import OnnxTranscriber, is_export
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer, train_tokenizer
@@ -72,6 +75,29 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
     assert found["fp32"].same_piece > 0.99
     assert found["int8"].megabytes < found["fp32"].megabytes
     return folder
+
+
+@pytest.mark.skipif(
+    not PRETRAINED_LANGUAGE_MODEL.exists(), reason="no language model comes with this version"
+)
+def test_an_export_of_the_bundled_model_brings_its_language_model(
+    checkpoint: Checkpoint, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transcribed by path, as the bundled model is by name; another export gets it by name only."""
+    monkeypatch.setattr("omnirouter.serve.load.PRETRAINED_DIR", checkpoint.path)
+    own = tmp_path / "own"
+    export(checkpoint, own)
+    sound = tmp_path / "noise.wav"
+    soundfile.write(sound, noise(16_000), 16_000)
+    for path in (own, own / "model.int8.onnx"):
+        model = load(path)
+        assert isinstance(model.decoder, BeamSearch), path
+        model.transcribe(sound)
+        assert load(path, language_model="none").decoder is None
+    assert load(exported).decoder is None
+    assert isinstance(load(exported, language_model="english").decoder, BeamSearch)
+    export(replace(checkpoint, path=Path("another")), own)
+    assert load(own).decoder is None
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rope", "rope-local"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from performance_page import against
 from torch.autograd.graph import saved_tensors_hooks
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
@@ -28,7 +29,7 @@ from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.report.devices import H100
 from omnirouter.report.memory_estimate import activation_bytes, states
 from omnirouter.report.plan import Setting, plan, step_time
-from omnirouter.report.rates import PARTS, against, measured_rates
+from omnirouter.report.rates import PARTS, measured_rates
 from omnirouter.train.optim import build_optimizers, update
 from omnirouter.train.step import explain_oom
 

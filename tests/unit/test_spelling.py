@@ -101,6 +101,7 @@ def test_a_recipe_is_named_with_its_own_keys(
 def test_suggestions_are_near() -> None:
     assert did_you_mean("--formt", ["--format"]) == "; did you mean --format?"
     assert did_you_mean("peak_lr", ["optim.peak_lr"]) == "; did you mean optim.peak_lr?"
+    assert did_you_mean("trans", ["train", "transcribe"]) == "; did you mean transcribe?"
     for far in ("--form", "--temperature", "--best_of", "--task"):
         assert did_you_mean(far, ["--force", "--batch-seconds", "--out", "--hot-words"]) == ""
 

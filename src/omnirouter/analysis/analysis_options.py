@@ -37,13 +37,13 @@ class AnalysisOptions:
             )
 
     def pair(self, num_layers: int) -> tuple[int, int] | None:
-        """The two layers of the contingency table; None if the model has only one.
+        """The two layers of the contingency table; None for the last two.
 
         Raises:
             BadInput: `layers` names other than two layers of the model.
         """
         if not self.layers:
-            return (num_layers - 1, num_layers) if num_layers > 1 else None
+            return None
         parts = self.layers.strip("[] ").split(",")
         found = [int(part) for part in parts if part.strip().isdecimal()]
         if not len(parts) == len(found) == 2 or not all(1 <= n <= num_layers for n in found):

@@ -37,7 +37,6 @@ from omnirouter.metrics.expert_load import (
     router_entropy,
     top_expert,
 )
-from omnirouter.model import EncoderOutput
 from omnirouter.progress import Progress
 
 
@@ -52,7 +51,6 @@ class RoutingCollection:
         taken_LN: how many frames each expert took in each layer, int64.
         offsets: first frame of each utterance and the end of the last, int64 [B + 1].
         ids: of the utterances.
-        texts: their references.
         entropy_L: mean entropy of the routing distribution in nats.
         gate_L: mean gate, the probability that scales the expert's output (Eq. 2).
         num_experts: N.
@@ -65,7 +63,6 @@ class RoutingCollection:
     taken_LN: Ints
     offsets: Ints
     ids: list[str]
-    texts: list[str]
     entropy_L: Floats
     gate_L: Floats
     num_experts: int
@@ -141,7 +138,6 @@ def collect(
     checkpoint: Checkpoint,
     cuts: CutSet,
     *,
-    batch_seconds: float = 120.0,
     precision: Precision = "fp32",
     progress: Progress | None = None,
     on_batch: OnOutput | None = None,
@@ -151,7 +147,6 @@ def collect(
     Args:
         checkpoint: of a model with experts.
         cuts: what to run it on.
-        batch_seconds: seconds of audio in one batch.
         precision: `bf16` runs the encoder under autocast.
         progress: called after each batch with its number of utterances.
         on_batch: called with each batch and the encoder's output.
@@ -159,22 +154,49 @@ def collect(
     Raises:
         BadInput: the model is dense, or no utterance could be used.
     """
-    gathered = _Gathered(checkpoint)
+    require_experts(checkpoint)
+    config = checkpoint.config
+    layers, num_experts = len(config.expert_layers), config.num_experts
+    experts: list[npt.NDArray[np.int16]] = []
+    lengths: list[int] = []
+    ids: list[str] = []
+    rejected: list[Rejected] = []
+    taken_LN = np.zeros((layers, num_experts), dtype=np.int64)
+    entropy_L, gate_L = np.zeros(layers), np.zeros(layers)
     with evaluating(checkpoint.model):
-        for batch in evaluation_loader(checkpoint, cuts, batch_seconds):
-            gathered.rejected += batch.rejected
+        for batch in evaluation_loader(checkpoint, cuts):
+            rejected += batch.rejected
             if not batch.waveforms:
                 continue
             output = forward(checkpoint, batch.waveforms, precision)
-            gathered.add(output)
+            frames, routings = int(output.lengths.sum()), output.routings
+            top_LT = torch.stack([top_expert(routing) for routing in routings])
+            experts.append(top_LT.to(torch.int16).cpu().numpy())
+            chosen = [routing.expert_A.cpu().numpy() for routing in routings]
+            taken_LN += [np.bincount(expert_A, minlength=num_experts) for expert_A in chosen]
+            entropy_L += frames * np.array([float(router_entropy(r.probs_TN)) for r in routings])
+            gate_L += frames * np.array([float(r.gate_A.float().mean()) for r in routings])
+            lengths += output.lengths.tolist()
+            ids += batch.ids
             if on_batch is not None:
                 on_batch(batch, output)
-            gathered.ids += batch.ids
-            gathered.texts += batch.texts
             if progress is not None:
                 progress(len(batch.ids) + len(batch.rejected))
-    require_readable("routing", len(gathered.ids), gathered.rejected)
-    return gathered.collection()
+    require_readable("routing", len(ids), rejected)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    experts_LT = np.concatenate(experts, axis=1)
+    return RoutingCollection(
+        experts_LT=experts_LT,
+        labels_LN=aligned_labels(experts_LT, num_experts),
+        taken_LN=taken_LN,
+        offsets=offsets,
+        ids=ids,
+        entropy_L=entropy_L / offsets[-1],
+        gate_L=gate_L / offsets[-1],
+        num_experts=num_experts,
+        frame_s=config.features.frame_s,
+        rejected=rejected,
+    )
 
 
 def require_experts(checkpoint: Checkpoint) -> None:
@@ -194,53 +216,6 @@ def require_one_expert(checkpoint: Checkpoint) -> None:
         raise BadInput(
             f"random experts: {checkpoint.path}: only for routers that send each frame to one "
             "expert; this model's top_k or routing does otherwise"
-        )
-
-
-class _Gathered:
-    """Decisions of the batches so far."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        require_experts(checkpoint)
-        self.config = checkpoint.config
-        self.experts: list[npt.NDArray[np.int16]] = []
-        self.lengths: list[int] = []
-        self.ids: list[str] = []
-        self.texts: list[str] = []
-        self.rejected: list[Rejected] = []
-        layers = len(self.config.expert_layers)
-        self.taken_LN = np.zeros((layers, self.config.num_experts), dtype=np.int64)
-        self.entropy_L, self.gate_L = np.zeros(layers), np.zeros(layers)
-
-    def add(self, output: EncoderOutput) -> None:
-        """Take up a batch."""
-        frames, routings = int(output.lengths.sum()), output.routings
-        experts_LT = torch.stack([top_expert(routing) for routing in routings])
-        self.experts.append(experts_LT.to(torch.int16).cpu().numpy())
-        self.taken_LN += [
-            np.bincount(r.expert_A.cpu().numpy(), minlength=self.config.num_experts)
-            for r in routings
-        ]
-        self.lengths += output.lengths.tolist()
-        self.entropy_L += frames * np.array([float(router_entropy(r.probs_TN)) for r in routings])
-        self.gate_L += frames * np.array([float(r.gate_A.float().mean()) for r in routings])
-
-    def collection(self) -> RoutingCollection:
-        """All of it."""
-        offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        experts_LT = np.concatenate(self.experts, axis=1)
-        return RoutingCollection(
-            experts_LT=experts_LT,
-            labels_LN=aligned_labels(experts_LT, self.config.num_experts),
-            taken_LN=self.taken_LN,
-            offsets=offsets,
-            ids=self.ids,
-            texts=self.texts,
-            entropy_L=self.entropy_L / offsets[-1],
-            gate_L=self.gate_L / offsets[-1],
-            num_experts=self.config.num_experts,
-            frame_s=self.config.features.frame_s,
-            rejected=self.rejected,
         )
 
 

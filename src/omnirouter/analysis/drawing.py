@@ -183,7 +183,7 @@ def heat_map(
     widest = max((text_width(part, 10.0) / 10 for part in parts), default=1.0)
     width = 72 * (WIDTHS[columns] - margin) / count  # points
     size = min(CELL, 0.9 * width / widest)
-    row_height = max(row_height, 1.3 * lines * size / 72)
+    row_height = max(row_height, 1.4 * lines * size / 72)
     figure = new_figure(columns, 0.6 + row_height * rows)
     axis = figure.subplots()
     top = float(values.max(initial=1e-9)) if largest is None else largest
@@ -197,7 +197,7 @@ def heat_map(
     for row, texts in enumerate(cells):
         for column, text in enumerate(texts):
             ink = "black" if _luminance(image.to_rgba(values[row, column])) > 0.18 else "white"
-            style = {"color": ink, "fontsize": size, "linespacing": 1.0}
+            style = {"color": ink, "fontsize": size, "linespacing": 1.2}
             axis.text(column, row, text, ha="center", va="center", **style)
     return figure, axis
 
@@ -226,7 +226,7 @@ def some_of(count: int, most: int) -> range:
     return range(0, count, max(1, math.ceil(count / most)))
 
 
-def number_layers(axis: Axes, count: int, columns: int, *, pairs: bool = False) -> None:
+def number_layers(axis: Axes, count: int, columns: int, pairs: bool = False) -> None:
     """Number layers, or pairs of neighbors, along the x axis from 1, as many as there is room."""
     shown = some_of(count, (9 if pairs else 12) * columns)
     axis.set_xticks(

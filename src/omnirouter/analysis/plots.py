@@ -153,11 +153,10 @@ def contingency(
     ]
     height = (WIDTHS[columns] - 0.6) / max(6 * columns, len(counts))
     figure, axis = heat_map(shares, columns=columns, cells=cells, row_height=height)
+    lower, upper = (f"expert in layer {layer}" for layer in layers)
+    number_matrix(axis, shares.shape, lower, upper)
     shown = some_of(len(counts), 16)
     axis.set_xticks(list(shown), [str(mapping[n] + 1) for n in shown])
-    axis.set_yticks(list(shown), [str(n + 1) for n in shown])
-    axis.set_xlabel(f"expert in layer {layers[1]}")
-    axis.set_ylabel(f"expert in layer {layers[0]}")
     return figure
 
 
@@ -190,26 +189,38 @@ def cramers_v_lines(
 
     A model without values (a dense one) is skipped.
     """
-    figure = new_figure(columns, 2.4)
-    axis = figure.subplots()
-    for name, values in series.items():
-        if values:
-            _line(axis, name, values, lines_of(series, lines)[name])
-    most = max((len(values) for values in series.values()), default=0)
-    number_layers(axis, most, columns, pairs=True)
+    known = lines_of(series, lines)
+    drawn: list[Any] = [(name, v, known[name], {}) for name, v in series.items() if v]
+    figure, axis = _by_layer(drawn, "Cramér's V", columns, height=2.4, pairs=True)
     axis.set_yticks(np.linspace(0, 1, 6))
     axis.set_ylim(0.0, 1.02)
-    axis.set_ylabel("Cramér's V")
-    finish(figure, axis)
     return figure
 
 
-def _line(
-    axis: Axes, label: str, values: Sequence[float] | Floats, line: Line, **style: Any
-) -> None:
-    """One model's values by layer, from 1."""
+def _by_layer(
+    drawn: Sequence[tuple[str, Any, Line, dict[str, Any]]],
+    label: str,
+    columns: int,
+    *,
+    height: float = 2.6,
+    pairs: bool = False,
+) -> tuple[Figure, Axes]:
+    """Lines over the layers: name, values, line and style of each."""
+    figure = new_figure(columns, height)
+    axis = figure.subplots()
+    for name, values, line, style in drawn:
+        _line(axis, name, values, line, **style)
+    axis.set_ylim(bottom=0.0)
+    axis.set_ylabel(label)
+    number_layers(axis, max((len(values) for _, values, *_ in drawn), default=0), columns, pairs)
+    finish(figure, axis)
+    return figure, axis
+
+
+def _line(axis: Axes, label: str, values: Any, line: Line, **style: Any) -> None:
+    """One model's values by layer, from 1; a marker on the edge is drawn whole."""
     color, marker, dashes = line
-    options = {"color": color, "marker": marker, "linestyle": dashes, **style}
+    options = {"color": color, "marker": marker, "linestyle": dashes, "clip_on": False, **style}
     axis.plot(range(1, len(values) + 1), values, label=label, **options)
 
 
@@ -273,18 +284,13 @@ def told_by_layer(
     series: Mapping[str, Specialization], lines: Lines = None, columns: int = 1
 ) -> Figure:
     """Information of the expert on the kind of sound, and on silence alone, by layer."""
-    figure = new_figure(columns, 2.6)
-    axis = figure.subplots()
+    faint = {"alpha": 0.45, "markerfacecolor": "none"}
+    drawn: list[Any] = []
     for name, own in series.items():
         line = lines_of(series, lines)[name]
-        _line(axis, f"{name}: kind", own.kind_bits, line)
-        faint = {"alpha": 0.45, "markerfacecolor": "none"}
-        _line(axis, f"{name}: silence", own.silence_bits, line, **faint)
-    axis.set_ylim(bottom=0.0)
-    axis.set_ylabel("bits per frame")
-    number_layers(axis, max((len(own.kind_bits) for own in series.values()), default=0), columns)
-    finish(figure, axis)
-    return figure
+        drawn += [(f"{name}: kind", own.kind_bits, line, {})]
+        drawn += [(f"{name}: silence", own.silence_bits, line, faint)]
+    return _by_layer(drawn, "bits per frame", columns)[0]
 
 
 @styled
@@ -292,18 +298,13 @@ def run_lengths(
     series: Mapping[str, Specialization], lines: Lines = None, columns: int = 1
 ) -> Figure:
     """Mean run of frames with one expert, by layer; dots: if the frames stood in random order."""
-    figure = new_figure(columns, 2.6)
-    axis = figure.subplots()
+    dots = {"marker": ".", "linestyle": "none"}
+    drawn: list[Any] = []
     for name, own in series.items():
         line = lines_of(series, lines)[name]
-        run_ms, chance_ms = (1000 * np.array(v) for v in (own.run_s, own.run_s_by_chance))
-        _line(axis, name, run_ms, line)
-        _line(axis, f"{name}, shuffled", chance_ms, line, marker=".", linestyle="none")
-    axis.set_ylim(bottom=0.0)
-    axis.set_ylabel("mean run of one expert, ms")
-    number_layers(axis, max((len(own.run_s) for own in series.values()), default=0), columns)
-    finish(figure, axis)
-    return figure
+        drawn += [(name, 1000 * np.array(own.run_s), line, {})]
+        drawn += [(f"{name}, shuffled", 1000 * np.array(own.run_s_by_chance), line, dots)]
+    return _by_layer(drawn, "mean run of one expert, ms", columns)[0]
 
 
 @styled
@@ -335,7 +336,7 @@ def router_inputs(
     top.set_ylabel("cosine of inputs")
     bottom.set_ylabel("Cramér's V")
     most = max((len(own.input_cosine) for own in series.values()), default=0)
-    number_layers(bottom, most, columns, pairs=True)
+    number_layers(bottom, most, columns, True)
     finish(figure, bottom)
     finish(figure, top)
     return figure
@@ -364,37 +365,8 @@ def curves(
         lines: of the runs.
         columns: width of the figure.
     """
-    figure = new_figure(columns, 2.4)
+    figure = new_figure(columns, 2.5)
     axis = figure.subplots()
-    _curves(axis, runs, key, scale, lines)
-    axis.set_ylabel(label)
-    finish(figure, axis)
-    return figure
-
-
-@styled
-def loss_curves(runs: Mapping[str, Rows], lines: Lines = None, columns: int = 1) -> Figure:
-    """CTC loss in training over the steps, logarithmic; crosses mark spikes (Fig. 6)."""
-    figure = new_figure(columns, 2.6)
-    axis = figure.subplots()
-    _curves(axis, runs, "ctc", 1.0, lines)
-    for name, rows in runs.items():
-        spikes = find_spikes(rows)
-        axis.scatter(
-            [spike.step for spike in spikes],
-            [spike.loss for spike in spikes],
-            color=lines_of(runs, lines)[name][0],
-            marker="x",
-            s=30,
-            zorder=3,
-        )
-    axis.set_ylabel("CTC loss, nats per utterance")
-    logarithmic(axis)
-    finish(figure, axis)
-    return figure
-
-
-def _curves(axis: Axes, runs: Mapping[str, Rows], key: str, scale: float, lines: Lines) -> None:
     for name, rows in runs.items():
         found = [(r["step"], scale * r[key]) for r in rows if r.get(key) is not None]
         points = np.array([point for point in found if np.isfinite(point[1])])
@@ -406,6 +378,25 @@ def _curves(axis: Axes, runs: Mapping[str, Rows], key: str, scale: float, lines:
         dashes = dashes if len(x) <= 20 else "solid"  # dashes would hide a narrow spike
         axis.plot(x, y, color=color, marker=marker, linestyle=dashes, linewidth=1.2, label=name)
     count_steps(axis)
+    axis.set_ylabel(label)
+    finish(figure, axis)
+    return figure
+
+
+@styled
+def loss_curves(runs: Mapping[str, Rows], lines: Lines = None, columns: int = 1) -> Figure:
+    """CTC loss in training over the steps, logarithmic; crosses mark spikes (Fig. 6)."""
+    figure = curves(
+        runs, key="ctc", label="CTC loss, nats per utterance", lines=lines, columns=columns
+    )
+    (axis,) = figure.axes
+    for name, rows in runs.items():
+        spikes = [(spike.step, spike.loss) for spike in find_spikes(rows)]
+        color = lines_of(runs, lines)[name][0]
+        x, y = np.array(spikes).reshape(-1, 2).T
+        axis.scatter(x, y, color=color, marker="x", s=30, zorder=3)
+    logarithmic(axis)
+    return figure
 
 
 @styled

@@ -24,6 +24,11 @@ def set_level(*, quiet: bool, verbose: bool) -> None:
     _level.update(quiet=quiet, verbose=verbose)
 
 
+def is_quiet() -> bool:
+    """True with --quiet."""
+    return _level["quiet"]
+
+
 def is_verbose() -> bool:
     """True with --verbose."""
     return _level["verbose"]

@@ -75,8 +75,8 @@ class EncoderCache:
     def __init__(self, config: ModelConfig) -> None:
         if not config.streams:
             raise BadInput(
-                "model: it attends to whole utterances and cannot stream; train one with "
-                "model.attention_context and normalisation: global, see docs/streaming.md"
+                "model: it attends to whole utterances and cannot stream; omnirouter demo "
+                "--streaming makes a small one that does, docs/streaming.md says how to train one"
             )
         self.chunk = config.attention_context.chunk
         self.frames = 0

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import (
     PRESETS,
+    AttentionContext,
     AugmentConfig,
     BadInput,
     DataConfig,
@@ -50,6 +51,8 @@ from omnirouter.train.optim import build_optimizers
 from omnirouter.train.run_dir import rows_of
 
 NAMES = {"dense": "Dense", "switch": "Switch", "omni": "Omni"}
+STREAMING = "streaming"  # folder of the model that streams
+CONTEXT = AttentionContext(chunk=16, left=64)  # its context, in frames
 CORPUS = DemoCorpusConfig(hours=3.0)
 STEPS = 1_500  # of each model
 BATCH_S = 40.0  # audio in one step
@@ -85,7 +88,12 @@ class DemoResult:
 
 
 def run_demo(
-    out: Path, *, steps: int | None = None, seed: int = 0, hours: float = CORPUS.hours
+    out: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    hours: float = CORPUS.hours,
+    quiet: bool = False,
 ) -> DemoResult:
     """Make the corpus, train, compare, report.
 
@@ -94,21 +102,22 @@ def run_demo(
         steps: of each model; `STEPS` if None.
         seed: of corpus, weights and order.
         hours: of training speech to make.
+        quiet: print the table alone.
 
     Raises:
         BadInput: `steps` is below 1, `out` holds a demo of other settings, or espeak-ng is not
             installed.
         OmnirouterError: the disk is full.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=quiet)
     began = time.monotonic()
     steps = STEPS if steps is None else steps
     if steps < 1:
         raise BadInput(f"steps: at least 1, not {steps}")
     corpus = replace(CORPUS, hours=hours, seed=seed)
-    _require_same(out, {"seed": seed, "steps": steps}, corpus)
-    _project(steps, console)
-    manifests = make_demo_corpus(out / "corpus", corpus)
+    _require_same(out, NAMES, {"seed": seed, "steps": steps}, corpus)
+    _project(steps, NAMES, console)
+    manifests = make_demo_corpus(out / "corpus", corpus, progress=not quiet)
     runs = {routing: demo_config(out, routing, manifests, steps, seed) for routing in NAMES}
     for config in runs.values():
         count = count_parameters(config.model)
@@ -116,7 +125,10 @@ def run_demo(
             f"{NAMES[config.model.routing]}: {count.active / 1e6:.2f} M of "
             f"{count.total / 1e6:.2f} M parameters active"
         )
-    trained = train_side_by_side({NAMES[key]: config for key, config in runs.items()})
+    trained = train_side_by_side(
+        {NAMES[key]: config for key, config in runs.items()},
+        console=Console(stderr=True, highlight=False, quiet=quiet),
+    )
     results = {routing: trained[name] for routing, name in NAMES.items()}
     console.print("Scoring on clean and shifted speech of unseen voices ...")
     models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
@@ -132,16 +144,71 @@ def run_demo(
     )
     _write_json(out / "results.json", models, facts)
     console.print()
-    console.print(to_rich(table))
+    Console(highlight=False).print(to_rich(table))
     best = {routing: result.best for routing, result in results.items()}
-    _farewell(console, best["omni"], manifests["test_clean"], report)
+    if not quiet:
+        _farewell(console, best["omni"], manifests["test_clean"], report)
     return DemoResult(table=table, report=report, checkpoints=best)
 
 
-def _require_same(out: Path, asked: Mapping[str, int], corpus: DemoCorpusConfig) -> None:
+def run_streaming_demo(
+    out: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    hours: float = CORPUS.hours,
+    quiet: bool = False,
+) -> Path:
+    """Train one Omni model that streams on the demo's corpus, and say how to try it.
+
+    Args:
+        out: as for `run_demo`, whose corpus is used again.
+        steps: likewise.
+        seed: likewise.
+        hours: likewise.
+        quiet: print the word error rate and the checkpoint alone.
+
+    Returns:
+        The folder of its best checkpoint.
+
+    Raises:
+        BadInput: as for `run_demo`.
+        OmnirouterError: the disk is full.
+    """
+    console = Console(highlight=False, quiet=quiet)
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise BadInput(f"steps: at least 1, not {steps}")
+    corpus = replace(CORPUS, hours=hours, seed=seed)
+    _require_same(out, [STREAMING], {"seed": seed, "steps": steps}, corpus)
+    _project(steps, ["omni"], console)
+    manifests = make_demo_corpus(out / "corpus", corpus, progress=not quiet)
+    config = demo_config(out, "omni", manifests, steps, seed)
+    features = replace(config.model.features, normalisation="global")
+    model = replace(config.model, attention_context=CONTEXT, features=features)
+    config = replace(config, out=str(out / STREAMING), model=model)
+    shown = Console(stderr=True, highlight=False, quiet=quiet)
+    best = train_side_by_side({"Omni": config}, console=shown)["Omni"].best
+    clean = read_manifest(manifests["test_clean"])
+    wer = score(load_checkpoint(best), clean, name="clean").wer
+    print(f"{best}: {wer:.1%} of the words of clean speech of unseen voices are wrong")
+    path = next(iter(clean)).recording.sources[0].source
+    console.print(
+        f"\nNext\n  a file as it comes:  omnirouter transcribe {path} --stream --model {best}\n"
+        f"  the microphone:      omnirouter transcribe microphone --stream --model {best}\n"
+        f"  page and WebSocket:  omnirouter serve --model {best}\n"
+        "It knows the demo's sentences, such as `turn on the light in the kitchen`, and no others.",
+        soft_wrap=True,
+    )
+    return best
+
+
+def _require_same(
+    out: Path, folders: Iterable[str], asked: Mapping[str, int], corpus: DemoCorpusConfig
+) -> None:
     """Refuse a folder whose models are of other settings: they would be taken for these."""
-    for routing in NAMES:
-        path = out / routing / "config.yaml"
+    for folder in folders:
+        path = out / folder / "config.yaml"
         if not path.is_file():
             continue
         known: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -152,7 +219,7 @@ def _require_same(out: Path, asked: Mapping[str, int], corpus: DemoCorpusConfig)
             if found[name] not in (value, None):
                 raise BadInput(
                     f"{out}: holds a demo with {name} {found[name]}, not {value}; give another "
-                    "folder (--out)"
+                    "folder (--output-dir)"
                 )
 
 
@@ -183,14 +250,14 @@ def demo_config(
     )
 
 
-def _project(steps: int, console: Console) -> None:
+def _project(steps: int, routings: Collection[str], console: Console) -> None:
     """Say how long this machine will take, from a few steps on noise; offer `--steps`."""
-    times = {routing: steps * _step_seconds(PRESETS[f"{routing}-tiny"]) for routing in NAMES}
-    shared = sum(times.values()) / min(len(NAMES), available_cores())
-    seconds = max(shared, *times.values()) + REST_S
+    times = [steps * _step_seconds(PRESETS[f"{routing}-tiny"]) for routing in routings]
+    shared = sum(times) / min(len(times), available_cores())
+    seconds = max(shared, *times) + REST_S
+    several = "Dense, Switch and Omni side by side, {} steps each" if len(times) > 1 else "{} steps"
     console.print(
-        f"Dense, Switch and Omni side by side, {steps} steps each: about "
-        f"{max(1, round(seconds / 60))} min on this machine.",
+        f"{several.format(steps)}: about {max(1, round(seconds / 60))} min on this machine.",
         soft_wrap=True,
     )
     if seconds > LONG_S:
@@ -283,12 +350,12 @@ def _farewell(console: Console, omni: Path, clean: Path, report: Path) -> None:
     """Transcribe one file and say what to do next."""
     checkpoint: Checkpoint = load_checkpoint(omni)
     cuts = choose_examples(read_manifest(clean), 1)
-    (_, said, heard) = score(checkpoint, cuts, name="one file").hypotheses[0]
+    (_, said, found) = score(checkpoint, cuts, name="one file").hypotheses[0]
     path = next(iter(cuts)).recording.sources[0].source
     console.print(f"\nOne file:   omnirouter transcribe {path} --model {omni}", soft_wrap=True)
-    console.print(f"  said:     {said}\n  heard:    {heard}", soft_wrap=True)
+    console.print(f"  said:        {said}\n  transcribed: {found}", soft_wrap=True)
     console.print(
-        f"\nNext\n  look inside:            open {report}\n"
+        f"\nNext\n  look inside:            {report} (in a browser)\n"
         f"  your own audio:         omnirouter transcribe FILE --model {omni}\n"
         "  train on your own data: see the README, or omnirouter train --help",
         soft_wrap=True,

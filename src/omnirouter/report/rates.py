@@ -1,8 +1,10 @@
 """Work of the parts of a step, and the rates at which it is done.
 
-Matrix products are counted in operations (`cost.py`), all else in bytes that pass through memory.
-Rates are published peaks times an assumed share (`devices.py`), or those a train-step benchmark
-measured for its own parts, which are the same.
+Matrix products are counted in operations, all else in bytes that pass through memory. A
+multiply-add counts as two operations, and only matrix products (and the local convolution) count,
+as is usual for model-FLOPs utilization. Rates are published peaks times an assumed share
+(`devices.py`), or those a train-step benchmark measured for its own parts, which are the same.
+Letters: T frames of the whole batch, S input width, D, F, N, V, L as in `config`, K `local_width`.
 """
 
 from __future__ import annotations
@@ -13,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from omnirouter.config import ROUTINGS, BadInput, ModelConfig, RunConfig, family
-from omnirouter.report.cost import training_flops
+from omnirouter.config import CONVOLVED, BadInput, ModelConfig, RunConfig, family
 from omnirouter.report.devices import BANDWIDTH_SHARE, DeviceKind
-from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes
+from omnirouter.report.memory_estimate import States, states
 
 MATMULS = ("attention", "experts", "head")  # counted in operations, the other parts in bytes
 PARTS = ("features", *MATMULS, "ctc", "optimizer", "rest")
@@ -35,6 +36,51 @@ class Rates:
 
     of: Mapping[str, float]
     source: str
+
+
+def forward_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, float]:
+    """Operations of one forward pass.
+
+    Args:
+        config: of the model.
+        lengths: frames of each utterance; attention is quadratic in them.
+
+    Returns:
+        By part: `input` projection, `attention` (projections, scores, and the local convolution),
+        `experts` (the feed-forward layers that frames pass through, and routers), `head`,
+        `embedding` (SpeechMoE's network).
+    """
+    t, d = float(sum(lengths)), config.dim
+    squares = float(sum(length * length for length in lengths))
+    layer = 8 * t * d * d + 4 * d * squares + 2 * t * config.local_width * d
+    routed = len(config.expert_layers)
+    passed = config.num_layers + routed * (config.router.top_k - 1 + config.router.shared_expert)
+    routes = 0.0
+    if config.routing != "hash":
+        routes = 2 * t * config.router_width * config.num_experts * routed
+    embedding = 0.0
+    if config.embedder is not None:
+        embedding = sum(forward_flops(config.embedder, lengths).values())
+    inputs = 2 * t * config.features.width * d
+    if config.stem == "convolutions":
+        # the second takes every other of a frame's `stack` mel frames
+        inputs = CONVOLVED * (inputs + t * config.features.stack * d * d)
+    return {
+        "input": inputs,
+        "attention": config.num_layers * layer,
+        "experts": 4 * t * d * config.ffn_dim * passed + routes,
+        "head": 2 * t * d * config.vocab_size,
+        "embedding": embedding,
+    }
+
+
+def training_flops(config: ModelConfig, lengths: Sequence[int]) -> dict[str, float]:
+    """Operations of forward and backward pass, by part as in `forward_flops`."""
+    forward = forward_flops(config, lengths)
+    found = {name: 3 * value for name, value in forward.items()}
+    if config.stem == "linear":  # nothing learns below it
+        found["input"] -= forward["input"]
+    return found
 
 
 def work(
@@ -110,39 +156,3 @@ def measured_rates(values: Mapping[str, Any], routing: str) -> Rates:
         for part in PARTS
     }
     return Rates(of=rates, source=f"measured: {values['command']}, commit {values['commit']}")
-
-
-def against(values: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A train-step benchmark's steps as predicted by the rates of another one, beside its own.
-
-    Args:
-        values: what is predicted.
-        other: whose rates are used, those of its model of the same routing.
-
-    Returns:
-        By model: `model`, `predicted_s`, `measured_s`, and on a GPU the bytes of `predicted_memory`
-        and `measured_memory`.
-    """
-    rows = []
-    half, cuda = values["dtype"] == "bf16", values["gpu"] is not None
-    for name in ROUTINGS:
-        model = family(values["family"])[name]
-        run = RunConfig(model=model, precision=values["dtype"])
-        held = states(model, run.optim, half=half, cuda=cuda)
-        rates = measured_rates(other, name)
-        seconds = {
-            p: amount / rates.of[p] for p, amount in work(run, values["lengths"], held).items()
-        }
-        update = seconds.pop("optimizer")
-        activations = activation_bytes(model, values["lengths"], half=half, cuda=cuda)
-        memory = sum(held[:4]) + sum(activations.values())
-        rows.append(
-            {
-                "model": name,
-                "predicted_s": update + values["micro_batches"] * sum(seconds.values()),
-                "measured_s": values["models"][name]["median_s"],
-                "predicted_memory": memory + working_bytes(model, values["lengths"], half),
-                "measured_memory": values["models"][name]["peak_memory_bytes"],
-            }
-        )
-    return rows
