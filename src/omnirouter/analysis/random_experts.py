@@ -41,7 +41,7 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disturbed:
+class RandomExpertSetting:
     """The error rate in one setting.
 
     Attributes:
@@ -69,7 +69,7 @@ class RandomExpertResult:
 
     wer: float
     utterances: int
-    settings: list[Disturbed]
+    settings: list[RandomExpertSetting]
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def _setting(
     errors_SU: npt.NDArray[np.int64],
     base_U: npt.NDArray[np.int64],
     words: int,
-) -> Disturbed:
+) -> RandomExpertSetting:
     """Mean over seeds, and an interval from resampled seeds and utterances."""
     seeds, size = errors_SU.shape
     base = base_U.sum()
@@ -238,7 +238,7 @@ def _setting(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(changes, [tail, 1 - tail]) if changes else (np.nan, np.nan)
     by_seed = [float(e.sum() / base - 1) if base else float("nan") for e in errors_SU]
-    return Disturbed(
+    return RandomExpertSetting(
         reading=reading,
         ratio=ratio,
         wer=float(errors_SU.sum() / seeds / words),
