@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from common.program import RESULTS
 
-from omnirouter.audio.reader import load_audio
+from omnirouter.audio.reader import Samples, load_audio
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import PRETRAINED_DIR, VadOptions
 from omnirouter.data.manifests import read_manifest
@@ -30,7 +30,6 @@ from omnirouter.files import write_text
 from omnirouter.metrics.wer import error_rate
 from omnirouter.report import timing
 from omnirouter.serve.export import export
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.onnx import GRAPHS, OnnxTranscriber
 from omnirouter.serve.recognizer import Recognizer
 from omnirouter.serve.transcriber import Transcriber

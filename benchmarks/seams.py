@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from omnirouter.audio.reader import load_audio
+from omnirouter.audio.reader import Samples, load_audio
 from omnirouter.config import VadOptions
 from omnirouter.metrics.wer import error_rate
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.load import load
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Transcript

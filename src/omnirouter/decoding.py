@@ -29,7 +29,7 @@ from omnirouter.text import UNKNOWN, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PLAIN = re.compile("[a-z]+").fullmatch
+_NOT_PLAIN = re.compile(r"\S*[^a-z\s]\S*").findall
 BINARY = ".klm"  # suffix of KenLM's binary form beside an ARPA file, which is read at once
 RESCORED = 20  # texts that a scorer judges, unless more are asked for
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
@@ -218,36 +218,27 @@ class BeamSearch:
         from flashlight.lib.text.dictionary import Dictionary
 
         assert config.language_model is not None
-        self._tokenizer = tokenizer
-        words = _words_of(config.language_model, config.lm_words)
-        hot = {
-            clean for word in config.hot_words.split(",") if (clean := tokenizer.normalize(word))
-        }
-        # words of plain small letters, nearly all, are as any tokenizer leaves them
-        self._spelled = {
-            word: clean
-            for word in words
-            if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
-        }
-        known = set(self._spelled.values())
-        self._spelled |= {word: word for word in sorted(hot - known)}
-        index = {word: number for number, word in enumerate(self._spelled)}
+        self._tokenizer, self._model = tokenizer, config.language_model
+        self._blank_penalty = config.blank_penalty
+        hot = set(filter(None, map(tokenizer.normalize, config.hot_words.split(","))))
+        spelled = _spelled(config, tokenizer, hot)
         bonus = config.hot_word_score / config.lm_weight
-        bonuses = {index[word]: bonus for word, clean in self._spelled.items() if clean in hot}
+        bonuses = {n: bonus for n, clean in enumerate(spelled.values()) if hot and clean in hot}
         # kept, since the decoder only borrows them
-        self._lm = _language_model(config.language_model, Dictionary(list(self._spelled)), bonuses)
+        self._lm = _language_model(config.language_model, Dictionary(list(spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
         start = self._lm.start(False)
         with _no_collection():
-            spellings = tokenizer.encode_all(list(self._spelled.values()))
-            for (word, clean), ids in zip(self._spelled.items(), spellings, strict=True):
+            cleans = list(spelled.values())
+            spellings = tokenizer.encode_all(cleans)
+            for number, (clean, ids) in enumerate(zip(cleans, spellings, strict=True)):
                 if clean in hot and UNKNOWN in ids:
                     raise BadInput(
                         f"hot_words: the model has no letters for {clean!r}; write it with "
                         "letters that it has, or leave it out"
                     )
                 if ids and UNKNOWN not in ids:
-                    self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])
+                    self._trie.insert(ids, number, self._lm.score(start, number)[1])
         self._trie.smear(decoder.SmearingMode.MAX)
         options = decoder.LexiconDecoderOptions(
             beam_size=config.beam_size,
@@ -260,8 +251,6 @@ class BeamSearch:
             log_add=False,
             criterion_type=decoder.CriterionType.CTC,
         )
-        self._model = config.language_model
-        self._blank_penalty = config.blank_penalty
         none: list[float] = []  # transitions, which CTC has not
         self._decoder = decoder.LexiconDecoder(
             options, self._trie, self._lm, BLANK, BLANK, -1, none, False
@@ -377,6 +366,19 @@ def decoder_for(
 def _how_to_install() -> str:
     line = "pip install -c constraints.txt '.[lm]'"
     return line if sys.version_info < (3, 13) else f"{line} with Python 3.11 or 3.12"
+
+
+def _spelled(config: BeamSearchOptions, tokenizer: Tokenizer, hot: set[str]) -> dict[str, str]:
+    """Words of the language model, and hot ones that it lacks, each as the tokenizer writes it."""
+    assert config.language_model is not None
+    words = _words_of(config.language_model, config.lm_words)
+    spelled = dict(zip(words, words, strict=True))
+    # words of plain small letters, nearly all, are as any tokenizer leaves them
+    for word in _NOT_PLAIN(" ".join(words)):
+        spelled[word] = tokenizer.normalize(word)
+        if not spelled[word]:
+            del spelled[word]
+    return spelled | {word: word for word in sorted(hot - set(spelled.values()))}
 
 
 def _words_of(model: Path, listed: Path | None) -> list[str]:

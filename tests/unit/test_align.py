@@ -14,9 +14,9 @@ import omnirouter
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import PRETRAINED_DIR, BadInput, VadOptions
 from omnirouter.serve import align as room
-from omnirouter.serve.align import align, as_textgrid
+from omnirouter.serve.align import align
 from omnirouter.serve.transcriber import Transcriber
-from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.serve.transcript import Segment, Transcript, Word, as_textgrid
 
 SPEECH = Path(__file__).parents[1] / "e2e" / "speech"
 

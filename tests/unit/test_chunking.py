@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +22,13 @@ from omnirouter.serve.chunking import (
     stitch_point,
     windows,
 )
-from omnirouter.serve.recognizer import Recognizer
+from omnirouter.serve.recognizer import (
+    AHEAD,
+    LogProbs,
+    Recognizer,
+    TranscriptionSession,
+    WindowStitcher,
+)
 from omnirouter.serve.transcript import Transcript
 from omnirouter.synthesis.voices import Speech, speak
 from omnirouter.text import Tokenizer
@@ -115,6 +122,40 @@ def test_a_bad_recording_does_not_cost_the_others(tones: Tones, tokenizer: Token
         result = found[number]
         assert isinstance(result, Transcript)
         assert result.text == "open window"
+
+
+def test_a_shared_model_gets_few_windows_at_a_time_and_none_that_nobody_wants(
+    tones: Tones, tokenizer: Tokenizer
+) -> None:
+    """A session is told of each window, and may end it all; what is the model's to do is given up.
+
+    The recording is read no further than the model has come, but for `AHEAD` windows.
+    """
+    waiting: list[tuple[Samples, Future[LogProbs]]] = []
+    read: list[float] = []
+
+    def submit(samples: Samples) -> Future[LogProbs]:
+        waiting.append((samples, future := Future[LogProbs]()))
+        if len(waiting) > AHEAD:  # so many are there before the first is waited for
+            samples, first = waiting.pop(0)
+            first.set_result(tones.log_probs([samples])[0])
+        return future
+
+    class Patience(TranscriptionSession):
+        def read(self, seconds: float) -> None:
+            read.append(seconds)
+
+        def added(self, part: WindowStitcher, seconds: float) -> None:
+            if seconds > 2 * LONGEST_S:
+                raise InterruptedError
+
+    samples = sung(["sister"] * 150, tokenizer, np.random.default_rng(3))
+    session = Patience(samples)
+    with pytest.raises(InterruptedError):
+        list(tones.transcribe_sessions([session], submit))
+    assert session.parts[0].words[0].text == "sister"
+    assert len(waiting) == AHEAD and all(future.cancelled() for _, future in waiting)
+    assert 2 * LONGEST_S < max(read) < (2 + AHEAD + 2) * LONGEST_S < len(samples) / RATE
 
 
 def cut(samples: Samples, block: int) -> list[Window]:

@@ -26,6 +26,17 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
     r"\bEnvironment\(": {"files.py"},
     r"\bunittest\.mock\b": set(),
+    # one encoder pass: exports and streams give it another `AttentionBackend`
+    r"\.(attention_norm|ffn_norm)\(": {"model/layers.py"},
+    r"\b(apply_rotary_emb|position_angles)\(": {"model/layers.py", "model/encoder.py"},
+    # one feature path
+    r"\b(window_mels|stack_frames|mel_filters)\(": {"audio/features.py"},
+    # one transcription loop: who wants more of it than text makes a `TranscriptionSession`
+    r"(?<!def )\b(windows|speech_chunks|single_chunk|stitch_point)\(": {
+        "serve/chunking.py",
+        "serve/recognizer.py",
+    },
+    r"\bWindowStitcher\(": {"serve/align.py", "serve/recognizer.py"},
 }
 LONG = ("decoding.py: __init__",)  # the one function above 60 lines
 

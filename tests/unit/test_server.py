@@ -18,13 +18,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from omnirouter.config import BadInput, VadOptions
-from omnirouter.serve.http.api_error import Gone
+from omnirouter.audio.reader import Samples
+from omnirouter.config import Access, BadInput, Limits, VadOptions, own_names
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import ServedModel, parse_model_args
-from omnirouter.serve.http.settings import Access, Limits, own_names
-from omnirouter.serve.http.uploads import cancel_on_disconnect
-from omnirouter.serve.inputs import Samples
+from omnirouter.serve.http.app_state import ServedModel, parse_model_args
+from omnirouter.serve.http.jobs import Gone, cancel_on_disconnect
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 
 ROUTE = "/v1/audio/transcriptions"

@@ -25,11 +25,11 @@ from starlette.testclient import TestClient
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
+from omnirouter.config import Access, Limits, own_names
 from omnirouter.serve.http.app import create_app
+from omnirouter.serve.http.app_state import ServedModel
 from omnirouter.serve.http.jobs import Job
-from omnirouter.serve.http.models import ServedModel
 from omnirouter.serve.http.server import bound
-from omnirouter.serve.http.settings import Access, Limits, own_names
 
 Running = Callable[[Any], AbstractContextManager[str]]
 KEY = "a key of sixteen letters or more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ import torch
 from starlette.testclient import TestClient
 
 from omnirouter.audio.features import log_mel_spectrogram
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import VadOptions
+from omnirouter.config import Limits, VadOptions
 from omnirouter.evaluate.score_utterances import forward
+from omnirouter.model import CTCEncoder
 from omnirouter.serve.http.app import WEB, create_app
-from omnirouter.serve.http.models import ServedModel
-from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.inputs import Samples
+from omnirouter.serve.http.app_state import ServedModel
+from omnirouter.serve.http.inspect_routes import _look
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcriber import Transcriber
 
@@ -149,3 +151,13 @@ def test_the_page_is_served_from_here(client: TestClient) -> None:
     for place in ("/../app.py", "/%2e%2e/app.py", "/docs/..%2f..%2fapp.py", "/nothing.js"):
         answer = client.get(place)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_layers_shown_are_those_with_experts(checkpoints: dict[str, Checkpoint]) -> None:
+    """Of a stretch that is too short for a frame as of any other."""
+    own = checkpoints["omni"]
+    config = replace(own.config, router=replace(own.config.router, experts_every=2))
+    model = Transcriber(replace(own, model=CTCEncoder(config).eval(), config=config))
+    for seconds in (0.0, 1.0):
+        samples = np.zeros(round(seconds * config.features.sample_rate), dtype=np.float32)
+        assert len(_look(model, samples)[1]) == len(config.expert_layers)

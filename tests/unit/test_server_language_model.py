@@ -19,7 +19,7 @@ from omnirouter.cli import main
 from omnirouter.config import BeamSearchOptions, VadOptions
 from omnirouter.decoding import BeamSearch
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import ServedModel
+from omnirouter.serve.http.app_state import ServedModel
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Transcript
 from omnirouter.text import Tokenizer

@@ -14,9 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from omnirouter.config import Access, Limits, own_names
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import ServedModel
-from omnirouter.serve.http.settings import Access, Limits, own_names
+from omnirouter.serve.http.app_state import ServedModel
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcriber import Transcriber
 

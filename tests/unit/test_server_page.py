@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import httpx2 as httpx
 import pytest
 
+from omnirouter.config import Access, own_names
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import ServedModel
-from omnirouter.serve.http.settings import Access, own_names
+from omnirouter.serve.http.app_state import ServedModel
 from omnirouter.serve.transcriber import Transcriber
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from omnirouter.audio.reader import AudioReader, NamedFile
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, Limits
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import ServedModel
-from omnirouter.serve.http.settings import Limits
+from omnirouter.serve.http.app_state import ServedModel
 
 ROUTE = "/v1/audio/transcriptions"
 FORM = "multipart/form-data; boundary=b"

@@ -10,7 +10,7 @@ import pytest
 from omnirouter.cli import COMMANDS, load_command, main
 from omnirouter.cli.parser import build_parser, parse
 from omnirouter.cli.spelling import did_you_mean
-from omnirouter.serve.subtitles import SubtitleOptions
+from omnirouter.serve.transcript import SubtitleOptions
 
 
 def pack(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnirouter.audio.features import extract_features
+from omnirouter.audio.features import StreamingFeatures, extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import (
     BLANK,
@@ -23,7 +23,7 @@ from omnirouter.config import (
 from omnirouter.decoding import Hypothesis
 from omnirouter.model import CTCEncoder
 from omnirouter.serve import streaming
-from omnirouter.serve.streaming import PAUSE_S, PartialResult, StreamingDecoder, StreamingFeatures
+from omnirouter.serve.streaming import PAUSE_S, PartialResult, StreamingDecoder
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.serve.transcript import Word
 from omnirouter.text import Tokenizer

@@ -11,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omnirouter.config import BadInput
-from omnirouter.serve.subtitles import LONGEST_S, WRITERS, SubtitleOptions, cues
-from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.serve.transcript import (
+    LONGEST_S,
+    WRITERS,
+    Segment,
+    SubtitleOptions,
+    Transcript,
+    Word,
+    cues,
+)
 
 
 def spoken(*words: tuple[str, float, float]) -> Transcript:

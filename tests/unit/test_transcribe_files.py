@@ -15,12 +15,11 @@ from starlette.testclient import TestClient
 from omnirouter.audio.folders import SIDECAR
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
-from omnirouter.config import BadInput, VadOptions
+from omnirouter.config import BadInput, Limits, VadOptions
 from omnirouter.serve import vad
 from omnirouter.serve.chunking import speech_chunks
 from omnirouter.serve.http.app import create_app
-from omnirouter.serve.http.models import ServedModel
-from omnirouter.serve.http.settings import Limits
+from omnirouter.serve.http.app_state import ServedModel
 from omnirouter.serve.transcriber import Transcriber
 
 RATE = 16_000

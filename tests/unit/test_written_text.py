@@ -9,8 +9,7 @@ import numpy as np
 
 from omnirouter.config import FeatureConfig, TextConfig
 from omnirouter.serve.recognizer import Recognizer
-from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
-from omnirouter.serve.transcript import Segment, Transcript
+from omnirouter.serve.transcript import WRITERS, Segment, SubtitleOptions, Transcript
 from omnirouter.text import normalize_text, train_tokenizer
 
 

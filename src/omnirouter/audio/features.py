@@ -160,8 +160,10 @@ def _begins(sizes: Sequence[int]) -> list[int]:
     return [0, *np.cumsum(sizes)[:-1].tolist()] if sizes else []
 
 
-def normalize(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Tensor:
+def normalize(mels_KM: Tensor, lengths_B: Tensor | None, features: FeatureConfig) -> Tensor:
     """Zero mean and unit variance per mel bin, of each utterance or of the training set.
+
+    Without `lengths_B` all is one utterance.
 
     Raises:
         BadInput: those of the training set are asked for and not in the configuration.
@@ -176,36 +178,50 @@ def normalize(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Te
         statistics = (torch.tensor(v) for v in (features.mean, features.std))
         mean_M, std_M = (to_device(v, mels_KM.device) for v in statistics)
         return (mels_KM - mean_M) / std_M
-    lengths = to_device(lengths_B, mels_KM.device)
-    rows = mels_KM.shape[0]
-    mean_BM = _mean_of_each(mels_KM, lengths)
-    centerd = mels_KM - mean_BM.repeat_interleave(lengths, dim=0, output_size=rows)
-    var_BM = _mean_of_each(centerd.square(), lengths)
-    std_BM = var_BM.sqrt().clamp_min(SMALLEST_STD)
-    return centerd / std_BM.repeat_interleave(lengths, dim=0, output_size=rows)
+    utterances = _Utterances(mels_KM, lengths_B)
+    centered = mels_KM - utterances.spread(utterances.mean(mels_KM))
+    var_BM = utterances.mean(centered.square())
+    return centered / utterances.spread(var_BM.sqrt().clamp_min(SMALLEST_STD))
 
 
-def normalize_level(mels_KM: Tensor, lengths_B: Tensor, features: FeatureConfig) -> Tensor:
+def normalize_level(mels_KM: Tensor, lengths_B: Tensor | None, features: FeatureConfig) -> Tensor:
     """With `normalisation: loudness` less the log of each utterance's mean energy.
 
     With `analysis: whisper` what is far below an utterance's largest value is raised before.
     """
-    lengths = to_device(lengths_B, mels_KM.device)
+    utterances = _Utterances(mels_KM, lengths_B)
     if features.analysis == "whisper":
-        most_K = mels_KM.amax(dim=1)
-        most_B = torch.segment_reduce(most_K, "max", lengths=lengths, unsafe=True)
-        least_K = most_B.repeat_interleave(lengths, output_size=len(most_K)) - WHISPER_RANGE
-        mels_KM = mels_KM.maximum(least_K[:, None])
+        most_B = utterances.max(mels_KM.amax(dim=1, keepdim=True))
+        mels_KM = mels_KM.maximum(utterances.spread(most_B) - WHISPER_RANGE)
     if features.normalisation != "loudness":
         return mels_KM
-    energy_B = _mean_of_each(mels_KM.exp().mean(dim=1, keepdim=True), lengths)
-    level_B = energy_B.clamp_min(torch.finfo(torch.float32).eps).log()
-    return mels_KM - level_B.repeat_interleave(lengths, dim=0, output_size=mels_KM.shape[0])
+    energy_B = utterances.mean(mels_KM.exp().mean(dim=1, keepdim=True))
+    return mels_KM - utterances.spread(energy_B.clamp_min(torch.finfo(torch.float32).eps).log())
 
 
-def _mean_of_each(x_KM: Tensor, lengths: Tensor) -> Tensor:
-    """Means over the frames of each utterance; `unsafe` spares a check that waits for the GPU."""
-    return torch.segment_reduce(x_KM, "mean", lengths=lengths, initial=0.0, unsafe=True)
+class _Utterances:
+    """Statistics of each utterance of packed frames; without lengths in what a graph can hold."""
+
+    def __init__(self, like_KM: Tensor, lengths_B: Tensor | None) -> None:
+        self._rows = like_KM.shape[0]
+        self._lengths = None if lengths_B is None else to_device(lengths_B, like_KM.device)
+
+    def mean(self, x_KM: Tensor) -> Tensor:
+        if self._lengths is None:
+            return x_KM.mean(dim=0, keepdim=True)
+        # `unsafe` spares a check that waits for the GPU
+        return torch.segment_reduce(x_KM, "mean", lengths=self._lengths, initial=0.0, unsafe=True)
+
+    def max(self, x_KM: Tensor) -> Tensor:
+        if self._lengths is None:
+            return x_KM.amax(dim=0, keepdim=True)
+        return torch.segment_reduce(x_KM, "max", lengths=self._lengths, unsafe=True)
+
+    def spread(self, x_BM: Tensor) -> Tensor:
+        """A row for each frame; the same row for all, of one utterance."""
+        if self._lengths is None:
+            return x_BM
+        return x_BM.repeat_interleave(self._lengths, dim=0, output_size=self._rows)
 
 
 def stack_frames(
@@ -259,3 +275,61 @@ def extract_features(
                 mels_KM = warp(mels_KM, lengths_B, features, augment, seeds or ())
             mels_KM = spec_augment(mels_KM, lengths_B, augment, seeds or ())
         return stack_frames(mels_KM, lengths_B, features)
+
+
+def extract_one(
+    samples: Tensor,
+    features: FeatureConfig,
+    power: Callable[[Tensor, int], Tensor] = power_spectrum,
+) -> Tensor:
+    """Frames of one utterance as `extract_features` gives them, to be traced into a graph.
+
+    Args:
+        samples: [samples], at least a window of them.
+        features: settings.
+        power: power spectrum of windowed samples.
+    """
+    count = num_mel_frames(samples.shape[0], features)
+    start_K = torch.arange(count) * features.shift_samples
+    mels_KM = window_mels(samples, start_K, features, power)
+    return _stack_one(normalize(mels_KM, None, features), features)
+
+
+def _stack_one(mels_KM: Tensor, features: FeatureConfig) -> Tensor:
+    """`stack_frames` of one utterance: the stack that is not full ends in zeros."""
+    stacks = (mels_KM.shape[0] + features.stack - 1) // features.stack
+    padded = torch.cat([mels_KM, mels_KM.new_zeros(features.stack - 1, features.num_mels)])
+    return padded[: stacks * features.stack].reshape(-1, features.width)
+
+
+class StreamingFeatures:
+    """Samples to stacked frames as they come: those that `extract_features` gives of the whole.
+
+    Args:
+        features: with `normalisation: global`.
+    """
+
+    def __init__(self, features: FeatureConfig) -> None:
+        self._features = features
+        self._samples = torch.zeros(0)  # from the next window on
+        self._mels_KM = torch.zeros(0, features.num_mels)  # of a stack that is not full
+
+    def push(self, samples: Waveform) -> Tensor:
+        """The frames that are complete with [samples], frames_TS."""
+        features = self._features
+        self._samples = torch.cat([self._samples, torch.as_tensor(samples)])
+        count = num_mel_frames(len(self._samples), features)
+        if not count:
+            return torch.zeros(0, features.width)
+        mels_KM = window_mels(self._samples, torch.arange(count) * features.shift_samples, features)
+        self._samples = self._samples[count * features.shift_samples :].clone()
+        mels_KM = torch.cat([self._mels_KM, normalize(mels_KM, None, features)])
+        whole, self._mels_KM = mels_KM.tensor_split(
+            [len(mels_KM) // features.stack * features.stack]
+        )
+        return _stack_one(whole, features)
+
+    def finish(self) -> Tensor:
+        """The last frame, filled up with zeros; none if there is nothing left."""
+        mels_KM, self._mels_KM = self._mels_KM, self._mels_KM[:0]
+        return _stack_one(mels_KM, self._features)

@@ -1090,6 +1090,14 @@ def spool(file: BinaryIO) -> BinaryIO:
     return kept
 
 
+def as_wav(samples_NC: Samples, rate: int, name: str) -> NamedFile:
+    """Samples [samples, channels] as a file, whose channels are mixed as those of any other."""
+    file = io.BytesIO()
+    soundfile.write(file, samples_NC, rate, format="WAV", subtype="FLOAT")
+    file.seek(0)
+    return NamedFile(file, name)
+
+
 def _damaged(name: str, seconds: float, error: Exception) -> AudioError:
     return AudioError(f"{name}: damaged after {seconds:.1f} s ({_one_line(error)})")
 

@@ -10,7 +10,7 @@ from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute, require_writable
 from omnirouter.cli.transcribe import recognizer_of
 from omnirouter.config import BadInput, BeamSearchOptions, VadOptions
-from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
+from omnirouter.serve.transcript import WRITERS, SubtitleOptions
 
 
 def align(
@@ -48,7 +48,7 @@ def align(
     from omnirouter.files import write_atomically
     from omnirouter.progress import from_totals
     from omnirouter.serve.align import align as run_alignment
-    from omnirouter.serve.align import as_textgrid
+    from omnirouter.serve.transcript import as_textgrid
 
     recognizer = recognizer_of(model, compute, listening, BeamSearchOptions())
     with console.progress(audio, None, "s") as progress:

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING
 
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute
-from omnirouter.config import BadInput, BeamSearchOptions, VadOptions, missing_extra
+from omnirouter.config import (
+    LOOPBACK,
+    Access,
+    BadInput,
+    BeamSearchOptions,
+    Limits,
+    VadOptions,
+    missing_extra,
+    own_names,
+)
 from omnirouter.pretrained import BUNDLED, describe_bundled, resolve_model
-from omnirouter.serve.http.settings import LOOPBACK, Access, Limits, own_names
 
 if TYPE_CHECKING:
-    from omnirouter.serve.http.models import ServedModel
+    from omnirouter.serve.http.app_state import ServedModel
 
 KEY_VARIABLE = "OMNIROUTER_API_KEY"
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "websockets")
@@ -107,11 +115,10 @@ def serve(
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise missing_extra(f"serve needs {missing[0]}", "serve")
     from omnirouter.serve.http.app import create_app
-    from omnirouter.serve.http.models import parse_model_args
-    from omnirouter.serve.http.server import Place, bound, run_server
+    from omnirouter.serve.http.app_state import parse_model_args
+    from omnirouter.serve.http.server import bound, run_server
 
-    wanted = [part for part in model.split(",") if part.strip()] or [BUNDLED]
-    places = parse_model_args(wanted)
+    places = parse_model_args([part for part in model.split(",") if part.strip()] or [BUNDLED])
     access = network.access()
     opened = bound(network.host, network.port)
     try:
@@ -127,8 +134,7 @@ def serve(
         port = opened.getsockname()[1]
         address = f"[{network.host}]" if ":" in network.host else network.host
         console.note(f"serving {', '.join(places)} at http://{address}:{port} (Ctrl-C stops)")
-        place = Place(host=network.host, port=port, grace=network.grace, access_log=access_log)
-        run_server(app, opened, place, limits.max_requests)
+        run_server(app, opened, network.grace, access_log)
     finally:
         opened.close()
     return DONE
@@ -139,7 +145,7 @@ def _served(
 ) -> ServedModel:
     from omnirouter.cli.transcribe import recognizer_of
     from omnirouter.serve import vad
-    from omnirouter.serve.http.models import ServedModel
+    from omnirouter.serve.http.app_state import ServedModel
     from omnirouter.serve.load import is_bundled
 
     if listening.vad == "silero" and not vad.available():
@@ -149,5 +155,6 @@ def _served(
     checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
     config = None if checkpoint is None else checkpoint.config
     language = "en" if checkpoint is None else str(checkpoint.meta.get("language", "en"))
-    about = f"{BUNDLED}: {describe_bundled()}." if is_bundled(path) else ""
+    bundled = getattr(recognizer, "bundled", is_bundled(path))  # an export says so itself
+    about = f"{BUNDLED}: {describe_bundled()}." if bundled else ""
     return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language, about)

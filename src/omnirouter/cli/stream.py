@@ -9,13 +9,13 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from omnirouter.cli.options import DONE
-from omnirouter.config import BadInput, VadOptions, missing_extra
+from omnirouter.config import BadInput, missing_extra
 
 if TYPE_CHECKING:
     from omnirouter.serve.streaming import PartialResult, Stream
@@ -25,24 +25,6 @@ READ_BYTES = 1 << 16  # at most, from standard input; what is there is taken at 
 HEADERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"caff", b"FORM")  # of files, not samples
 CLEAR = "\r\x1b[K"  # to the line's beginning, and empty it
 HEARD_S = 0.1  # of sound that a microphone gives at a time
-
-
-def require_streamable(
-    audio: Sequence[str], formats: Sequence[str], hearing: VadOptions, *, folder: bool
-) -> None:
-    """Refuse arguments of `transcribe` that do not go with --stream.
-
-    Raises:
-        BadInput: one does not.
-    """
-    if len(audio) > 1:
-        raise BadInput(f"stream: transcribes one recording at a time, not {len(audio)}")
-    if len(formats) > 1 or formats[0] not in ("txt", "json"):
-        raise BadInput(f"format: --stream prints txt or json, not {','.join(formats)}")
-    if folder:
-        raise BadInput("output_dir: --stream prints words as they come; remove it")
-    if hearing.vad == "silero":
-        raise BadInput("vad: --stream transcribes everything, as it comes; remove it")
 
 
 def listen(source: str, begin: Callable[[int | None], Stream], rate: int, kind: str) -> int:

@@ -16,10 +16,9 @@ from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute, require_writable, status
 from omnirouter.cli.spelling import did_you_mean
-from omnirouter.cli.stream import STDIN, listen, require_streamable, standard_input
+from omnirouter.cli.stream import STDIN, listen, standard_input
 from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
-from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
-from omnirouter.serve.transcript import Transcript
+from omnirouter.serve.transcript import WRITERS, SubtitleOptions, Transcript
 
 if TYPE_CHECKING:
     from omnirouter.audio.reader import NamedFile
@@ -139,35 +138,46 @@ def transcribe(
             words; with --format json an object per word. Needs a model with an attention_context.
     """
     formats, output_dir = writing.formats(), writing.output_dir
-    if stream and writing.n_best:
-        raise BadInput("n_best: --stream finds one text only; leave it out")
     if stream:
-        if listening.channels != "mix" or listening.track is not None:
-            raise BadInput("channels and track: not with --stream; leave them out")
-        require_streamable(audio, formats, listening, folder=output_dir is not None)
-        recognizer = recognizer_of(model, compute, listening, search)
-        return listen(audio[0], recognizer.stream, listening.sample_rate, formats[0])
+        _require_streamable(audio, formats, listening, writing)
+        begin = recognizer_of(model, compute, listening, search).stream
+        return listen(audio[0], begin, listening.sample_rate, formats[0])
     if len(formats) > 1 and output_dir is None:
         raise BadInput("format: several formats need --output-dir DIR")
-    sources = _sources(audio)
-    if len(sources) > 1 and output_dir is None and formats[0] not in ("txt", "json"):
-        raise BadInput(f"format: {formats[0]} of several files needs --output-dir DIR")
+    wanted = sources = _sources(audio)
     deliver: _Printing | _Files = _Printing(formats[0], writing, several=len(sources) > 1)
-    wanted = sources
-    if output_dir is not None:
+    if output_dir is None:
+        if len(sources) > 1 and formats[0] not in ("txt", "json"):
+            raise BadInput(f"format: {formats[0]} of several files needs --output-dir DIR")
+    else:
         _require_targets(sources, output_dir)
         deliver = _Files(formats, writing, output_dir, overwrite)
-        wanted = [source for source in sources if deliver.missing(source)]
-        if done := len(sources) - len(wanted):
-            console.note(
-                f"{done} of {len(sources)} recordings {'is' if done == 1 else 'are'} done already; "
-                "--overwrite transcribes them again"
-            )
+        wanted = deliver.undone(sources)
     if not wanted:
         return DONE
     recognizer = recognizer_of(model, compute, listening, search, n_best=writing.n_best)
-    failed = _run(recognizer, wanted, deliver, listening)
-    return status(failed, len(sources))
+    return status(_run(recognizer, wanted, deliver, listening), len(sources))
+
+
+def _require_streamable(
+    audio: Sequence[str],
+    formats: Sequence[str],
+    listening: TranscribeOptions,
+    writing: OutputOptions,
+) -> None:
+    """Refuse arguments that do not go with --stream."""
+    if writing.n_best:
+        raise BadInput("n_best: --stream finds one text only; leave it out")
+    if listening.channels != "mix" or listening.track is not None:
+        raise BadInput("channels and track: not with --stream; leave them out")
+    if len(audio) > 1:
+        raise BadInput(f"stream: transcribes one recording at a time, not {len(audio)}")
+    if len(formats) > 1 or formats[0] not in ("txt", "json"):
+        raise BadInput(f"format: --stream prints txt or json, not {','.join(formats)}")
+    if writing.output_dir is not None:
+        raise BadInput("output_dir: --stream prints words as they come; remove it")
+    if listening.vad == "silero":
+        raise BadInput("vad: --stream transcribes everything, as it comes; remove it")
 
 
 def recognizer_of(
@@ -319,6 +329,16 @@ class _Files:
             text = WRITERS[kind](source.name, transcript, self.layout) + "\n"
             write_text(target, text)
             console.note(f"{source.name}: {target}")
+
+    def undone(self, sources: Sequence[AudioSource]) -> list[AudioSource]:
+        """The recordings of which files are missing; says how many there are besides."""
+        wanted = [source for source in sources if self.missing(source)]
+        if done := len(sources) - len(wanted):
+            console.note(
+                f"{done} of {len(sources)} recordings {'is' if done == 1 else 'are'} done already; "
+                "--overwrite transcribes them again"
+            )
+        return wanted
 
     def missing(self, source: AudioSource) -> dict[str, Path]:
         """Files still to be written of a recording, by format."""

@@ -1,4 +1,4 @@
-"""Configuration of use: how a model hears and decodes, and how archives of audio are made.
+"""Configuration of use: how a model hears and decodes, what a server takes on, archives of audio.
 
 Everything else imports it through `config`.
 """
@@ -6,7 +6,7 @@ Everything else imports it through `config`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,9 @@ PRETRAINED_LANGUAGE_MODEL = (
 GREEDY = Path("none")  # in place of a language model
 MOST_HYPOTHESES = 1_000_000  # in a search; memory would end long before
 RATES = (100, 1_000_000)  # Hz; any other is no audio
+MOST_OF_A_LIMIT = 1e9  # of a server, for whoever wants none
+FORM_BYTES = 2**16  # of an upload's form beside its file
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def require_rate(sample_rate: int) -> None:
@@ -122,3 +125,60 @@ class BeamSearchOptions:
     def greedy(self) -> bool:
         """No language model is named: best-path decoding."""
         return self.language_model is None or self.language_model == GREEDY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of a server.
+
+    Attributes:
+        max_upload_mb: size of an uploaded file in megabytes.
+        max_minutes: length of its audio.
+        max_requests: uploads, waiting and running requests together; any more are told to come
+            back later.
+        timeout: seconds from the end of the upload within which an answer must be there.
+        upload_timeout: seconds within which an upload must be there.
+    """
+
+    max_upload_mb: float = 100.0
+    max_minutes: float = 120.0
+    max_requests: int = 128
+    timeout: float = 600.0
+    upload_timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        for field in fields(Limits):
+            if not 0 < getattr(self, field.name) < MOST_OF_A_LIMIT:
+                raise BadInput(
+                    f"{field.name}: more than 0, and less than {MOST_OF_A_LIMIT:g}, not "
+                    f"{getattr(self, field.name):g}"
+                )
+
+    @property
+    def upload_bytes(self) -> int:
+        """Largest file."""
+        return int(self.max_upload_mb * 2**20)
+
+    @property
+    def body_bytes(self) -> int:
+        """Largest request: a file and what stands beside it in a form."""
+        return self.upload_bytes + FORM_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Limits of access to a server.
+
+    Attributes:
+        api_key: what callers must show; none if empty.
+        hosts: names under which callers may address it; any if empty. Keeps pages of other sites
+            from reaching a server without a key through their visitor's browser.
+    """
+
+    api_key: str = ""
+    hosts: tuple[str, ...] = ()
+
+
+def own_names(host: str) -> tuple[str, ...]:
+    """The names of a server that listens on `host`: all those of the loopback device, or any."""
+    return LOOPBACK if host in LOOPBACK else ()

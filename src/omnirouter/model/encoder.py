@@ -18,9 +18,8 @@ from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import ModelConfig
 from omnirouter.model.attention_mask import alibi_slopes
 from omnirouter.model.kernels import Dropout
-from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.model.layers import ConvSubsampling, EncoderBlock, Experts, RotaryCache
-from omnirouter.model.packing import AttentionBackend, PackedBatch
+from omnirouter.model.packing import AttentionBackend, EncoderContext, PackedBatch
 from omnirouter.model.router_variants import Embedding, SharedEmbedding, build_routers
 from omnirouter.model.routing import Routing, RoutingContext
 
@@ -75,7 +74,7 @@ class CTCEncoder(nn.Module):
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
         groups: Mapping[str, Tensor] | None = None,
-        past: EncoderCache | None = None,
+        past: EncoderContext | None = None,
     ) -> EncoderOutput:
         """Encode a packed batch, or the next chunk of a stream.
 
@@ -107,13 +106,11 @@ class CTCEncoder(nn.Module):
         positions_T: Tensor | None = None,
         skip: Collection[int] = (),
         embedding: Embedding | None = None,
-        past: EncoderCache | None = None,
+        past: EncoderContext | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Everything below the head: normalized x_TD and the routings; see `forward`."""
-        if int(lengths_B.sum()) != len(frames_TS):
-            raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
-        around = self._attention(lengths_B, frames_TS.device, past)
-        begin = 0 if past is None else past.advance(len(frames_TS))
+        around = self._attention(frames_TS, lengths_B) if past is None else past.layers
+        begin = 0 if past is None else past.advance(frames_TS.shape[0])
         if positions_T is None:
             positions_T = frame_positions(lengths_B) + begin
         positions_T = to_device(positions_T, frames_TS.device)
@@ -149,16 +146,14 @@ class CTCEncoder(nn.Module):
                 routings.append(routing)
         return self.norm(x_TD), routings
 
-    def _attention(
-        self, lengths_B: Tensor, device: torch.device, past: EncoderCache | None
-    ) -> Sequence[AttentionBackend]:
-        """Attention backend of each layer."""
-        if past is not None:
-            return past.layers
+    def _attention(self, frames_TS: Tensor, lengths_B: Tensor) -> Sequence[AttentionBackend]:
+        """Attention backend of each layer, for a packed batch."""
+        if int(lengths_B.sum()) != len(frames_TS):
+            raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")
         config = self.config
         packing = PackedBatch(
             lengths_B,
-            device,
+            frames_TS.device,
             alibi_slopes(config),
             gap=config.local_width // 2,
             context=config.attention_context,

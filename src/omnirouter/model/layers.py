@@ -65,11 +65,10 @@ class ConvSubsampling(nn.Module):
 
     def forward(self, frames_TS: Tensor, lengths_B: Tensor) -> Tensor:
         """Stacked frames of packed utterances to x_TD; beyond an utterance's ends all is zero."""
-        ends_B = lengths_B[lengths_B > 0].cumsum(0)
-        return self.forward_boundaries(frames_TS, to_device(ends_B[:-1], frames_TS.device))
-
-    def forward_boundaries(self, frames_TS: Tensor, inner: Tensor) -> Tensor:
-        """Subsample, given the first frame of every utterance but the first, int64 on device."""
+        inner = lengths_B[:0]  # first frame of every utterance but the first; a graph has but one
+        if len(lengths_B) > 1:
+            inner = lengths_B[lengths_B > 0].cumsum(0)[:-1]
+        inner = to_device(inner, frames_TS.device)
         x_TKM = frames_TS.unflatten(1, (self.stack, -1))
         before_TM = self._before(x_TKM, inner)
         after_TM = F.pad(x_TKM[:, 0], (0, 0, 0, 1))[1:].index_fill(0, inner - 1, 0.0)

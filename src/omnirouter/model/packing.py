@@ -7,6 +7,7 @@ width of a head, D model width, K width of a filter.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -37,6 +38,24 @@ class AttentionBackend(Protocol):
 
     def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
         """x_TD and its depthwise convolution with a filter for each channel."""
+        ...
+
+
+class EncoderContext(Protocol):
+    """Surroundings of the frames in all layers: `EncoderCache` of a stream, or one utterance."""
+
+    @property
+    def layers(self) -> Sequence[AttentionBackend]:
+        """Attention backend of each layer."""
+        ...
+
+    @property
+    def embedder(self) -> EncoderContext | None:
+        """The same for SpeechMoE's embedding network."""
+        ...
+
+    def advance(self, frames: int) -> int:
+        """Count the frames that come; gives how many there were before."""
         ...
 
 

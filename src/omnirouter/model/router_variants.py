@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
-from omnirouter.model.kv_cache import EncoderCache
+from omnirouter.model.packing import EncoderContext
 from omnirouter.model.routing import Router, Routing, RoutingContext
 
 AUCTION_STEP = 0.01  # least raise of a bid, as a share of the range of scores
@@ -166,7 +166,7 @@ class SharedEmbedding(nn.Module):
         lengths_B: Tensor,
         positions_T: Tensor | None,
         groups: Mapping[str, Tensor] | None,
-        past: EncoderCache | None = None,
+        past: EncoderContext | None = None,
     ) -> Embedding:
         """Embed a packed batch; arguments as those of `CTCEncoder.forward`."""
         network: Any = self.network  # a `CTCEncoder`, which imports this module

@@ -8,9 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from omnirouter.config import BadInput
-from omnirouter.decoding import Alignment, Hypothesis, ctc_forced_align
+from omnirouter.decoding import Alignment, ctc_forced_align
 from omnirouter.serve.inputs import Audio
-from omnirouter.serve.recognizer import TAIL_S, LogProbs, Progress, Recognizer
+from omnirouter.serve.recognizer import (
+    TAIL_S,
+    LogProbs,
+    Progress,
+    Recognizer,
+    TranscriptionSession,
+    WindowStitcher,
+)
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import UNKNOWN, normalize_text
 
@@ -45,17 +52,11 @@ def align(
     if strange := [w for w, ids in zip(words, spelled, strict=True) if not ids or UNKNOWN in ids]:
         shown = ", ".join(dict.fromkeys(strange[:SHOWN]))
         raise BadInput(f"text: the model has no letters for {shown}; write numbers as words")
-    stretches: list[tuple[float, LogProbs]] = []
-
-    def take(
-        log_probs_TV: LogProbs, begin: float, end: float, found: Hypothesis | None = None
-    ) -> tuple[tuple[Word, ...], bool]:
-        stretches.append((begin, log_probs_TV))
-        return (), False
-
-    listener = recognizer.without_decoder()
-    listener.words = take  # type: ignore[assignment, method-assign]
-    duration = listener.transcribe(audio, progress=progress).duration
+    session = TranscriptionSession(audio, progress=progress, stitcher=_Collector)
+    (heard,) = recognizer.transcribe_sessions([session])
+    if isinstance(heard, BadInput):
+        raise heard
+    stretches = [s for part in session.parts if isinstance(part, _Collector) for s in part.found]
     if not stretches:
         raise BadInput("audio: holds no speech to align the text with")
     log_probs_TV = np.concatenate([part for _, part in stretches])
@@ -71,7 +72,18 @@ def align(
         segments.append(Segment.of(tuple(timed[: len(line)])))
         timed = timed[len(line) :]
     whole = " ".join(segment.text for segment in segments)
-    return Transcript(text=whole, segments=tuple(segments), duration=duration)
+    return Transcript(text=whole, segments=tuple(segments), duration=heard.duration)
+
+
+class _Collector(WindowStitcher):
+    """Keeps stretches as they are, where others would decode them."""
+
+    def __init__(self, recognizer: Recognizer, notes: list[str]) -> None:
+        super().__init__(recognizer, notes)
+        self.found: list[tuple[float, LogProbs]] = []
+
+    def tell(self, log_probs_TV: LogProbs, begin: float, end: float) -> None:
+        self.found.append((begin, log_probs_TV))
 
 
 def _timed(
@@ -102,57 +114,3 @@ def _timed(
             )
         )
     return timed
-
-
-def as_textgrid(transcript: Transcript) -> str:
-    """A TextGrid file of Praat, with the tiers `segments` and `words`."""
-    tiers: dict[str, Sequence[Word | Segment]] = {
-        "segments": transcript.segments,
-        "words": transcript.words,
-    }
-    end = max([transcript.duration, *(word.end for word in transcript.words)])
-    lines = [
-        'File type = "ooTextFile"',
-        'Object class = "TextGrid"',
-        "",
-        "xmin = 0",
-        f"xmax = {end}",
-        "tiers? <exists>",
-        f"size = {len(tiers)}",
-        "item []:",
-    ]
-    for number, (name, parts) in enumerate(tiers.items(), start=1):
-        intervals = _intervals(parts, end)
-        lines += [
-            f"    item [{number}]:",
-            '        class = "IntervalTier"',
-            f'        name = "{name}"',
-            "        xmin = 0",
-            f"        xmax = {end}",
-            f"        intervals: size = {len(intervals)}",
-        ]
-        for place, (start, stop, text) in enumerate(intervals, start=1):
-            quoted = text.replace('"', '""')
-            lines += [
-                f"        intervals [{place}]:",
-                f"            xmin = {start}",
-                f"            xmax = {stop}",
-                f'            text = "{quoted}"',
-            ]
-    return "\n".join(lines)
-
-
-def _intervals(parts: Sequence[Word | Segment], end: float) -> list[tuple[float, float, str]]:
-    """Parts and the empty stretches between them, which Praat wants told, without overlaps."""
-    found: list[tuple[float, float, str]] = []
-    time = 0.0
-    for part in parts:
-        if part.end <= max(part.start, time):  # Praat knows no interval without length
-            continue
-        if part.start > time:
-            found.append((time, part.start, ""))
-        found.append((max(part.start, time), part.end, part.text))
-        time = part.end
-    if end > time:
-        found.append((time, end, ""))
-    return found

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnirouter.audio.downmix import HighPass
+from omnirouter.audio.reader import Samples
 from omnirouter.config import BLANK
 from omnirouter.serve.vad import HOP, RATE, SpeechDetector
 
@@ -30,8 +31,6 @@ SPEECH, NO_SPEECH = 0.5, 0.35  # silero's thresholds: to begin, and to go on
 SILENCE_S = 0.5  # shorter gaps stay inside a region
 PAD_S = 0.2  # kept before and after speech
 LEAST_SPEECH_S = 0.1
-
-Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

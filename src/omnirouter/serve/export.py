@@ -1,8 +1,8 @@
 """A checkpoint as an ONNX graph: samples of one utterance in, log-probabilities out.
 
-The features of `audio.features` are part of the graph. Each expert is two constant matrices over
-the rows that the router gave it, so a frame is computed once and int8 reaches the weights.
-`OnnxEncoder` runs the encoder's own modules; only what packs several utterances is written anew.
+The features of `audio.features` are part of the graph, and so is the encoder's own pass: only what
+packs several utterances gives way to what is for one. Each expert is two constant matrices over the
+rows that the router gave it, so a frame is computed once and int8 reaches the weights.
 T frames, D model width, N experts, V vocabulary.
 """
 
@@ -13,8 +13,9 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,33 +23,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from omnirouter.audio.features import SMALLEST_STD, WHISPER_RANGE, power_spectrum, window_mels
+from omnirouter.audio.features import extract_one, power_spectrum
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import (
     CONVOLVED,
     PRETRAINED_DIR,
     BadInput,
-    FeatureConfig,
     ModelConfig,
     OmnirouterError,
     missing_extra,
 )
 from omnirouter.files import clear_leftovers, copy_entry, flush, write_atomically
-from omnirouter.model import CTCEncoder
-from omnirouter.model.attention_mask import distance_slopes, visible_range
-from omnirouter.model.encoder import position_angles
-from omnirouter.model.layers import (
-    ConvSubsampling,
-    DepthwiseConv,
-    EncoderBlock,
-    Experts,
-    RotaryCache,
-    apply_rotary_emb,
-)
-from omnirouter.model.routing import Router, Routing, RoutingContext
+from omnirouter.model import CTCEncoder, EncoderOutput
+from omnirouter.model.attention_mask import alibi_slopes, visible_range
+from omnirouter.model.kernels import ACTIVATIONS
+from omnirouter.model.layers import Experts
+from omnirouter.model.packing import AttentionBackend
+from omnirouter.model.routing import Router, Routing
 from omnirouter.serve.load import is_bundled
 from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, PRETRAINED, TOKENIZER, OnnxTranscriber
 from omnirouter.serve.transcriber import Transcriber
@@ -60,7 +54,6 @@ COMPARED_S = (0.03, 0.7, 3.2, 11.0)  # lengths at which graph and torch are comp
 TOLERANCE = 1e-2  # largest difference of log-probabilities between float32 graph and torch
 ONE_FILE = 1_500_000_000  # bytes of weights; a protobuf ends at two gigabytes
 
-Samples = NDArray[np.float32]
 Note = Callable[[str], None]
 
 
@@ -268,56 +261,93 @@ class OnnxEncoder(nn.Module):
 
     def __init__(self, encoder: CTCEncoder) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.config = encoder.config
-        shared = _apart(encoder.experts)
-        self.experts = nn.ModuleList(
-            shared if block.ffn is None else _apart(block.ffn)  # type: ignore[arg-type]
-            for block in encoder.blocks
-        )
+        shared = {id(tensor): tensor for tensor in (*encoder.parameters(), *encoder.buffers())}
+        self.encoder = deepcopy(encoder, shared)
+        for parent in list(self.encoder.modules()):
+            for name, child in parent.named_children():
+                if isinstance(child, Experts):
+                    setattr(parent, name, _SeparateExperts(child))
 
     def forward(self, samples: Tensor) -> Tensor:
         """log_probs_TV."""
-        encoder, config = self.encoder, self.config
-        frames_TS = _frames(samples, config.features)
-        number_T = torch.arange(frames_TS.shape[0], device=frames_TS.device)
-        position_T = number_T.to(torch.float32)
-        if isinstance(encoder.input, ConvSubsampling):
-            x_TD = encoder.input.forward_boundaries(frames_TS, number_T[:0])
-            position_T = encoder.input.steps(position_T)
-        else:
-            x_TD = encoder.input(frames_TS)
-        rotation = bias_HTT = None
-        if config.positions == "sinusoidal":
-            wave = position_angles(position_T, config.dim, config.longest_wave)
-            x_TD = x_TD + torch.cat([wave.sin(), wave.cos()], dim=-1)
-        else:
-            head_width = config.dim // config.heads
-            angles = position_angles(position_T, head_width, config.longest_wave)[:, None]
-            rotation = RotaryCache(angles.cos(), angles.sin())
-        if config.positions == "rope-local":
+        config = self.encoder.config
+        frames_TS = extract_one(samples, config.features, _power_spectrum)
+        number_T = torch.arange(frames_TS.shape[0])
+        output: EncoderOutput = self.encoder(
+            frames_TS,
+            number_T.new_full((1,), frames_TS.shape[0]),
+            positions_T=number_T.float(),
+            past=_OneUtterance(config, number_T),
+        )
+        return output.log_probs
+
+
+class _OneUtterance:
+    """Attention and convolution over all of a graph's frames; takes the place of `PackedBatch`."""
+
+    embedder: None = None
+
+    def __init__(self, config: ModelConfig, number_T: Tensor) -> None:
+        self.layers: Sequence[AttentionBackend] = [self] * config.num_layers
+        self._following_T: Tensor | None = None  # frames of its chunk behind each
+        self._bias_HTT: Tensor | None = None
+        slopes_H = alibi_slopes(config)
+        if slopes_H is not None:
             distance_TT = (number_T[:, None] - number_T).abs()
-            bias_HTT = -distance_slopes(config.heads)[:, None, None] * distance_TT
-        following_T = None
+            self._bias_HTT = -slopes_H[:, None, None] * distance_TT
         if config.streams:
             first_T, end_T = visible_range(number_T, config.attention_context)
-            following_T = end_T - 1 - number_T
+            self._following_T = end_T - 1 - number_T
             seen_TT = (number_T >= first_T[:, None]) & (number_T < end_T[:, None])
             outside_HTT = torch.where(seen_TT, 0.0, -torch.inf)[None]
-            bias_HTT = outside_HTT if bias_HTT is None else bias_HTT + outside_HTT
-        for layer, block in enumerate(encoder.blocks):
-            if block.local is not None:
-                x_TD = _convolved(block.local, x_TD, following_T)  # type: ignore[arg-type]
-            x_TD = _attend(block, x_TD, rotation, bias_HTT)  # type: ignore[arg-type]
-            h_TD = block.ffn_norm(x_TD)  # type: ignore[operator]
-            if layer in config.expert_layers:
-                router = encoder.routers[config.router_map[layer]]
-                x_TD = x_TD + _routed(router, self.experts[layer], h_TD)  # type: ignore[arg-type]
-            else:
-                x_TD = x_TD + block.ffn(h_TD)  # type: ignore[operator]
-            if block.shared is not None:
-                x_TD = x_TD + block.shared(h_TD)  # type: ignore[operator]
-        return encoder.head(encoder.norm(x_TD)).log_softmax(dim=-1)  # type: ignore[no-any-return]
+            self._bias_HTT = outside_HTT + (0.0 if self._bias_HTT is None else self._bias_HTT)
+
+    def advance(self, frames: int) -> int:
+        return 0
+
+    def attend(self, q_THE: Tensor, k_THE: Tensor, v_THE: Tensor) -> Tensor:
+        scores_HTT = (q_THE / math.sqrt(q_THE.shape[-1])).transpose(0, 1) @ k_THE.permute(1, 2, 0)
+        if self._bias_HTT is not None:
+            scores_HTT = scores_HTT + self._bias_HTT
+        return (scores_HTT.softmax(dim=-1) @ v_THE.transpose(0, 1)).transpose(0, 1)
+
+    def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
+        frames, gap = x_TD.shape[0], len(filter_KD) // 2
+        padded = F.pad(x_TD, (0, 0, gap, gap))
+        for offset, weight_D in enumerate(filter_KD):
+            tap = padded[offset : offset + frames]
+            if self._following_T is not None and offset > gap:
+                tap = tap * (self._following_T >= offset - gap)[:, None]
+            x_TD = x_TD + tap * weight_D
+        return x_TD
+
+
+class _SeparateExperts(nn.Module):
+    """Experts with matrices of their own: of a stack the quantizer sees no constants."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[experts.activation]
+        self.pairs = nn.ModuleList()
+        for weights in zip(*experts.weights, strict=True):
+            up, up_bias, down, down_bias = (weight.detach() for weight in weights)
+            pair = nn.ModuleList([nn.Linear(*up.shape[::-1]), nn.Linear(*down.shape[::-1])])
+            pair.load_state_dict(
+                {"0.weight": up, "0.bias": up_bias, "1.weight": down, "1.bias": down_bias}
+            )
+            self.pairs.append(pair)
+
+    def forward(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Every expert over its own rows, and one row of zeros: int8 takes no empty matrix."""
+        padded = F.pad(x_TD, (0, 0, 0, 1))
+        rows, parts = [], []
+        for n, pair in enumerate(self.pairs):
+            up, down = pair.children()
+            own = F.pad((routing.expert_A == n).to(torch.int64), (0, 1), value=1).nonzero()[:, 0]
+            rows.append(own)
+            parts.append(down(self.activation(up(padded.index_select(0, own)))))
+        y_TD: Tensor = torch.zeros_like(padded).index_put((torch.cat(rows),), torch.cat(parts))
+        return y_TD[:-1] * routing.gate_A[:, None]
 
 
 def _power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
@@ -329,86 +359,3 @@ def _power_spectrum(x_KW: Tensor, fft_size: int) -> Tensor:
     matrix = np.concatenate([waves.real, waves.imag], axis=1).astype(np.float32)
     parts_KF = (x_KW @ torch.from_numpy(matrix)).square()
     return parts_KF[:, : waves.shape[1]] + parts_KF[:, waves.shape[1] :]
-
-
-def _frames(samples: Tensor, features: FeatureConfig) -> Tensor:
-    """Frames of one utterance as `extract_features` gives them, frames_TS."""
-    window = round(features.window_s * features.sample_rate)
-    shift = features.shift_samples
-    count = (samples.shape[0] - window) // shift + 1
-    mels_KM = window_mels(samples, torch.arange(count) * shift, features, _power_spectrum)
-    if features.analysis == "whisper":
-        mels_KM = mels_KM.maximum(mels_KM.amax(dim=(0, 1)) - WHISPER_RANGE)
-    if features.normalisation == "loudness":
-        mels_KM = mels_KM - mels_KM.exp().mean().clamp_min(torch.finfo(torch.float32).eps).log()
-    if features.learned:
-        mean_M, std_M = (mels_KM.new_tensor(v) for v in (features.mean, features.std))
-        mels_KM = (mels_KM - mean_M) / std_M
-    else:
-        centerd = mels_KM - mels_KM.mean(dim=0)
-        mels_KM = centerd / centerd.square().mean(dim=0).sqrt().clamp_min(SMALLEST_STD)
-    stacks = (count + features.stack - 1) // features.stack
-    padded = torch.cat([mels_KM, mels_KM.new_zeros(features.stack - 1, features.num_mels)])
-    return padded[: stacks * features.stack].reshape(-1, features.width)
-
-
-def _convolved(local: DepthwiseConv, x_TD: Tensor, following_T: Tensor | None) -> Tensor:
-    """x_TD and the local convolution over it; `following_T` frames of a chunk come after each."""
-    width = len(local.filter_KD)
-    padded = F.pad(x_TD, (0, 0, width // 2, width // 2))
-    frames = x_TD.shape[0]
-    for offset in range(width):
-        tap = padded[offset : offset + frames]
-        if following_T is not None and offset > width // 2:
-            tap = tap * (following_T >= offset - width // 2)[:, None]
-        x_TD = x_TD + tap * local.filter_KD[offset]
-    return x_TD
-
-
-def _attend(
-    block: EncoderBlock, x_TD: Tensor, rotation: RotaryCache | None, bias_HTT: Tensor | None
-) -> Tensor:
-    """x_TD and what attention adds to it."""
-    heads, width = block.attention.heads, x_TD.shape[1]
-    qkv = block.attention.qkv(block.attention_norm(x_TD))
-    q, k, v = qkv.view(-1, 3, heads, width // heads).unbind(1)
-    if rotation is not None:
-        q, k = apply_rotary_emb(q, rotation), apply_rotary_emb(k, rotation)
-    scores_HTT = (q / math.sqrt(q.shape[-1])).transpose(0, 1) @ k.permute(1, 2, 0)
-    if bias_HTT is not None:
-        scores_HTT = scores_HTT + bias_HTT
-    y_THE = (scores_HTT.softmax(dim=-1) @ v.transpose(0, 1)).transpose(0, 1)
-    return x_TD + block.attention.out(y_THE.reshape(-1, width))  # type: ignore[no-any-return]
-
-
-def _apart(experts: nn.Module | None) -> nn.ModuleList:
-    """Each expert with its own matrices: of a stack the quantizer sees no constants."""
-    if not isinstance(experts, Experts):
-        return nn.ModuleList()
-    found = nn.ModuleList()
-    count, width, dim = experts.up_NFD.shape
-    for n in range(count):
-        up, down = nn.Linear(dim, width), nn.Linear(width, dim)
-        with torch.no_grad():
-            up.weight.copy_(experts.up_NFD[n])
-            up.bias.copy_(experts.up_bias_NF[n])
-            down.weight.copy_(experts.down_NDF[n])
-            down.bias.copy_(experts.down_bias_ND[n])
-        found.append(
-            nn.Sequential(up, nn.ReLU() if experts.activation == "relu" else nn.GELU(), down)
-        )
-    return found
-
-
-def _routed(router: Router, experts: nn.ModuleList, x_TD: Tensor) -> Tensor:
-    """Every expert over its own rows, and one row of zeros: int8 takes no empty matrix."""
-    none = torch.zeros(0, dtype=torch.int64)
-    routing: Routing = router(x_TD, RoutingContext(layer=0, lengths_B=none))
-    padded = F.pad(x_TD, (0, 0, 0, 1))
-    rows, parts = [], []
-    for n, expert in enumerate(experts):
-        own = F.pad((routing.expert_A == n).to(torch.int64), (0, 1), value=1).nonzero()[:, 0]
-        rows.append(own)
-        parts.append(expert(padded.index_select(0, own)))
-    y_TD: Tensor = torch.zeros_like(padded).index_put((torch.cat(rows),), torch.cat(parts))
-    return y_TD[:-1] * routing.gate_A[:, None]

@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
-import soxr
 from numpy.typing import NDArray
 
-from omnirouter.audio.reader import LOUDEST, NamedFile, spool
+from omnirouter.audio.reader import LOUDEST, NamedFile, Samples, as_wav, resample, spool
 from omnirouter.config import BadInput, require_rate
 
-Samples = NDArray[np.float32]
 # a path, an opened file, bytes of one, samples, or {"array": ..., "sampling_rate": ...}
 Audio = str | Path | NamedFile | BinaryIO | bytes | NDArray[Any] | Mapping[str, Any]
 MOST_CHANNELS = 64  # more columns than this are samples in rows
@@ -44,16 +41,24 @@ def resolve_audio(audio: Any, rate: int, sample_rate: int | None = None) -> Any:
     if isinstance(audio, bytes | bytearray | memoryview):
         return NamedFile(io.BytesIO(audio), UNNAMED)
     if hasattr(audio, "read"):
-        return _from_file(audio)
+        name = str(getattr(audio, "name", UNNAMED))
+        if isinstance(audio, io.TextIOBase):
+            raise BadInput(f"{name}: is opened as text; open it with mode 'rb'")
+        return NamedFile(audio if audio.seekable() else spool(audio), name)
     values = _array(audio)
     sample_rate = rate if sample_rate is None else sample_rate
     require_rate(sample_rate)
-    if values.ndim == 2 and values.shape[1] != 1:
-        return _as_file(values, sample_rate)
-    samples = to_float32_mono(values[:, 0] if values.ndim == 2 else values)
-    if sample_rate == rate or not samples.size:
-        return samples
-    return np.asarray(soxr.resample(samples, sample_rate, rate), dtype=np.float32)
+    if values.ndim != 2 or values.shape[1] == 1:
+        mono = to_float32_mono(values[:, 0] if values.ndim == 2 else values)
+        return resample(mono, sample_rate, rate)
+    count, channels = values.shape
+    if not 0 < channels <= MOST_CHANNELS:
+        raise BadInput(
+            f"audio: shape [{count}, {channels}] is neither [samples] nor [samples, channels]; "
+            "turn it around with .T"
+        )
+    columns = np.stack([to_float32_mono(column) for column in values.T], axis=1)
+    return as_wav(columns, sample_rate, UNNAMED)
 
 
 def _from_mapping(audio: Mapping[str, Any], sample_rate: int | None) -> tuple[Any, int | None]:
@@ -67,29 +72,6 @@ def _from_mapping(audio: Mapping[str, Any], sample_rate: int | None) -> tuple[An
         keys = ", ".join(map(str, audio)) or "nothing"
         raise BadInput(f"audio: the dictionary holds {keys}; give array and sampling_rate")
     return found, None
-
-
-def _from_file(audio: Any) -> NamedFile:
-    name = str(getattr(audio, "name", UNNAMED))
-    if isinstance(audio, io.TextIOBase):
-        raise BadInput(f"{name}: is opened as text; open it with mode 'rb'")
-    file = cast(BinaryIO, audio)
-    return NamedFile(file if file.seekable() else spool(file), name)
-
-
-def _as_file(values: NDArray[Any], sample_rate: int) -> NamedFile:
-    """Samples [samples, channels] as a file, whose channels are mixed as those of any other."""
-    samples, channels = values.shape
-    if not 0 < channels <= MOST_CHANNELS:
-        raise BadInput(
-            f"audio: shape [{samples}, {channels}] is neither [samples] nor [samples, channels]; "
-            "turn it around with .T"
-        )
-    columns = np.stack([to_float32_mono(column) for column in values.T], axis=1)
-    file = io.BytesIO()
-    soundfile.write(file, columns, sample_rate, format="WAV", subtype="FLOAT")
-    file.seek(0)
-    return NamedFile(file, UNNAMED)
 
 
 def _array(audio: Any) -> NDArray[Any]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from omnirouter.audio.reader import Samples
 from omnirouter.config import PRETRAINED_DIR, BadInput, FeatureConfig, VadOptions, missing_extra
 from omnirouter.decoding import Decoder
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.text import Tokenizer
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from copy import copy
-from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnirouter.audio.reader import BLOCK_S, AudioReader, NamedFile
+from omnirouter.audio.reader import BLOCK_S, AudioReader, NamedFile, Samples
 from omnirouter.config import BadInput, FeatureConfig, VadOptions
 from omnirouter.decoding import Decoder, Hypothesis, ctc_greedy_search
 from omnirouter.serve import vad
@@ -31,21 +33,20 @@ from omnirouter.serve.chunking import (
     stitch_point,
     windows,
 )
-from omnirouter.serve.inputs import Audio, Samples, resolve_audio
+from omnirouter.serve.inputs import Audio, resolve_audio
 from omnirouter.serve.transcript import Segment, Transcript, Word
 from omnirouter.text import WORD_START, Tokenizer
-
-if TYPE_CHECKING:
-    from omnirouter.serve.streaming import Stream
 
 SILENCE = 2 / 2.0**15  # samples that differ by no more hold nothing but rounding
 # A word goes on behind its last piece's peak. On synthetic speech with known boundaries, of 0 to
 # 0.5 s this came closest to the words' true ends (benchmarks/word_times.py).
 TAIL_S = 0.12
+AHEAD = 2  # windows of one recording that wait for a model which others use too
 
 LogProbs = NDArray[np.float32]  # [T, V]
 Progress = Callable[[float, float], None]
 Channels = Literal["mix", "separate"]
+Submit = Callable[[Samples], Future[LogProbs]]
 
 
 class Recognizer(ABC):
@@ -87,8 +88,8 @@ class Recognizer(ABC):
     def log_probs(self, waveforms: Sequence[Samples]) -> list[LogProbs]:
         """Log-probabilities [T, V] of waveforms [samples] at `features.sample_rate`."""
 
-    def stream(self, sample_rate: int | None = None) -> Stream:
-        """Begin to recognize speech while it comes.
+    def stream(self, sample_rate: int | None = None) -> Any:
+        """Begin to recognize speech while it comes: a `streaming.Stream`.
 
         Args:
             sample_rate: of the samples to come, in Hz; the model's if not given.
@@ -158,23 +159,19 @@ class Recognizer(ABC):
                 samples are no numbers, or the rate is none. `transcribe_many` goes on with the
                 other recordings.
         """
-        if isinstance(audio, list) and not all(isinstance(part, int | float) for part in audio):
-            several = list(
-                self.transcribe_many(audio, sample_rate=sample_rate, channels=channels, track=track)
-            )
-            for _, result in several:
-                if isinstance(result, BadInput):
-                    raise result
-            return [result for _, result in several if isinstance(result, Transcript)]
-        advance = None if progress is None else lambda _, done, total: progress(done, total)
-        one: Any = audio
-        many = self.transcribe_many(
-            [one], sample_rate=sample_rate, channels=channels, track=track, progress=advance
-        )
-        ((_, found),) = many
-        if isinstance(found, BadInput):
-            raise found
-        return found
+        several = isinstance(audio, list) and not all(isinstance(n, int | float) for n in audio)
+        sources: Any = audio if several else [audio]
+        tell = None if progress is None or several else lambda _, *seconds: progress(*seconds)
+        found = []
+        for _, result in self.transcribe_many(
+            sources, sample_rate=sample_rate, channels=channels, track=track, progress=tell
+        ):
+            found.append(result)
+        for result in found:
+            if isinstance(result, BadInput):
+                raise result
+        transcripts = [result for result in found if isinstance(result, Transcript)]
+        return transcripts if several else transcripts[0]
 
     def transcribe_many(
         self,
@@ -197,80 +194,90 @@ class Recognizer(ABC):
         Yields:
             The number of a recording and its transcript, or what is wrong with it, in order.
         """
-        waiting: list[list[TranscriptionSession]] = []  # a recording's channels
-        batch: list[tuple[TranscriptionSession, Window]] = []
-        held = 0.0
-        for number, source in enumerate(audio):
-            parts = [self.begin(number, progress)]
-            waiting.append(parts)
-            try:
-                source = resolve_audio(source, self.features.sample_rate, sample_rate)
-                if channels == "separate":
-                    count = self._channels(source, track)
-                    parts += [self.begin(number) for _ in range(1, count)]
-                for index, part in enumerate(parts):
-                    only = (index,) if len(parts) > 1 else ()
-                    for window in self._windows(source, part, only, track):
-                        batch.append((part, window))
-                        held += len(window.samples) / self.features.sample_rate
-                        if held >= self.listening.batch_seconds:
-                            self._run(batch)
-                            batch, held = [], 0.0
-                    part.read = True
-            except BadInput as error:
-                parts[0].error, parts[0].read = error, True
-                del parts[1:]
-            batch = [(owner, window) for owner, window in batch if owner.error is None]
-            pending = {owner.number for owner, _ in batch}
-            while waiting and waiting[0][0].number not in pending and waiting[0][-1].read:
-                yield _result(waiting.pop(0))
-        self._run(batch)
-        for parts in waiting:
-            yield _result(parts)
+        sessions = (
+            TranscriptionSession(
+                source,
+                sample_rate=sample_rate,
+                separate=channels == "separate",
+                track=track,
+                progress=None if progress is None else partial(progress, number),
+            )
+            for number, source in enumerate(audio)
+        )
+        return enumerate(self.transcribe_sessions(sessions))
 
-    def _channels(self, source: Any, track: int | None) -> int:
-        if not isinstance(source, str | Path | NamedFile):
-            return 1
-        with AudioReader(source, self.features.sample_rate, track=track) as stream:
-            return stream.channels
+    def transcribe_sessions(
+        self, sessions: Iterable[TranscriptionSession], submit: Submit | None = None
+    ) -> Iterator[Transcript | BadInput]:
+        """Recognize recordings, which are told of what happens to them.
 
-    def begin(
-        self, number: int = 0, progress: Callable[[int, float, float], None] | None = None
-    ) -> TranscriptionSession:
-        """A recording to which the log-probabilities of its windows can be added, in order."""
-        return TranscriptionSession(number, self._joining, progress)
+        Args:
+            sessions: the recordings; taken as they are needed.
+            submit: sends a window to a model that others use too; this one's if None.
 
-    def _windows(
-        self,
-        source: Any,
-        recording: TranscriptionSession,
-        channels: Sequence[int],
-        track: int | None,
-    ) -> Iterator[Window]:
-        """The windows of a recording that hold anything; counts its seconds."""
-        rate = self.features.sample_rate
-        if not isinstance(source, str | Path | NamedFile):
-            recording.total = len(source) / rate
-            yield from self.windows_in(_in_blocks(source, rate), recording)
-            return
-        with AudioReader(source, rate, channels=channels, track=track) as stream:
-            recording.total, recording.notes = stream.duration or 0.0, stream.notes
-            yield from self.windows_in(stream.blocks(), recording)
-
-    def windows_in(
-        self, blocks: Iterator[Samples], recording: TranscriptionSession
-    ) -> Iterator[Window]:
-        """The windows that hold anything of audio that comes in blocks [samples], mono.
-
-        For those who run the windows of several recordings themselves: what `log_probs` makes of a
-        window goes to `recording.add`. Blocks are at the model's rate; a recording counts them.
+        Yields:
+            Each recording's transcript, or what is wrong with it, in order.
         """
+        batch = _Batch(self)
+        ahead = math.inf if submit is None else AHEAD
+        waiting: deque[_Waiting] = deque()
+        begun: deque[TranscriptionSession] = deque()
+        try:
+            for session in sessions:
+                begun.append(session)
+                try:
+                    for part, window in self._windows(session):
+                        future = (submit or batch.submit)(window.samples)
+                        waiting.append(_Waiting(session, part, window, future))
+                        while waiting and (waiting[0].future.done() or len(waiting) > ahead):
+                            waiting.popleft().take()
+                except BadInput as error:
+                    session.error = error
+                    waiting = _without(session, waiting)
+                pending = waiting[0].session if waiting else None
+                while begun and begun[0] is not pending:
+                    yield begun.popleft().result()
+            batch.run()
+            while waiting:
+                waiting.popleft().take()
+            for session in begun:
+                yield session.result()
+        finally:
+            for one in waiting:
+                one.future.cancel()
+
+    def _windows(self, session: TranscriptionSession) -> Iterator[tuple[WindowStitcher, Window]]:
+        """The windows of a recording that hold anything, each with the channel it is part of."""
         rate = self.features.sample_rate
-        blocks = recording.count(blocks, rate)
-        regions = speech_chunks(blocks, rate) if self._detects() else single_chunk(blocks)
-        for window in windows(regions, rate, self.features.frame_samples):
-            if self._audible(window.samples):
-                yield window
+        detects = self._detects()
+        for blocks, notes in self._channels(session):
+            part = session.add_part(self, notes)
+            counted = session.count(part, blocks)
+            regions = speech_chunks(counted, rate) if detects else single_chunk(counted)
+            for window in windows(regions, rate, self.features.frame_samples):
+                if self._audible(window.samples):
+                    yield part, window
+
+    def _channels(
+        self, session: TranscriptionSession
+    ) -> Iterator[tuple[Iterator[Samples], list[str]]]:
+        """The samples, in blocks, of all channels together or of one after the other; and notes."""
+        rate = self.features.sample_rate
+        source = resolve_audio(session.source, rate, session.sample_rate)
+        if not isinstance(source, str | Path | NamedFile):
+            session.total = len(source) / rate
+            yield _in_blocks(source, rate), []
+            return
+        with AudioReader(source, rate, track=session.track) as stream:
+            session.total = stream.duration or 0.0
+            count = stream.channels if session.separate else 1
+            session.opened(stream, count)
+            if count == 1:
+                yield stream.blocks(), stream.notes
+                return
+        for channel in range(count):
+            with AudioReader(source, rate, channels=(channel,), track=session.track) as stream:
+                yield stream.blocks(), stream.notes
 
     def _detects(self) -> bool:
         setting = self.listening.vad
@@ -280,16 +287,6 @@ class Recognizer(ABC):
         """Tell if there is anything to recognize; normalization would blow up rounding noise."""
         least = round(self.features.window_s * self.features.sample_rate)
         return len(samples) >= least and float(np.ptp(samples)) > SILENCE
-
-    def _run(self, batch: Sequence[tuple[TranscriptionSession, Window]]) -> None:
-        if not batch:
-            return
-        found = self.log_probs([window.samples for _, window in batch])
-        for (recording, window), log_probs_TV in zip(batch, found, strict=True):
-            recording.add(window, log_probs_TV)
-
-    def _joining(self) -> _WindowStitcher:
-        return _WindowStitcher(self)
 
     def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
         """The pieces of one stretch and the frames where they peak."""
@@ -348,25 +345,37 @@ class Recognizer(ABC):
         return tuple(words), not pieces[0].startswith(WORD_START)
 
 
-class _WindowStitcher:
-    """Puts the windows of one recording together, holding no more than the last one's output."""
+class WindowStitcher:
+    """One channel on its way: puts the outputs of its windows together, holding the last one only.
 
-    def __init__(self, recognizer: Recognizer) -> None:
-        self._recognizer = recognizer
+    Attributes:
+        segments: so far; only the last word may still change, where it is parted.
+        seconds: of audio read.
+        notes: what a user should know of how it was read.
+    """
+
+    def __init__(self, recognizer: Recognizer, notes: list[str]) -> None:
+        self.recognizer, self.notes = recognizer, notes
         self.segments: list[Segment] = []
+        self.seconds = 0.0
         self._start = 0  # sample of the held stretch's first frame
         self._end = 0  # sample behind its audio
         self._held: LogProbs | None = None
         self._goes_on = False  # the held stretch follows on the segment before
 
+    @property
+    def words(self) -> list[Word]:
+        """Words so far."""
+        return [word for segment in self.segments for word in segment.words]
+
     def add(self, window: Window, log_probs_TV: LogProbs) -> None:
-        """Take the next window."""
-        hop = self._recognizer.features.frame_samples
-        first, joined = 0, window.joined and self._held is not None
+        """Take what the model makes of the next window."""
+        features = self.recognizer.features
+        hop, first, joined = features.frame_samples, 0, window.joined and self._held is not None
         if joined and self._held is not None:
             lead = (window.start - self._start) // hop
-            quiet = math.ceil(SEAM_S / self._recognizer.features.frame_s)
-            first = stitch_point(self._held, log_probs_TV, lead, self._recognizer.begins_V, quiet)
+            quiet = math.ceil(SEAM_S / features.frame_s)
+            first = stitch_point(self._held, log_probs_TV, lead, self.recognizer.begins_V, quiet)
             self._held = self._held[: lead + first]
             self._end = self._start + len(self._held) * hop
         self.flush()
@@ -375,14 +384,16 @@ class _WindowStitcher:
         self._held, self._goes_on = log_probs_TV[first:], joined
 
     def flush(self) -> None:
-        """Decode what is held."""
-        if self._held is None:
-            return
-        rate = self._recognizer.features.sample_rate
-        found = self._recognizer.decode(self._held)
-        span = self._start / rate, self._end / rate
-        words, goes_on = self._recognizer.words(self._held, *span, found)
-        self._held = None
+        """Tell the words of what is held."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            rate = self.recognizer.features.sample_rate
+            self.tell(held, self._start / rate, self._end / rate)
+
+    def tell(self, log_probs_TV: LogProbs, begin: float, end: float) -> None:
+        """Add the words of a stretch that lies between `begin` and `end`, in seconds."""
+        found = self.recognizer.decode(log_probs_TV)
+        words, goes_on = self.recognizer.words(log_probs_TV, begin, end, found)
         if words and goes_on and self._goes_on and self.segments:
             last = self.segments[-1]
             joined = (*last.words[:-1], _merged(last.words[-1], words[0]))
@@ -391,68 +402,124 @@ class _WindowStitcher:
         if words:
             self.segments.append(Segment.of(words, found.alternatives))
 
-
-@dataclass
-class TranscriptionSession:
-    """One recording on its way; `Recognizer.begin` makes it."""
-
-    number: int
-    make: Callable[[], _WindowStitcher]
-    progress: Callable[[int, float, float], None] | None = None
-    error: BadInput | None = None
-    read: bool = False
-    total: float = 0.0
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    joining: _WindowStitcher = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.joining = self.make()
-
-    def count(self, blocks: Iterator[Samples], rate: int) -> Iterator[Samples]:
-        """Hand blocks on, counting them."""
-        samples = 0
-        for block in blocks:
-            samples += len(block)
-            self.seconds = samples / rate
-            yield block
-
-    @property
-    def segments(self) -> Sequence[Segment]:
-        """Segments so far; only the last word may still change, where it is parted."""
-        return self.joining.segments
-
-    def add(self, window: Window, log_probs_TV: LogProbs) -> None:
-        """Take what the model makes of the next window."""
-        self.joining.add(window, log_probs_TV)
-        if self.progress is not None:
-            rate = self.joining._recognizer.features.sample_rate
-            done = (window.start + len(window.samples)) / rate
-            self.progress(self.number, done, max(self.total, done))
-
-    def result(self) -> tuple[int, Transcript | BadInput]:
-        """Its number and its transcript, or what was wrong with it."""
-        if self.error is not None:
-            return self.number, self.error
-        self.joining.flush()
-        segments = tuple(self.joining.segments)
-        transcript = Transcript(
-            text=" ".join(segment.text for segment in segments),
-            segments=segments,
+    def transcript(self) -> Transcript:
+        """All of it."""
+        self.flush()
+        return Transcript(
+            text=" ".join(segment.text for segment in self.segments),
+            segments=tuple(self.segments),
             duration=round(self.seconds, 3),
             notes=tuple(self.notes),
         )
-        return self.number, transcript
 
 
-def _result(parts: Sequence[TranscriptionSession]) -> tuple[int, Transcript | BadInput]:
-    """Outcome of a recording, of which each channel may be a part."""
-    number, found = parts[0].result()
-    if len(parts) == 1 or isinstance(found, BadInput):
-        return number, found
-    others = [part.result()[1] for part in parts[1:]]
-    transcripts = [found, *(one for one in others if isinstance(one, Transcript))]
-    return number, Transcript.of_channels(transcripts)
+class TranscriptionSession:
+    """One recording on its way; who wants to hear more of it than its progress makes a subclass.
+
+    Args:
+        source: as for `Recognizer.transcribe`.
+        sample_rate: of samples, in Hz; the model's if not given.
+        separate: transcribe each channel by itself.
+        track: which sound track of a file.
+        progress: called as windows are done, with the seconds done and in all.
+        stitcher: puts the windows of a channel together.
+    """
+
+    def __init__(
+        self,
+        source: Audio,
+        *,
+        sample_rate: int | None = None,
+        separate: bool = False,
+        track: int | None = None,
+        progress: Progress | None = None,
+        stitcher: type[WindowStitcher] = WindowStitcher,
+    ) -> None:
+        self.source, self.sample_rate = source, sample_rate
+        self.separate, self.track = separate, track
+        self.total = 0.0  # seconds, as far as known
+        self.parts: list[WindowStitcher] = []  # one for each channel, or for all
+        self.error: BadInput | None = None
+        self._progress, self._stitcher = progress, stitcher
+
+    def add_part(self, recognizer: Recognizer, notes: list[str]) -> WindowStitcher:
+        """Begin with a channel, or with the only one."""
+        self.parts.append(self._stitcher(recognizer, notes))
+        return self.parts[-1]
+
+    def opened(self, stream: AudioReader, channels: int) -> None:
+        """The source is an audio file, of which so many channels will be transcribed."""
+
+    def read(self, seconds: float) -> None:
+        """So much of a channel has been read."""
+
+    def added(self, part: WindowStitcher, seconds: float) -> None:
+        """A window has been transcribed; with it all before `seconds` of its channel is."""
+        if self._progress is not None and part is self.parts[0]:
+            self._progress(seconds, max(self.total, seconds))
+
+    def count(self, part: WindowStitcher, blocks: Iterator[Samples]) -> Iterator[Samples]:
+        """Hand on the blocks of a channel, counting them."""
+        samples, rate = 0, part.recognizer.features.sample_rate
+        for block in blocks:
+            samples += len(block)
+            part.seconds = samples / rate
+            self.read(part.seconds)
+            yield block
+
+    def result(self) -> Transcript | BadInput:
+        """The transcript, or what was wrong with the recording."""
+        if self.error is not None:
+            return self.error
+        found = [part.transcript() for part in self.parts]
+        return found[0] if len(found) == 1 else Transcript.of_channels(found)
+
+
+class _Waiting(NamedTuple):
+    """A window, and what a model will make of it."""
+
+    session: TranscriptionSession
+    part: WindowStitcher
+    window: Window
+    future: Future[LogProbs]
+
+    def take(self) -> None:
+        self.part.add(self.window, self.future.result())
+        end = self.window.start + len(self.window.samples)
+        self.session.added(self.part, end / self.part.recognizer.features.sample_rate)
+
+
+def _without(session: TranscriptionSession, waiting: deque[_Waiting]) -> deque[_Waiting]:
+    """Give up the windows of a recording."""
+    for one in waiting:
+        if one.session is session:
+            one.future.cancel()
+    return deque(one for one in waiting if one.session is not session)
+
+
+class _Batch:
+    """Gathers windows, and runs the model when there are `batch_seconds` of them."""
+
+    def __init__(self, recognizer: Recognizer) -> None:
+        self._recognizer = recognizer
+        self._held: list[tuple[Samples, Future[LogProbs]]] = []
+
+    def submit(self, samples: Samples) -> Future[LogProbs]:
+        """Take a window."""
+        self._held.append((samples, future := Future[LogProbs]()))
+        seconds = sum(len(s) for s, _ in self._held) / self._recognizer.features.sample_rate
+        if seconds >= self._recognizer.listening.batch_seconds:
+            self.run()
+        return future
+
+    def run(self) -> None:
+        """Run the model over what is held and still wanted."""
+        held = [(samples, future) for samples, future in self._held if not future.cancelled()]
+        self._held = []
+        if held:
+            found = self._recognizer.log_probs([samples for samples, _ in held])
+            for (_, future), log_probs_TV in zip(held, found, strict=True):
+                future.set_result(log_probs_TV)
 
 
 def _merged(begun: Word, rest: Word) -> Word:

@@ -7,9 +7,9 @@ width of a stacked frame, M mel bins, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import soxr
@@ -17,22 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnirouter.audio.features import normalize, num_mel_frames, stack_frames, window_mels
-from omnirouter.config import BLANK, BadInput, FeatureConfig, ModelConfig, require_rate
-from omnirouter.decoding import Decoder, Hypothesis
+from omnirouter.audio.features import StreamingFeatures
+from omnirouter.audio.reader import Samples
+from omnirouter.config import BLANK, BadInput, require_rate
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.chunking import LONGEST_S
-from omnirouter.serve.inputs import Samples, to_float32_mono
+from omnirouter.serve.inputs import to_float32_mono
+from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.transcript import Word
-from omnirouter.text import WORD_START, Tokenizer
+from omnirouter.text import WORD_START
 
-LogProbs = NDArray[np.float32]  # [T, V]
 PAUSE_S = 1.0  # without a piece: a word that is followed by it is final, though none comes after
 PCM_BYTES = 2  # of a sample
 
-Found = tuple[
-    tuple[Word, ...], tuple[Word, ...], bool
-]  # `final`, `partial`, `ended` of an `PartialResult`
+Found = tuple[tuple[Word, ...], tuple[Word, ...], bool]  # final, partial, ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,50 +52,31 @@ class PartialResult:
     log_probs: LogProbs = field(repr=False, compare=False)
 
 
-class StreamingModel(Protocol):
-    """Model interface of a stream; `Transcriber` has it."""
-
-    features: FeatureConfig
-    tokenizer: Tokenizer
-    decoder: Decoder | None
-
-    @property
-    def config(self) -> ModelConfig:
-        """Architecture of the encoder."""
-        ...
-
-    def next_log_probs(self, frames_TS: Tensor, past: EncoderCache) -> LogProbs:
-        """Log-probabilities of the next frames."""
-        ...
-
-    def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
-        """Pieces and the frames where they peak."""
-        ...
-
-    def words(
-        self, log_probs_TV: LogProbs, begin: float, end: float
-    ) -> tuple[tuple[Word, ...], bool]:
-        """Words with their times."""
-        ...
-
-
 class Stream:
     """One recording on its way; `Transcriber.stream` makes it.
 
     Args:
-        model: with an `attention_context`.
+        model: decodes by the best path.
+        cache: of its encoder.
+        forward: log-probabilities [T, V] of the next frames, of which it keeps in the cache what is
+            needed for those that follow.
         sample_rate: of the samples to come, in Hz; the model's if not given.
 
     Attributes:
         rate: of the samples to come, in Hz.
 
     Raises:
-        BadInput: the model attends to whole utterances, decodes with a language model, or the rate
-            is none.
+        BadInput: the model decodes with a language model, or the rate is none.
     """
 
-    def __init__(self, model: StreamingModel, sample_rate: int | None = None) -> None:
-        self._model, self._past = model, EncoderCache(model.config)
+    def __init__(
+        self,
+        model: Recognizer,
+        cache: EncoderCache,
+        forward: Callable[[Tensor, EncoderCache], LogProbs],
+        sample_rate: int | None = None,
+    ) -> None:
+        self._model, self._past, self._forward = model, cache, forward
         if model.decoder is not None:
             raise BadInput("language_model: a stream is decoded without one; leave it out")
         own = model.features.sample_rate
@@ -172,7 +151,7 @@ class Stream:
         updates = []
         while len(self._waiting) >= least:
             chunk, self._waiting = self._waiting.tensor_split([self._past.chunk])
-            log_probs_TV = self._model.next_log_probs(chunk, self._past)
+            log_probs_TV = self._forward(chunk, self._past)
             final, partial, ended = self._words.push(log_probs_TV)
             updates.append(
                 PartialResult(
@@ -186,41 +165,6 @@ class Stream:
         return updates
 
 
-class StreamingFeatures:
-    """Samples to stacked frames: those of `extract_features`, as soon as it is known.
-
-    Args:
-        features: with `normalisation: global`.
-    """
-
-    def __init__(self, features: FeatureConfig) -> None:
-        self._features = features
-        self._shift = features.shift_samples
-        self._samples = np.zeros(0, dtype=np.float32)  # from the next window on
-        self._mels_KM = torch.zeros(0, features.num_mels)  # of a stack that is not full
-
-    def push(self, samples: Samples) -> Tensor:
-        """The frames that are complete with [samples], frames_TS."""
-        features = self._features
-        self._samples = np.concatenate([self._samples, samples])
-        count = num_mel_frames(len(self._samples), features)
-        if not count:
-            return torch.zeros(0, features.width)
-        starts = torch.arange(count) * self._shift
-        mels_KM = window_mels(torch.from_numpy(self._samples), starts, features)
-        self._samples = self._samples[count * self._shift :].copy()
-        mels_KM = normalize(mels_KM, torch.tensor([count]), features)
-        mels_KM = torch.cat([self._mels_KM, mels_KM])
-        whole = len(mels_KM) - len(mels_KM) % features.stack
-        self._mels_KM = mels_KM[whole:]
-        return stack_frames(mels_KM[:whole], torch.tensor([whole]), features)[0]
-
-    def finish(self) -> Tensor:
-        """The last frame, filled up with zeros; none if there is nothing left."""
-        mels_KM, self._mels_KM = self._mels_KM, self._mels_KM[:0]
-        return stack_frames(mels_KM, torch.tensor([len(mels_KM)]), self._features)[0]
-
-
 class StreamingDecoder:
     """Log-probabilities to words: what `Recognizer.words` gives, as soon as it is known.
 
@@ -230,7 +174,7 @@ class StreamingDecoder:
         recognizer: decodes the best path.
     """
 
-    def __init__(self, recognizer: StreamingModel) -> None:
+    def __init__(self, recognizer: Recognizer) -> None:
         self._recognizer = recognizer
         frame_s = recognizer.features.frame_s
         self._pause, self._longest = round(PAUSE_S / frame_s), round(LONGEST_S / frame_s)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
+from omnirouter.audio.reader import Samples
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig, VadOptions
 from omnirouter.decoding import Decoder
@@ -16,7 +17,6 @@ from omnirouter.model import EncoderOutput
 from omnirouter.model.kernels import prepack
 from omnirouter.model.kv_cache import EncoderCache
 from omnirouter.serve.hub import push
-from omnirouter.serve.inputs import Samples
 from omnirouter.serve.recognizer import LogProbs, Recognizer
 from omnirouter.serve.streaming import PartialResult, Stream
 from omnirouter.serve.transcript import Segment, Transcript, Word
@@ -79,7 +79,7 @@ class Transcriber(Recognizer):
         Raises:
             BadInput: the model attends to whole utterances, or is decoded with a language model.
         """
-        return Stream(self, sample_rate)
+        return Stream(self, EncoderCache(self.config), self.next_log_probs, sample_rate)
 
     def next_log_probs(self, frames_TS: Tensor, past: EncoderCache) -> LogProbs:
         """Log-probabilities [T, V] of the next chunk of a stream, whose frames are on the CPU."""

@@ -16,6 +16,7 @@ import soxr
 from numpy.typing import NDArray
 
 from omnirouter.audio.downmix import HighPass
+from omnirouter.audio.reader import Samples
 from omnirouter.config import BadInput, missing_extra
 
 RATE = 16_000  # Hz; all that the sequence model knows
@@ -26,8 +27,6 @@ MAX_GAIN = 100.0  # but noise of a silent one no louder
 LOUD_HOPS = 0.98  # a peak is what that share of hops stays below
 PEAK_HALVES_S = 10.0  # after so long a peak counts half
 MODEL = Path("data", "silero_vad_16k_sequence.onnx")
-
-Samples = NDArray[np.float32]
 
 
 def available() -> bool:

@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 import omnirouter
-from omnirouter.serve.http import api_error, inspect_routes, transcriptions, websocket
-from omnirouter.serve.http.jobs import JobRunner
+from omnirouter.config import FORM_BYTES, Access, Limits
+from omnirouter.serve.http import inspect_routes, transcriptions, websocket
+from omnirouter.serve.http.app_state import AppState, ServedModel
+from omnirouter.serve.http.jobs import Gone, JobRunner
 from omnirouter.serve.http.middleware import AccessMiddleware
-from omnirouter.serve.http.models import ModelCard, ModelList, ServedModel, card, find
 from omnirouter.serve.http.prometheus import CONTENT_TYPE_LATEST, Metrics
-from omnirouter.serve.http.settings import FIELDS_BYTES, Access, Limits
-from omnirouter.serve.http.transcriptions import AppState
+from omnirouter.serve.http.schemas import ApiError, ModelCard, ModelList, errors, unexpected
 
 MOST_FIELDS = 64
 WEB = Path(__file__).parent / "web"
@@ -67,7 +70,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
-        form_limits={"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": FIELDS_BYTES},
+        form_limits={"max_files": 1, "max_fields": MOST_FIELDS, "max_part_size": FORM_BYTES},
     )
     app.state.service = AppState({m.name: m for m in models}, limits, engine, measures)
     app.include_router(transcriptions.router)
@@ -75,7 +78,7 @@ def create_app(
     app.include_router(websocket.router)
     _add_facts(app)
     _add_page(app)
-    api_error.install(app)
+    _add_errors(app)
     app.add_middleware(
         AccessMiddleware, access=access or Access(), limits=limits, measures=measures
     )
@@ -85,19 +88,17 @@ def create_app(
 def _add_facts(app: FastAPI) -> None:
     service: AppState = app.state.service
 
-    @app.get("/v1/models", tags=["models"], responses=api_error.answers(401, 403))
+    @app.get("/v1/models", tags=["models"], responses=errors(401, 403))
     async def list_models() -> ModelList:
         """The models of this server."""
-        return ModelList(data=[card(served) for served in service.models.values()])
+        return ModelList(data=[served.card() for served in service.models.values()])
 
-    @app.get(
-        "/v1/models/{model:path}", tags=["models"], responses=api_error.answers(401, 403, 404, 422)
-    )
+    @app.get("/v1/models/{model:path}", tags=["models"], responses=errors(401, 403, 404, 422))
     async def retrieve_model(model: str) -> ModelCard:
         """One model."""
-        return card(find(service.models, model))
+        return service.find(model).card()
 
-    @app.get("/health", tags=["operation"], responses=api_error.answers(403))
+    @app.get("/health", tags=["operation"], responses=errors(403))
     async def health() -> Health:
         """Tell that the server is there; it answers only once its models are loaded."""
         return Health(models=list(service.models))
@@ -106,7 +107,7 @@ def _add_facts(app: FastAPI) -> None:
         "/metrics",
         tags=["operation"],
         response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}, **api_error.answers(401, 403)},
+        responses={200: {"content": {"text/plain": {}}}, **errors(401, 403)},
     )
     async def metrics(request: Request) -> Response:
         """Figures for Prometheus."""
@@ -128,3 +129,48 @@ def _add_page(app: FastAPI) -> None:
 
 async def _file(path: Path) -> FileResponse:
     return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+
+def _add_errors(app: FastAPI) -> None:
+    """Every error is answered in the shape of `ApiError`."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Gone, _gone)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ApiError):
+        return error.response()
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if message.startswith("Part exceeded maximum size"):  # of a form's text, which has no file name
+        message = (
+            "a part of the form is too large for text; an upload needs a file name, as in "
+            'name="file"; filename="audio.wav"'
+        )
+        return ApiError(400, message, param="file").response()
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        message = "there is nothing at this address"
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    param = next((part for part in reversed(first["loc"]) if isinstance(part, str)), None)
+    if param in ("body", "query", "path"):
+        param = None
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    if reason.startswith("Expected UploadFile"):
+        reason = 'must be an upload with a file name, as in name="file"; filename="audio.wav"'
+    message = f"{param}: {reason}" if param else reason
+    return ApiError(422, message, code="invalid_value", param=param).response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it; nginx's number, for the measures
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    return unexpected().response()

@@ -10,26 +10,29 @@ import asyncio
 import base64
 import threading
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from functools import partial
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 from fastapi import APIRouter, Form, Request, UploadFile
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from omnirouter.audio.reader import AudioReader, NamedFile
+from omnirouter.audio.reader import AudioReader, NamedFile, Samples
 from omnirouter.config import BadInput
-from omnirouter.serve.http.api_error import ApiError
-from omnirouter.serve.http.api_error import answers as errors
-from omnirouter.serve.http.batcher import Stopped
-from omnirouter.serve.http.jobs import NAME, Abandoned, as_problem, out_of_time, too_long
-from omnirouter.serve.http.models import ServedModel, find
-from omnirouter.serve.http.transcriptions import AppState
-from omnirouter.serve.http.uploads import cancel_on_disconnect, detach_upload
-from omnirouter.serve.inputs import Samples
-
-if TYPE_CHECKING:
-    from omnirouter.serve.http.view import View
+from omnirouter.serve.http.app_state import AppState, ServedModel
+from omnirouter.serve.http.jobs import (
+    NAME,
+    Abandoned,
+    Stopped,
+    as_problem,
+    cancel_on_disconnect,
+    detach_upload,
+    out_of_time,
+    too_long,
+)
+from omnirouter.serve.http.schemas import ApiError, errors
+from omnirouter.serve.recognizer import Recognizer
 
 router = APIRouter(tags=["routing"])
 
@@ -105,8 +108,8 @@ async def inspect(
     the routing may differ a little from the one behind the transcript.
     """
     service: AppState = request.app.state.service
-    served = find(service.models, stretch.model)
-    file = detach_upload(stretch.file, service.limits.upload_bytes)
+    served = service.find(stretch.model)
+    file = detach_upload(stretch.file, service.limits)
     return await cancel_on_disconnect(request, _inspect(service, served, file, stretch))
 
 
@@ -119,12 +122,11 @@ async def _inspect(
     def work() -> RoutingInspection:
         with file:
             samples = _read(file, rate, stretch, 60 * limits.max_minutes, abandoned)
-        view = None
-        if served.config is not None:  # torch is there
-            from omnirouter.serve.http.view import view_of
-
-            view = service.engine.batcher.call(lambda: view_of(served.recognizer, samples)).result()
-        return _inspection(served, stretch.start, samples, view)
+        mel, layers = None, list[Layer]()
+        if served.config is not None:
+            look = partial(_look, served.recognizer, samples)
+            mel, layers = service.engine.batcher.call(look).result()
+        return _inspection(served, stretch.start, samples, mel, layers)
 
     try:
         return await asyncio.wait_for(service.engine.in_reader(work), limits.timeout)
@@ -159,19 +161,45 @@ def _read(
     return np.concatenate(parts)
 
 
+def _look(recognizer: Recognizer, samples: Samples) -> tuple[Spectrogram, list[Layer]]:
+    """Spectrogram and routing of samples [samples] at the model's rate; for checkpoints."""
+    import torch  # which a server of exported models may lack
+
+    from omnirouter.audio.features import log_mel_spectrogram, num_frames
+    from omnirouter.evaluate.score_utterances import forward
+    from omnirouter.metrics.expert_load import align_layers, top_expert
+    from omnirouter.serve.transcriber import Transcriber
+
+    assert isinstance(recognizer, Transcriber)
+    config, features = recognizer.config, recognizer.features
+    mel_KM = log_mel_spectrogram([samples], features)[0].numpy()
+    mel = Spectrogram(
+        data=_bytes(_shades(mel_KM)), seconds=features.shift_s, bins=features.num_mels
+    )
+    if config.routing == "dense":
+        return mel, []
+    if not num_frames(len(samples), features):
+        return mel, [Layer(experts="", colours="", gates="")] * len(config.expert_layers)
+    routings = forward(recognizer.checkpoint, [samples], recognizer.precision).routings
+    experts_LT = torch.stack([top_expert(routing) for routing in routings])
+    probs_LTN = torch.stack([routing.probs_TN for routing in routings])
+    gates_LT = probs_LTN.gather(2, experts_LT[:, :, None])[:, :, 0].float().cpu().numpy()
+    experts = experts_LT.cpu().numpy()
+    colors_LT = align_layers(experts, config.num_experts)
+    return mel, [
+        Layer(experts=_bytes(e), colours=_bytes(c), gates=_bytes(np.rint(WHITE * g.clip(0, 1))))
+        for e, c, g in zip(experts, colors_LT, gates_LT, strict=True)
+    ]
+
+
 def _inspection(
-    served: ServedModel, start: float, samples: Samples, view: View | None
+    served: ServedModel,
+    start: float,
+    samples: Samples,
+    mel: Spectrogram | None,
+    layers: list[Layer],
 ) -> RoutingInspection:
     features, config = served.recognizer.features, served.config
-    spectrogram, layers = None, []
-    if view is not None:
-        spectrogram = Spectrogram(
-            data=_bytes(_shades(view.mel_KM)), seconds=features.shift_s, bins=features.num_mels
-        )
-        layers = [
-            Layer(experts=_bytes(e), colours=_bytes(c), gates=_bytes(np.rint(WHITE * g.clip(0, 1))))
-            for e, c, g in zip(view.experts_LT, view.colors_LT, view.gates_LT, strict=True)
-        ]
     return RoutingInspection(
         model=served.name,
         routing=config.routing if config else None,
@@ -179,7 +207,7 @@ def _inspection(
         start=start,
         seconds=round(len(samples) / features.sample_rate, 3),
         peaks=Row(data=_bytes(_peaks(samples, features.sample_rate)), seconds=PEAK_S),
-        mel=spectrogram,
+        mel=mel,
         frame_seconds=features.frame_s,
         layers=layers,
     )

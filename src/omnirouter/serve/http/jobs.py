@@ -7,33 +7,154 @@ told to the event loop as events; a request nobody waits for any more ends at it
 from __future__ import annotations
 
 import asyncio
+import io
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import BinaryIO, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, TypeVar
 
-from omnirouter.audio.reader import AudioReader, NamedFile
-from omnirouter.config import BadInput
-from omnirouter.serve.chunking import Window
-from omnirouter.serve.http.api_error import ApiError
-from omnirouter.serve.http.batcher import Batcher, Observer, Stopped
-from omnirouter.serve.inputs import Samples
-from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession
+from fastapi import Request, UploadFile
+
+from omnirouter.audio.reader import AudioReader, NamedFile, Samples
+from omnirouter.config import BadInput, Limits
+from omnirouter.serve.http.prometheus import Metrics
+from omnirouter.serve.http.schemas import ApiError, too_large
+from omnirouter.serve.recognizer import LogProbs, Recognizer, TranscriptionSession, WindowStitcher
 from omnirouter.serve.transcript import Transcript, Word
 
 READERS = 16  # recordings read at the same time; more wait
-AHEAD = 2  # windows of one recording that wait for the model
 NAME = "file"  # what messages call an upload
+GATHER_S = 0.005  # that a window waits for company when the batcher is idle
 
+log = logging.getLogger("omnirouter.serve")
 Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """The batcher takes no more work."""
 
 
 class Abandoned(Exception):
     """Nobody waits for this request any more."""
+
+
+class Gone(Exception):
+    """The caller has hung up."""
+
+
+@dataclass
+class _Item:
+    """A window that waits, or (without a model) other work for the batcher's thread."""
+
+    future: Future[Any]
+    recognizer: Recognizer | None = None
+    samples: Samples | None = None
+    work: Callable[[], Any] | None = None
+    seconds: float = 0.0
+
+
+class Batcher:
+    """One thread that owns the models: windows that wait at the same time go through together.
+
+    Whatever runs a model runs here, so that requests neither fight for the cores nor change a model
+    under each other.
+    """
+
+    def __init__(self, measures: Metrics) -> None:
+        self._measures = measures
+        self._items: deque[_Item] = deque()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._loop, name="omnirouter-batcher", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Windows and other work that nobody has begun."""
+        return len(self._items)
+
+    def submit(self, recognizer: Recognizer, samples: Samples) -> Future[LogProbs]:
+        """Log-probabilities [T, V] of samples [samples] at the model's rate."""
+        seconds = len(samples) / recognizer.features.sample_rate
+        return self._put(_Item(Future(), recognizer, samples, seconds=seconds))
+
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do something else with a model."""
+        return self._put(_Item(Future(), work=work))
+
+    def stop(self) -> None:
+        """Finish what has begun, give up what waits, end the thread."""
+        with self._changed:
+            self._stopped = True
+            items, self._items = self._items, deque()
+            self._changed.notify_all()
+        for item in items:
+            item.future.cancel()
+        self._thread.join()
+
+    def _put(self, item: _Item) -> Future[Any]:
+        with self._changed:
+            if self._stopped:
+                raise Stopped
+            self._items.append(item)
+            self._changed.notify_all()
+        return item.future
+
+    def _loop(self) -> None:
+        while batch := self._take():
+            running = [item for item in batch if item.future.set_running_or_notify_cancel()]
+            if running:
+                self._do(running)
+
+    def _take(self) -> list[_Item]:
+        """The next batch; empty at the end."""
+        with self._changed:
+            while not self._items and not self._stopped:
+                self._changed.wait()
+            if len(self._items) == 1 and self._items[0].recognizer is not None:
+                self._changed.wait(GATHER_S)
+            if not self._items:
+                return []
+            first = self._items.popleft()
+            batch, left, seconds = [first], deque[_Item](), first.seconds
+            most = first.recognizer.listening.batch_seconds if first.recognizer else 0.0
+            for item in self._items:
+                same = item.recognizer is not None and item.recognizer is first.recognizer
+                if same and seconds + item.seconds <= most:
+                    batch.append(item)
+                    seconds += item.seconds
+                else:
+                    left.append(item)
+            self._items = left
+            return batch
+
+    def _do(self, items: Sequence[_Item]) -> None:
+        start, recognizer = time.monotonic(), items[0].recognizer
+        results: Sequence[Any]
+        try:
+            if recognizer is None:
+                results = [item.work() for item in items if item.work is not None]
+            else:
+                results = recognizer.log_probs([i.samples for i in items if i.samples is not None])
+        except Exception as error:
+            if len(items) > 1:  # the fault of one of them must not be that of all
+                log.exception("a batch failed; its windows are tried one by one")
+                for item in items:
+                    self._do([item])
+            else:
+                items[0].future.set_exception(error)
+            return
+        if recognizer is not None:
+            seconds = sum(item.seconds for item in items)
+            self._measures.batch(len(items), seconds, time.monotonic() - start)
+        for item, result in zip(items, results, strict=True):
+            item.future.set_result(result)
 
 
 @dataclass(frozen=True)
@@ -65,41 +186,41 @@ class Failed:
 Event = Started | Words | Finished | Failed
 
 
-@dataclass
-class Job:
-    """One recording to transcribe; made in the event loop that awaits it.
+class Job(TranscriptionSession):
+    """One upload to transcribe; made in the event loop that awaits it, which is told of events.
 
-    Attributes:
+    Args:
         recognizer: the model.
         file: the upload; the job closes it.
         longest_s: of its audio, in seconds.
         separate: transcribe each channel by itself.
     """
 
-    recognizer: Recognizer
-    file: BinaryIO
-    longest_s: float
-    separate: bool = False
-    abandoned: threading.Event = field(default_factory=threading.Event)
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    queue: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    def __init__(
+        self, recognizer: Recognizer, file: BinaryIO, *, longest_s: float, separate: bool = False
+    ) -> None:
+        super().__init__(NamedFile(file, NAME), separate=separate)
+        self.recognizer, self.file, self.longest_s = recognizer, file, longest_s
+        self.abandoned = threading.Event()
+        self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        self._told = 0  # words
 
     def tell(self, event: Event) -> None:
         """Hand an event to the loop, from any thread."""
         with suppress(RuntimeError):  # the loop has been closed
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def events(self, timeout: float) -> AsyncGenerator[Started | Words | Finished]:
         """Yield events until the job is done; it ends when nobody listens.
 
         Raises:
-            Problem: the upload cannot be used, or `timeout` seconds were not enough.
+            ApiError: the upload cannot be used, or `timeout` seconds were not enough.
         """
-        end = self.loop.time() + timeout
+        end = self._loop.time() + timeout
         try:
             while True:
                 # not one timeout around the loop: a streamed answer goes on in another task
-                event = await asyncio.wait_for(self.queue.get(), end - self.loop.time())
+                event = await asyncio.wait_for(self._queue.get(), end - self._loop.time())
                 if isinstance(event, Failed):
                     raise as_problem(event.error) from event.error
                 yield event
@@ -110,28 +231,42 @@ class Job:
         finally:
             self.abandoned.set()
 
-    def checked(self, blocks: Iterator[Samples]) -> Iterator[Samples]:
-        """Blocks as they are, as long as they are wanted and not too many."""
-        most = self.longest_s * self.recognizer.features.sample_rate
-        read = 0
-        for block in blocks:
-            if self.abandoned.is_set():
-                raise Abandoned
-            read += len(block)
-            if read > most:
-                raise too_long(self.longest_s)
-            yield block
+    def opened(self, stream: AudioReader, channels: int) -> None:
+        """Refuse what is too long by its header; else tell that it is audio."""
+        if stream.duration is not None and stream.duration > self.longest_s:
+            raise too_long(self.longest_s)
+        self.tell(Started())
+        if channels == 1:
+            stream.decide(self.longest_s)
+
+    def read(self, seconds: float) -> None:
+        """Refuse what is too long, or wanted no more."""
+        self._require_wanted()
+        if seconds > self.longest_s:
+            raise too_long(self.longest_s)
+
+    def added(self, part: WindowStitcher, seconds: float) -> None:
+        """Tell the words that are settled."""
+        if not self.separate:
+            self.tell_words(part.words[:-1])  # the last one may still get longer
+        self._require_wanted()
+
+    def tell_words(self, words: Sequence[Word]) -> None:
+        """Tell of those words that have not been told of."""
+        if new := tuple(words[self._told :]):
+            self.tell(Words(new))
+            self._told += len(new)
+
+    def _require_wanted(self) -> None:
+        if self.abandoned.is_set():
+            raise Abandoned
 
 
 class JobRunner:
-    """Does the work of a server.
+    """Does the work of a server."""
 
-    Args:
-        observer: is told of batches.
-    """
-
-    def __init__(self, observer: Observer) -> None:
-        self.batcher = Batcher(observer, time.monotonic)
+    def __init__(self, measures: Metrics) -> None:
+        self.batcher = Batcher(measures)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="omnirouter-reader")
         self._unfinished: dict[int, Job] = {}
 
@@ -166,58 +301,12 @@ class JobRunner:
             job.file.close()
 
     def _transcribe(self, job: Job) -> Transcript:
-        rate = job.recognizer.features.sample_rate
-        with AudioReader(NamedFile(job.file, NAME), rate) as stream:
-            if stream.duration is not None and stream.duration > job.longest_s:
-                raise too_long(job.longest_s)
-            job.tell(Started())
-            count = stream.channels if job.separate else 1
-            if count == 1:
-                stream.decide(job.longest_s)
-                return self._transcribe_stream(job, stream)
-        found = []
-        for number in range(count):
-            with AudioReader(NamedFile(job.file, NAME), rate, channels=(number,)) as stream:
-                found.append(self._transcribe_stream(job, stream))
-        return Transcript.of_channels(found)
-
-    def _transcribe_stream(self, job: Job, stream: AudioReader) -> Transcript:
-        recognizer = job.recognizer
-        recording = recognizer.begin()
-        recording.notes = stream.notes
-        waiting: deque[tuple[Window, Future[LogProbs]]] = deque()
-        told = 0
-        try:
-            for window in recognizer.windows_in(job.checked(stream.blocks()), recording):
-                waiting.append((window, self.batcher.submit(recognizer, window.samples)))
-                while len(waiting) > AHEAD or (waiting and waiting[0][1].done()):
-                    _add(recording, *waiting.popleft())
-                    told = _tell(job, recording, told)
-            while waiting:
-                if job.abandoned.is_set():
-                    raise Abandoned
-                _add(recording, *waiting.popleft())
-                told = _tell(job, recording, told)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-        _, transcript = recording.result()
-        if isinstance(transcript, BadInput):
-            raise transcript
-        job.tell(Words(transcript.words[told:]))
-        return transcript
-
-
-def _add(recording: TranscriptionSession, window: Window, future: Future[LogProbs]) -> None:
-    recording.add(window, future.result())
-
-
-def _tell(job: Job, recording: TranscriptionSession, told: int) -> int:
-    """Tell the words that are settled; the last one may still get longer."""
-    words = [word for segment in recording.segments for word in segment.words][told:-1]
-    if words:
-        job.tell(Words(tuple(words)))
-    return told + len(words)
+        submit = partial(self.batcher.submit, job.recognizer)
+        (found,) = job.recognizer.transcribe_sessions([job], submit)
+        if isinstance(found, BadInput):
+            raise found
+        job.tell_words(found.words)
+        return found
 
 
 def as_problem(error: Exception) -> Exception:
@@ -240,3 +329,39 @@ def out_of_time(timeout: float) -> ApiError:
     """The work took too long."""
     message = f"not done within {timeout:g} seconds; send shorter audio or try again later"
     return ApiError(504, message)
+
+
+def detach_upload(upload: UploadFile, limits: Limits) -> BinaryIO:
+    """The upload's file, no longer closed at the end of the request but by whoever reads it.
+
+    Raises:
+        ApiError: it is too large.
+    """
+    if upload.size is not None and upload.size > limits.upload_bytes:
+        raise too_large(limits)
+    file, upload.file = upload.file, io.BytesIO()
+    return file
+
+
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """Await `work`, but give it up when the caller hangs up.
+
+    Raises:
+        Gone: the caller has.
+    """
+    doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise Gone
+        return doing.result()
+    finally:
+        for task in (doing, leaving):
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

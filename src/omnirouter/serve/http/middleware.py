@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omnirouter.serve.http.api_error import RETRY, ApiError
+from omnirouter.config import Access, Limits
 from omnirouter.serve.http.prometheus import Metrics
-from omnirouter.serve.http.settings import Access, Limits
+from omnirouter.serve.http.schemas import RETRY, ApiError, too_large
 
 GONE = 499  # nginx's number for that
 CLOSED = ("/v1/", "/metrics")  # what a key locks; the page and the description are open
@@ -59,7 +59,7 @@ class AccessMiddleware:
         if problem is None and work and self._inside >= self._limits.max_requests:
             problem = ApiError(429, "too many requests at a time; try again later", headers=RETRY)
         if problem is None and _declared(scope) > self._limits.body_bytes:
-            problem = _too_large(self._limits)
+            problem = too_large(self._limits)
         answer = _Answer(send)
         start = time.monotonic()
         self._inside += work
@@ -147,13 +147,9 @@ class _Upload:
             raise ApiError(408, reason) from error
         self._read += len(message.get("body", b""))
         if self._read > self._limits.body_bytes:
-            raise _too_large(self._limits)
+            raise too_large(self._limits)
         self._whole = not message.get("more_body", False)
         return message
-
-
-def _too_large(limits: Limits) -> ApiError:
-    return ApiError(413, f"file: larger than the {limits.max_upload_mb:g} MB this server takes")
 
 
 def _declared(scope: Scope) -> int:

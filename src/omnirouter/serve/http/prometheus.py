@@ -24,43 +24,22 @@ class Metrics:
     """Counts requests, audio and batches."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._requests = Counter(
-            "omnirouter_requests",
-            "Requests by route and status.",
-            ["route", "status"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "omnirouter_request_seconds",
-            "From the first byte of a request to the last of its answer.",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._audio = Counter(
-            "omnirouter_audio_seconds",
-            "Seconds of audio transcribed, by model.",
-            ["model"],
-            registry=self.registry,
-        )
-        self._windows = Histogram(
-            "omnirouter_batch_windows",
-            "Windows of audio that went through a model together.",
-            buckets=WINDOWS,
-            registry=self.registry,
-        )
-        self._work = Counter(
-            "omnirouter_batch_work_seconds",
-            "Seconds in which a model was at work.",
-            registry=self.registry,
-        )
-        self._batch_audio = Counter(
-            "omnirouter_batch_audio_seconds",
-            "Seconds of audio that went through models; silence that was left out is not in it.",
-            registry=self.registry,
-        )
+        self.registry = here = CollectorRegistry()
+        ProcessCollector(registry=here)
+        text = "Requests by route and status."
+        self._requests = Counter("omnirouter_requests", text, ["route", "status"], registry=here)
+        text = "From the first byte of a request to the last of its answer."
+        name = "omnirouter_request_seconds"
+        self._seconds = Histogram(name, text, ["route"], buckets=SECONDS, registry=here)
+        text = "Seconds of audio transcribed, by model."
+        self._audio = Counter("omnirouter_audio_seconds", text, ["model"], registry=here)
+        text = "Windows of audio that went through a model together."
+        name = "omnirouter_batch_windows"
+        self._windows = Histogram(name, text, buckets=WINDOWS, registry=here)
+        text = "Seconds in which a model was at work."
+        self._work = Counter("omnirouter_batch_work_seconds", text, registry=here)
+        text = "Seconds of audio that went through models; skipped silence is not in it."
+        self._batch_audio = Counter("omnirouter_batch_audio_seconds", text, registry=here)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """A figure that is asked for when the measures are read."""

@@ -1,17 +1,24 @@
-"""Answers to a transcription: JSON, text, subtitles, or server-sent events."""
+"""Bodies of answers: transcripts as JSON, text, subtitles or events, models, and every refusal.
+
+A refusal has the shape of OpenAI's API, without paths or traces:
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
 
-from omnirouter.serve.subtitles import WRITERS, SubtitleOptions
-from omnirouter.serve.transcript import Segment, Transcript, Word
+from omnirouter.config import Limits
+from omnirouter.serve.transcript import WRITERS, Segment, SubtitleOptions, Transcript, Word
 from omnirouter.text import Tokenizer
 
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
@@ -22,6 +29,119 @@ CHANNEL: Any = Field(
     exclude_if=lambda value: value is None,
     description="Counted from 1, where channels are transcribed one by one; else not there.",
 )
+RETRY = {"Retry-After": "1"}
+CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "upload_timeout",
+    413: "upload_too_large",
+    429: "too_many_requests",
+    500: "internal_error",
+    503: "shutting_down",
+    504: "timeout",
+}
+
+
+class ErrorBody(BaseModel):
+    """Error object of an answer."""
+
+    message: str = Field(description="One line that says what to change.")
+    type: str = Field(description="Kind of error.")
+    param: str | None = Field(default=None, description="The parameter at fault.")
+    code: str | None = Field(default=None, description="A word for programs.")
+
+
+class ErrorAnswer(BaseModel):
+    """The answer to a request that was refused or failed."""
+
+    error: ErrorBody
+
+
+class ApiError(HTTPException):
+    """A request that is refused or failed.
+
+    Args:
+        status: HTTP status.
+        message: one line; seen by callers.
+        code: a word for programs; the status's usual one if None.
+        param: the parameter at fault.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, dict(headers) if headers else None)
+        self.code = code or CODES.get(status, "invalid_request")
+        self.param = param
+
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        error = ErrorBody(
+            message=self.detail, type=_kind(self.status_code), param=self.param, code=self.code
+        )
+        return ErrorAnswer(error=error).model_dump()
+
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(self.body(), self.status_code, headers=self.headers)
+
+
+def too_large(limits: Limits) -> ApiError:
+    """Answer to an upload of more bytes than the server takes."""
+    return ApiError(413, f"file: larger than the {limits.max_upload_mb:g} MB this server takes")
+
+
+def unexpected() -> ApiError:
+    """Answer to an error that nobody foresaw."""
+    return ApiError(500, "the server failed on this request; its log says why")
+
+
+def _kind(status: int) -> str:
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        return "rate_limit_error"
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "authentication_error"
+    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's OpenAPI: the errors it may answer with."""
+    return {
+        status: {"model": ErrorAnswer, "description": HTTPStatus(status).phrase}
+        for status in statuses
+    }
+
+
+class ModelCard(BaseModel):
+    """A model, as OpenAI's API describes one, and what else there is to know."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    id: str = Field(description="Its name.")
+    object: str = "model"
+    created: int = Field(description="When it was made, in seconds since 1970.")
+    owned_by: str = "omnirouter"
+    sample_rate: int = Field(description="What it hears, in Hz; uploads may have any rate.")
+    routing: str | None = Field(description="dense, switch, omni, ...; null of an exported model.")
+    num_layers: int | None = None
+    num_experts: int | None = None
+    streams: bool = Field(default=False, description="It can be used with the WebSocket.")
+    description: str | None = Field(default=None, description="What it is and how good.")
+
+
+class ModelList(BaseModel):
+    """All models of this server; the first is the one the web page begins with."""
+
+    object: str = "list"
+    data: list[ModelCard]
 
 
 class Usage(BaseModel):

@@ -8,36 +8,18 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.serve.http.jobs import JobRunner
+from omnirouter.serve.http.app_state import AppState
 
 BACKLOG = 2048  # connections that wait to be taken
 MESSAGE_BYTES = 2**20  # of a WebSocket's message
 FAREWELL_S = 2  # after the grace, to say so
 CONNECTIONS = 1024  # at the same time, besides requests at work; any more get 503
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Address of a server, and how it stops.
-
-    Attributes:
-        host: address or name.
-        port: 0 for any free one.
-        grace: seconds that running requests get when the server is stopped.
-        access_log: write a line for every request.
-    """
-
-    host: str
-    port: int
-    grace: float
-    access_log: bool = False
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -83,32 +65,36 @@ class _Server(uvicorn.Server):
         self._timer.cancel()
 
 
-def run_server(app: FastAPI, opened: socket.socket, place: Place, most_requests: int) -> None:
-    """Serve until SIGINT or SIGTERM; running requests get `grace` seconds to finish.
+def run_server(app: FastAPI, opened: socket.socket, grace: float, access_log: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
 
-    What is not done by then is answered with 503.
+    Args:
+        app: made by `create_app`.
+        opened: by `bound`.
+        grace: seconds that running requests get then; what is not done is answered with 503.
+        access_log: write a line for every request.
 
     Raises:
         OmnirouterError: the server could not begin.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    if place.access_log:
+    if access_log:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    service: AppState = app.state.service
     config = uvicorn.Config(
         app,
         log_config=None,
-        access_log=place.access_log,
+        access_log=access_log,
         server_header=False,
         backlog=BACKLOG,
-        limit_concurrency=CONNECTIONS + most_requests,
+        limit_concurrency=CONNECTIONS + service.limits.max_requests,
         ws_max_size=MESSAGE_BYTES,
-        timeout_graceful_shutdown=max(1, round(place.grace)) + FAREWELL_S,
+        timeout_graceful_shutdown=max(1, round(grace)) + FAREWELL_S,
     )
-    engine: JobRunner = app.state.service.engine
     # uvicorn raises a signal once more when it is done; being told to stop is no failure
     before = signal.signal(signal.SIGTERM, _leave)
     try:
-        _Server(config, place.grace, engine.give_up).run(sockets=[opened])
+        _Server(config, grace, service.engine.give_up).run(sockets=[opened])
     except KeyboardInterrupt:
         return
     except SystemExit as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Request, UploadFile
@@ -12,14 +11,25 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnirouter.serve.http import schemas
-from omnirouter.serve.http.api_error import ApiError, log, unexpected
-from omnirouter.serve.http.api_error import answers as errors
-from omnirouter.serve.http.jobs import Finished, Job, JobRunner, Started, Words
-from omnirouter.serve.http.models import ServedModel, find
+from omnirouter.serve.http.app_state import AppState, ServedModel
+from omnirouter.serve.http.jobs import (
+    Finished,
+    Job,
+    Started,
+    Words,
+    cancel_on_disconnect,
+    detach_upload,
+    log,
+)
 from omnirouter.serve.http.prometheus import Metrics
-from omnirouter.serve.http.schemas import Format, Granularity, PlainTranscription
-from omnirouter.serve.http.settings import Limits
-from omnirouter.serve.http.uploads import cancel_on_disconnect, detach_upload
+from omnirouter.serve.http.schemas import (
+    ApiError,
+    Format,
+    Granularity,
+    PlainTranscription,
+    errors,
+    unexpected,
+)
 from omnirouter.serve.transcript import Transcript
 
 router = APIRouter(tags=["transcription"])
@@ -37,16 +47,6 @@ OK: dict[str, Any] = {
         "text/event-stream": {"schema": {"type": "string"}},
     },
 }
-
-
-@dataclass(frozen=True)
-class AppState:
-    """State that routes work with; the app keeps it."""
-
-    models: dict[str, ServedModel]
-    limits: Limits
-    engine: JobRunner
-    measures: Metrics
 
 
 class TranscriptionRequest(BaseModel):
@@ -85,7 +85,7 @@ class TranscriptionRequest(BaseModel):
         """Refuse what does not go together.
 
         Raises:
-            Problem: something does not.
+            ApiError: something does not.
         """
         verbose = self.response_format == "verbose_json"
         if self.granularities and not verbose:
@@ -127,11 +127,11 @@ async def transcribe(
     """
     service: AppState = request.app.state.service
     wanted.check()
-    served = find(service.models, wanted.model)
+    served = service.find(wanted.model)
     served.require_language(wanted.language)
     job = Job(
         served.recognizer,
-        detach_upload(wanted.file, service.limits.upload_bytes),
+        detach_upload(wanted.file, service.limits),
         longest_s=60 * service.limits.max_minutes,
         separate=wanted.channels == "separate",
     )

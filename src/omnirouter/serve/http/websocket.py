@@ -20,11 +20,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from omnirouter.config import RATES, BadInput
 from omnirouter.serve.http import schemas
-from omnirouter.serve.http.api_error import ApiError, log, unexpected
-from omnirouter.serve.http.batcher import Stopped
-from omnirouter.serve.http.jobs import as_problem, too_long
-from omnirouter.serve.http.models import find
-from omnirouter.serve.http.transcriptions import AppState
+from omnirouter.serve.http.app_state import AppState
+from omnirouter.serve.http.jobs import Stopped, as_problem, log, too_long
+from omnirouter.serve.http.schemas import ApiError, unexpected
 from omnirouter.serve.transcript import Word
 
 if TYPE_CHECKING:  # at run time it needs torch, which a server of exported models may lack
@@ -110,7 +108,7 @@ class _Live:
     async def run(self) -> None:
         """From the first sample to the last word."""
         name = self._socket.query_params.get("model", "")
-        served = find(self._service.models, name, streaming=True)
+        served = self._service.find(name, streaming=True)
         rate = _rate_of(self._socket.query_params.get("sample_rate", ""))
         try:
             stream = served.recognizer.without_decoder().stream(rate)

@@ -1,15 +1,15 @@
-"""The models of a server, by the names that callers use."""
+"""State of a server: its models, by the names that callers use, limits, work and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from omnirouter.config import BadInput, ModelConfig
-from omnirouter.serve.http.api_error import ApiError
+from omnirouter.config import BadInput, Limits, ModelConfig
+from omnirouter.serve.http.jobs import JobRunner
+from omnirouter.serve.http.prometheus import Metrics
+from omnirouter.serve.http.schemas import ApiError, ModelCard
 from omnirouter.serve.onnx import is_graph
 from omnirouter.serve.recognizer import Recognizer
 
@@ -48,6 +48,20 @@ class ServedModel:
         """Name of the language as Whisper writes it, such as `english`."""
         return LANGUAGES.get(self.language, self.language)
 
+    def card(self) -> ModelCard:
+        """Public facts of the model."""
+        config = self.config
+        return ModelCard(
+            id=self.name,
+            created=self.created,
+            sample_rate=self.recognizer.features.sample_rate,
+            routing=config.routing if config else None,
+            num_layers=config.num_layers if config else None,
+            num_experts=config.num_experts if config else None,
+            streams=self.streams,
+            description=self.description or None,
+        )
+
     def require_language(self, asked: str) -> None:
         """Refuse another language than the model's.
 
@@ -63,65 +77,34 @@ class ServedModel:
             raise ApiError(400, message, code="unsupported_language", param="language")
 
 
-class ModelCard(BaseModel):
-    """A model, as OpenAI's API describes one, and what else there is to know."""
+@dataclass(frozen=True)
+class AppState:
+    """State that routes work with; the app keeps it."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    models: dict[str, ServedModel]
+    limits: Limits
+    engine: JobRunner
+    measures: Metrics
 
-    id: str = Field(description="Its name.")
-    object: str = "model"
-    created: int = Field(description="When it was made, in seconds since 1970.")
-    owned_by: str = "omnirouter"
-    sample_rate: int = Field(description="What it hears, in Hz; uploads may have any rate.")
-    routing: str | None = Field(description="dense, switch, omni, ...; null of an exported model.")
-    num_layers: int | None = None
-    num_experts: int | None = None
-    streams: bool = Field(default=False, description="It can be used with the WebSocket.")
-    description: str | None = Field(default=None, description="What it is and how good.")
+    def find(self, name: str, *, streaming: bool = False) -> ServedModel:
+        """The model of that name; the first one where none is named, or OpenAI's `whisper-1` is.
 
+        Args:
+            name: asked for.
+            streaming: where none is named, prefer the first that streams.
 
-class ModelList(BaseModel):
-    """All models of this server; the first is the one the web page begins with."""
-
-    object: str = "list"
-    data: list[ModelCard]
-
-
-def card(served: ServedModel) -> ModelCard:
-    """Public facts of a model."""
-    config = served.config
-    return ModelCard(
-        id=served.name,
-        created=served.created,
-        sample_rate=served.recognizer.features.sample_rate,
-        routing=config.routing if config else None,
-        num_layers=config.num_layers if config else None,
-        num_experts=config.num_experts if config else None,
-        streams=served.streams,
-        description=served.description or None,
-    )
-
-
-def find(models: Mapping[str, ServedModel], name: str, *, streaming: bool = False) -> ServedModel:
-    """The model of that name; the first one where none is named, or OpenAI's `whisper-1` is.
-
-    Args:
-        models: by name.
-        name: asked for.
-        streaming: where none is named, prefer the first that streams.
-
-    Raises:
-        ApiError: there is none.
-    """
-    if name in models:
-        return models[name]
-    if name in DEFAULT:
-        found = list(models.values())
-        streams = [one for one in found if one.streams]
-        return (streams if streaming and streams else found)[0]
-    known = ", ".join(models)
-    message = f"model: there is no model of that name here; there is {known}"
-    raise ApiError(404, message, code="model_not_found", param="model")
+        Raises:
+            ApiError: there is none.
+        """
+        if name in self.models:
+            return self.models[name]
+        if name in DEFAULT:
+            found = list(self.models.values())
+            streams = [one for one in found if one.streams]
+            return (streams if streaming and streams else found)[0]
+        known = ", ".join(self.models)
+        message = f"model: there is no model of that name here; there is {known}"
+        raise ApiError(404, message, code="model_not_found", param="model")
 
 
 def parse_model_args(arguments: Iterable[str]) -> dict[str, str]:
