@@ -30,7 +30,7 @@ from omnirouter.data.cut_audio import (
     require_inside,
     text_of,
 )
-from omnirouter.files import json_line, write_text
+from omnirouter.files import write_json_lines
 from omnirouter.text import Tokenizer
 
 _INT16_SCALE = np.float32(2**15)
@@ -109,8 +109,7 @@ class RejectLog:
 
     def write(self, path: str | Path) -> None:
         """Write one JSON object with `id` and `reason` per line."""
-        rows = ({"id": r.id, "reason": r.reason} for r in self.rejected.values())
-        write_text(path, "".join(map(json_line, rows)))
+        write_json_lines(path, ({"id": r.id, "reason": r.reason} for r in self.rejected.values()))
 
     def summary(self) -> str:
         """One line for people."""
@@ -153,13 +152,7 @@ class SampledBatch:
 class AsrDataset(Dataset[Batch]):
     """A map from `SampledBatch` to `Batch`, in the form torch's `DataLoader` wants.
 
-    Args:
-        features: sample rate and frame arithmetic.
-        tokenizer: for training targets; without one any transcript will do.
-        data: limits and cache.
-        augment: what is done to waveforms, or None.
-        seed: of the augmentation.
-        references: reject what has no transcript, also without a tokenizer.
+    Arguments as for `AsrDataLoader`.
 
     Raises:
         BadInput: noise or impulse responses to augment with are not there.

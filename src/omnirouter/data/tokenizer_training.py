@@ -131,9 +131,7 @@ def reservoir(items: Iterable[Item], size: int, seed: int) -> list[Item]:
 
 
 def read_texts(sources: Sequence[str]) -> Iterator[str]:
-    """Sentences of manifests, and of text files (`.txt`) with one in each line, as they stand.
-
-    No audio is opened.
+    """Sentences of manifests, and of text files (`.txt`) with one in each line; opens no audio.
 
     Raises:
         BadInput: one cannot be read.
@@ -159,10 +157,8 @@ def build_vocabulary(
 ) -> tuple[Tokenizer, VocabularyReport]:
     """Train word pieces and look at what they do to the text.
 
-    Args:
-        texts: gives all sentences, the same ones each time; called twice.
-        config: size, sample and alphabet.
-        progress: called for each sentence, in both passes.
+    `texts` gives all sentences, the same ones each time; it is called twice, and `progress` with
+    the sentences done in both passes.
 
     Raises:
         BadInput: there is no text, or not what `vocab_size` needs; see `train_tokenizer`.

@@ -59,6 +59,26 @@ class EncoderContext(Protocol):
         ...
 
 
+def add_convolution(
+    x_RD: Tensor, padded_PD: Tensor, filter_KD: Tensor, following_R: Tensor | None = None
+) -> Tensor:
+    """x_RD and its depthwise convolution.
+
+    Args:
+        x_RD: R rows.
+        padded_PD: the same with as many rows before and behind them as the filter reaches.
+        filter_KD: a filter for each channel.
+        following_R: how many rows behind each are seen, [R, 1]; all if None.
+    """
+    rows, reach = x_RD.shape[0], filter_KD.shape[0] // 2
+    for offset, weight_D in enumerate(filter_KD):
+        tap = padded_PD[offset : offset + rows]
+        if following_R is not None and offset > reach:
+            tap = tap * (following_R >= offset - reach)
+        x_RD = torch.addcmul(x_RD, tap, weight_D)
+    return x_RD
+
+
 class PackedBatch:
     """Layout of a batch's utterances in the packed frames; made once, shared by all layers.
 
@@ -95,12 +115,8 @@ class PackedBatch:
             return x_TD
         size = len(x_TD) + gap * (len(self.lengths_B) - 1)
         spaced = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
-        y = spaced[gap : gap + size]
-        for offset, weight_D in enumerate(filter_KD):
-            tap = spaced[offset : offset + size]
-            if self.context is not None and offset > gap:
-                tap = tap * (self.following >= offset - gap)
-            y = torch.addcmul(y, tap, weight_D)
+        following = None if self.context is None else self.following
+        y = add_convolution(spaced[gap : gap + size], spaced, filter_KD, following)
         return y.index_select(0, rows_T)
 
     @cached_property

@@ -25,7 +25,7 @@ from omnirouter.files import (
     only_writer,
     write_atomically,
     write_json,
-    write_text,
+    write_json_lines,
 )
 from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.backends import Backend, run_locally
@@ -205,10 +205,8 @@ def _write(
     filters: FilterConfig,
     summary: PseudoLabelSummary,
 ) -> None:
-    failed = "".join(
-        json.dumps({"id": id, "reason": reason}) + "\n" for id, reason in summary.failed.items()
-    )
-    write_text(out / "failed.jsonl", failed)
+    failed = summary.failed.items()
+    write_json_lines(out / "failed.jsonl", ({"id": id, "reason": why} for id, why in failed))
     useful = apply_filters(sources, out, filters, summary)
     used = [source for source in sources if source.id in useful]
     if dev_files >= len(used):

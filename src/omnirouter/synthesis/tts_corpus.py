@@ -12,7 +12,6 @@ the texts and the voices.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -32,7 +31,7 @@ from omnirouter.audio.reader import load_audio, sound_length
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
 from omnirouter.data.multiprocess import in_parallel, shown
-from omnirouter.files import is_empty, only_writer, write_text
+from omnirouter.files import is_empty, json_line, only_writer, replacing, write_json_lines
 from omnirouter.synthesis.conditions import CONDITIONS, record
 from omnirouter.synthesis.demo_corpus import drawn_seed, write_wave
 from omnirouter.synthesis.held_out import HeldOutText
@@ -169,8 +168,8 @@ def make_tts_corpus(
         progress: show progress on stderr.
 
     Returns:
-        What became of it: the manifest, and as rejected the lines that were skipped, and
-        utterances of which a voice made no sound or its program crashed.
+        The manifest, and as rejected the lines that were skipped, and utterances of which a voice
+        made no sound or its program crashed.
 
     Raises:
         BadInput: a text cannot be read or holds no words, a synthesizer is missing, or `out`
@@ -205,10 +204,10 @@ def make_tts_corpus(
                     why = "the synthesizer crashed" if duration == CRASHED else "no sound"
                     report.rejected[why] += 1
                     continue
-                rows.append(json.dumps(_row(passage, duration, config.seed)) + "\n")
+                rows.append(_row(passage, duration, config.seed))
                 report.seconds += duration
             report.utterances = len(rows)
-            write_text(report.path, "".join(rows))
+            write_json_lines(report.path, rows)
     except OSError as error:
         raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return report
@@ -478,13 +477,11 @@ def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: Tts
     path = out / passage.path
     if seconds := sound_length(path):  # 0: not there yet, or damaged
         return seconds
-    unfinished = path.with_suffix(".part")
     try:
-        seconds = write_wave(unfinished, render(passage, seed, treated, styles))
+        with replacing(path) as unfinished:
+            return write_wave(unfinished, render(passage, seed, treated, styles))
     except NoSound:
         return 0.0
-    unfinished.replace(path)
-    return seconds
 
 
 def _row(passage: TtsUtterance, duration: float, seed: int) -> dict[str, Any]:
@@ -503,10 +500,10 @@ def _claim(out: Path, stamp: dict[str, Any]) -> None:
     """Write the stamp, or find the same one there."""
     path = out / STAMP
     if path.exists():
-        if path.read_text(errors="replace") != json.dumps(stamp) + "\n":
+        if path.read_text(errors="replace") != json_line(stamp):
             raise BadInput(f"{out}: holds speech of another text or setting; choose another folder")
         return
     if out.exists() and not is_empty(out):
         raise BadInput(f"{out}: is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(stamp) + "\n")
+    write_json_lines(path, [stamp])

@@ -105,10 +105,7 @@ def require_espeak() -> None:
 
 
 def synthesize(speech: Speech) -> tuple[Wave, int]:
-    """Speak.
-
-    Returns:
-        Samples in [-1, 1], shape [samples], and their sample rate in Hz (espeak-ng's own, 22,050).
+    """Speak: samples [samples] in [-1, 1] and their rate in Hz (espeak-ng's own, 22,050).
 
     Raises:
         BadInput: espeak-ng is not installed.
