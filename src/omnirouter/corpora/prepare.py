@@ -25,6 +25,7 @@ from omnirouter.config import BadInput
 from omnirouter.corpora import kaldi, recipes
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.registry import CORPORA
+from omnirouter.corpora.sources import DOWNLOADABLE
 from omnirouter.corpora.transcripts import clean_up
 from omnirouter.corpora.validate import SplitReport, write_split, write_splits
 from omnirouter.data.cut_audio import SPHERE
@@ -117,7 +118,8 @@ def prepare_corpus(
     """
     transcribed = name == "kaldi" or CORPORA[name].transcribed
     if not src.is_dir():
-        raise BadInput(f"{src}: no such folder")
+        how = "; --download fetches the corpus into it" if name in DOWNLOADABLE else ""
+        raise BadInput(f"{src}: no such folder{how}")
     with tempfile.TemporaryDirectory(prefix="omnirouter-") as work:
         splits, notes = _read(name, src, Path(work))
         if transcribed:
