@@ -20,7 +20,7 @@ LONGEST_PHRASE = 8  # words that are looked for again and again
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which segments are kept.
+    """Limits within which segments are kept.
 
     Attributes:
         min_rate: words a second, at least.

@@ -90,7 +90,7 @@ SHORT_WORD = 2  # letters; shorter ones are no single words to say
 
 @dataclass(frozen=True, kw_only=True)
 class TtsCorpusConfig:
-    """How much to read, and in whose voices.
+    """Size and voices of the corpus.
 
     Attributes:
         hours: of speech, within about a tenth.
