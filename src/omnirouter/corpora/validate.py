@@ -1,8 +1,8 @@
 """Write the cuts of a split: every utterance is checked against its audio, then kept or listed.
 
 What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
-checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
-split may be of any size. A file appears under its name only when it is complete.
+checked on its header and its end here, once, so that training later meets no surprise. Cuts stream
+through: a split may be of any size. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
