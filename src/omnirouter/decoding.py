@@ -29,7 +29,7 @@ from omnirouter.text import UNKNOWN, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PLAIN = re.compile("[a-z]+").fullmatch
+_NOT_PLAIN = re.compile(r"\S*[^a-z\s]\S*").findall
 BINARY = ".klm"  # suffix of KenLM's binary form beside an ARPA file, which is read at once
 RESCORED = 20  # texts that a scorer judges, unless more are asked for
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
@@ -222,23 +222,23 @@ class BeamSearch:
         self._blank_penalty = config.blank_penalty
         hot = set(filter(None, map(tokenizer.normalize, config.hot_words.split(","))))
         spelled = _spelled(config, tokenizer, hot)
-        index = {word: number for number, word in enumerate(spelled)}
         bonus = config.hot_word_score / config.lm_weight
-        bonuses = {index[word]: bonus for word, clean in spelled.items() if clean in hot}
+        bonuses = {n: bonus for n, clean in enumerate(spelled.values()) if hot and clean in hot}
         # kept, since the decoder only borrows them
         self._lm = _language_model(config.language_model, Dictionary(list(spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
         start = self._lm.start(False)
         with _no_collection():
-            spellings = tokenizer.encode_all(list(spelled.values()))
-            for (word, clean), ids in zip(spelled.items(), spellings, strict=True):
+            cleans = list(spelled.values())
+            spellings = tokenizer.encode_all(cleans)
+            for number, (clean, ids) in enumerate(zip(cleans, spellings, strict=True)):
                 if clean in hot and UNKNOWN in ids:
                     raise BadInput(
                         f"hot_words: the model has no letters for {clean!r}; write it with "
                         "letters that it has, or leave it out"
                     )
                 if ids and UNKNOWN not in ids:
-                    self._trie.insert(ids, index[word], self._lm.score(start, index[word])[1])
+                    self._trie.insert(ids, number, self._lm.score(start, number)[1])
         self._trie.smear(decoder.SmearingMode.MAX)
         options = decoder.LexiconDecoderOptions(
             beam_size=config.beam_size,
@@ -372,12 +372,12 @@ def _spelled(config: BeamSearchOptions, tokenizer: Tokenizer, hot: set[str]) -> 
     """Words of the language model, and hot ones that it lacks, each as the tokenizer writes it."""
     assert config.language_model is not None
     words = _words_of(config.language_model, config.lm_words)
+    spelled = dict(zip(words, words, strict=True))
     # words of plain small letters, nearly all, are as any tokenizer leaves them
-    spelled = {
-        word: clean
-        for word in words
-        if (clean := word if _PLAIN(word) else tokenizer.normalize(word))
-    }
+    for word in _NOT_PLAIN(" ".join(words)):
+        spelled[word] = tokenizer.normalize(word)
+        if not spelled[word]:
+            del spelled[word]
     return spelled | {word: word for word in sorted(hot - set(spelled.values()))}
 
 

@@ -1,6 +1,6 @@
-"""Files: atomic writes, one writer per folder, JSON lines.
+"""Files: atomic writes, one writer per folder, JSON lines, pages from templates.
 
-Whatever the package leaves on disk goes through `write_atomically`, so that a kill or a full disk
+Whatever the package leaves on disk goes through `replacing`, so that a kill or a full disk
 leaves the old file or the new one, never a part.
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,19 @@ LOCK = ".lock"
 UNFINISHED = ".tmp-"  # begins the name of a file that is being written
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder under a temporary name, flush it, and rename it to `path`.
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Make a file or folder under a temporary name, which is flushed and renamed to `path` at last.
 
-    Parent folders are made. If `write` fails, what it made is removed and `path` stays as it was.
-    A folder's files are for `write` to flush (with `flush`).
+    Parent folders are made. If the block raises, what it made is removed and `path` stays as it
+    was; if it leaves nothing under the temporary name, `path` is removed.
+    A folder's files are for the block to flush (with `flush`).
 
     Args:
         path: final name; a file replaces a file, a folder whatever stands there.
-        write: gets the temporary path, which lies in the same folder as `path`.
+
+    Yields:
+        The temporary path, which lies in the same folder as `path`.
 
     Raises:
         OmnirouterError: the disk is full or writing fails otherwise.
@@ -43,7 +47,10 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)  # of a killed process with the same number
         try:
-            write(temporary)
+            yield temporary
+            if not temporary.exists():
+                remove(target)
+                return
             flush(temporary)
             if temporary.is_dir() and target.exists():
                 _exchange(temporary, target)
@@ -62,6 +69,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
         remove(previous_path(target))
 
 
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file or folder, given its temporary path; see `replacing`."""
+    with replacing(path) as temporary:
+        write(temporary)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 file whole or not at all; surrogates of odd file names are escaped."""
     content = text.encode("utf-8", errors="backslashreplace")
@@ -73,15 +86,21 @@ def write_json(path: str | Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
+def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    write_text(path, "".join(map(json_line, rows)))
+
+
 def _temporary_name(target: Path) -> str:
     """Begin of the temporary names for a target: short, since the target's may be the longest."""
     return f"{UNFINISHED}{zlib.crc32(os.fsencode(target.name)):08x}-"
 
 
-def clear_leftovers(target: Path) -> None:
-    """Remove what writers of `target` left behind when they were killed."""
-    for leftover in target.parent.glob(f"{_temporary_name(target)}*"):
-        remove(leftover)
+def clear_leftovers(*targets: Path) -> None:
+    """Remove what writers of these files or folders left behind when they were killed."""
+    for target in targets:
+        for leftover in target.parent.glob(f"{_temporary_name(target)}*"):
+            remove(leftover)
 
 
 def previous_path(folder: str | Path) -> Path:
@@ -159,6 +178,15 @@ def only_writer(folder: Path, busy: str = "another process writes here") -> Iter
         lock.release()
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn errors of the system into one `OmnirouterError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
 def json_line(row: dict[str, Any]) -> str:
     """Format one line of a JSONL file; surrogates of odd file names are escaped."""
     line = json.dumps(row, ensure_ascii=False)
@@ -215,3 +243,17 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
         raise BadInput(f"{path}: no such manifest") from error
     except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, broken gzip data
         raise BadInput(f"{path}: cannot be read ({error})") from error
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """Text of a jinja2 template in a package's folder `templates`; values in HTML are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=template.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values).lstrip() + "\n"

@@ -125,8 +125,8 @@ class ProgressBoard:
         if total and first < done < total:
             left = f"{(now - since) / (done - first) * (total - done) / 60:.1f} min left"
         parts = [f"{title}: {self._amount(title)}", left, status]
-        if self.plain:
-            self.note(", ".join(filter(None, parts)))
+        if self.plain:  # as it is: a note may get more in front
+            ProgressBoard.note(self, ", ".join(filter(None, parts)))
 
     def note(self, text: str) -> None:
         """One line that stays."""

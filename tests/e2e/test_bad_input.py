@@ -245,7 +245,7 @@ def test_a_field_to_group_by_that_nothing_has(refuse: Refuse, model: Path, data:
         ({"data": {"weights": 2}}, "data.weights: needs a list, such as [2]"),
         ({"preset": "omni-smal"}, "did you mean omni-small?"),
         ({"model": {"dim": 30, "num_heads": 4}}, "num_heads: 4 heads do not divide dim 30"),
-        ({"init": "no/where"}, "no/where"),
+        ({"init": "./no/where"}, "no/where"),  # without the dot it is a name on the Hub
     ],
 )
 def test_recipes_that_cannot_be_meant(

@@ -19,10 +19,13 @@ import torch
 
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
+from omnirouter.cli.options import Compute
+from omnirouter.cli.serve import _served
 from omnirouter.config import (
     PRETRAINED_LANGUAGE_MODEL,
     AttentionContext,
     BadInput,
+    BeamSearchOptions,
     FeatureConfig,
     ModelConfig,
     RouterConfig,
@@ -94,6 +97,8 @@ def test_an_export_of_the_bundled_model_brings_its_language_model(
         assert isinstance(model.decoder, BeamSearch), path
         model.transcribe(sound)
         assert load(path, language_model="none").decoder is None
+    plain = (Compute(), VadOptions(), BeamSearchOptions())
+    assert _served("own", str(own), *plain).description.startswith("english-small: English")
     assert load(exported).decoder is None
     assert isinstance(load(exported, language_model="english").decoder, BeamSearch)
     export(replace(checkpoint, path=Path("another")), own)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from omnirouter.audio.reader import AudioError, AudioReader, audio_info, load_audio, sound_length
+from omnirouter.audio.containers import is_whole_flac
+from omnirouter.audio.reader import (
+    AudioError,
+    AudioReader,
+    audio_info,
+    load_audio,
+    sound_length,
+)
+from omnirouter.corpora.validate import prepare_manifests
 
 RATE = 16_000
 SHAPES = [(44_100, 2), (48_000, 1), (16_000, 1), (24_000, 2), (8_000, 1)]  # of all three versions
@@ -190,8 +202,9 @@ def test_a_file_that_goes_on_behind_its_header(tmp_path: Path, kind: str) -> Non
         samples = np.concatenate(list(reader.blocks()))
         assert reader.notes
     assert len(samples) >= seconds * RATE - 1
-    with pytest.raises(AudioError, match=r"recordings one after another|goes on|was not read"):
-        load_audio(path, RATE)
+    for read in (partial(load_audio, sample_rate=RATE), audio_info):
+        with pytest.raises(AudioError, match=r"recordings one after another|goes on|was not read"):
+            read(path)
 
 
 def test_what_follows_the_audio_of_a_file_is_no_audio(tmp_path: Path) -> None:
@@ -231,8 +244,72 @@ def test_a_file_that_ends_before_its_header_says(tmp_path: Path) -> None:
     with AudioReader(tmp_path / "b.flac", RATE) as reader:
         assert sum(map(len, reader.blocks())) == 7 * RATE
         assert reader.notes == ["ends after 7.0 s, its header says 14.0"]
-    with pytest.raises(AudioError, match=r"ends after 7\.0 s, its header says 14\.0"):
-        load_audio(tmp_path / "b.flac", RATE)
+    for read in (partial(load_audio, sample_rate=RATE), audio_info):
+        with pytest.raises(AudioError, match=r"ends after 7\.0 s, its header says 14\.0"):
+            read(tmp_path / "b.flac")
+
+
+def lost(data: bytes, how: str) -> bytes:
+    """Lose a tenth in the middle, which becomes zeros or is gone, or everything from there on."""
+    half, tenth = len(data) // 2, len(data) // 10
+    if how == "rest":
+        return data[:half] + bytes(len(data) - half)
+    return data[:half] + bytes(tenth if how == "zeros" else 0) + data[half + tenth :]
+
+
+@pytest.mark.parametrize("how", ["zeros", "cut", "rest"])
+@pytest.mark.parametrize("suffix", [".flac", ".ogg"])
+def test_a_file_of_which_a_part_is_lost(tmp_path: Path, suffix: str, how: str) -> None:
+    """Its header counts all, and decoders stop at what is lost: found before training, by name."""
+    soundfile.write(tmp_path / f"a{suffix}", np.concatenate([sound(0)] * 6), RATE)
+    path = tmp_path / f"b{suffix}"
+    path.write_bytes(lost((tmp_path / f"a{suffix}").read_bytes(), how))
+    assert audio_info(tmp_path / f"a{suffix}").samples == 42 * RATE
+    for read in (partial(load_audio, sample_rate=RATE), audio_info):
+        with pytest.raises(AudioError, match=r"b\.\w+: (ends after|was not read|damaged after)"):
+            read(path)
+    rows = [{"audio_filepath": f"{name}{suffix}", "text": "hello"} for name in "ab"]
+    manifest = tmp_path / "train.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [report], _ = prepare_manifests(manifest, tmp_path / "out")
+    assert (report.utterances, report.rejected.total()) == (1, 1)
+    assert str(path) in (tmp_path / "out" / "rejected_train.jsonl").read_text()
+    with AudioReader(path, RATE) as reader:
+        heard = sum(map(len, reader.blocks()))
+        assert reader.notes
+    assert heard > (18 if how == "rest" else 30) * RATE
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3", ".wav", ".caf"])
+def test_a_whole_file_is_not_decoded_to_know_its_length(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    soundfile.write(path, np.concatenate([sound(0)] * 6), RATE)
+    decoded = 0
+    chosen = AudioReader._chosen
+
+    def counted(self: AudioReader, block: Any, count: int) -> Any:
+        nonlocal decoded
+        decoded += count
+        return chosen(self, block, count)
+
+    monkeypatch.setattr(AudioReader, "_chosen", counted)
+    assert audio_info(path).samples == pytest.approx(42 * RATE, abs=0.1 * RATE)
+    assert decoded <= 2 * RATE
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_flac_is_followed_from_frame_to_frame(tmp_path: Path, rate: int, channels: int) -> None:
+    """More than 128 frames, whose numbers take two bytes, and the last is shorter."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.concatenate([sound(0, rate, channels)] * 14)[:-100], rate)
+    size, frames = path.stat().st_size, soundfile.info(path).frames
+    with path.open("rb") as file:
+        assert is_whole_flac(file, size, frames)
+        assert not is_whole_flac(file, size, frames + 5_000)
+    assert not is_whole_flac(io.BytesIO(path.read_bytes()[: size // 2]), size // 2, frames)
 
 
 @pytest.mark.parametrize(

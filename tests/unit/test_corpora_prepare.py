@@ -547,6 +547,13 @@ def test_broken_kaldi_folders(
 # --- the table ---
 
 
+def test_where_there_is_no_folder_the_download_is_named(tmp_path: Path) -> None:
+    """For a corpus that a program can fetch, and for no other."""
+    for name, wanted in (("librispeech", "no such folder; --download"), ("wsj", "no such folder$")):
+        with pytest.raises(BadInput, match=wanted):
+            prepare_corpus(name, tmp_path / "nothing", tmp_path / "out")
+
+
 def test_the_table_lists_every_corpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["corpora", "--json"]) == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)

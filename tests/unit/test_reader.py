@@ -363,6 +363,13 @@ def test_rate_and_channels_that_change(tmp_path: Path, runs: list[tuple[int, int
         middle = samples[3 * number * RATE + RATE :][:RATE]
         assert np.abs(np.fft.rfft(middle)).argmax() == 440
     assert len(load_audio(tmp_path / "all.aac", RATE)) == pytest.approx(len(samples), abs=2)
+    apart = [read(tmp_path / f"{number}.aac") for number in range(len(runs))]
+    assert len(samples) == pytest.approx(sum(map(len, apart)), abs=len(runs))
+    seams = np.cumsum([0, *map(len, apart)])
+    for part, begin in zip(apart, seams, strict=False):  # nothing is lost where they meet
+        size = len(part) - 2
+        np.testing.assert_allclose(samples[begin:][: size - 50], part[: size - 50], atol=0.02)
+        assert np.abs(samples[begin + size - RATE // 20 :][: RATE // 20]).max() > 0.1
 
 
 @pytest.mark.parametrize("name", ["a.mp3", "a.m4a", "a.mkv", "a.wav", "a.flac", "a.ogg"])

@@ -208,6 +208,36 @@ def test_any_bytes(client: TestClient, data: bytes, kind: int) -> None:
     assert ask(client, start[kind] + data).status_code in (200, 400)
 
 
+def test_a_sound_track(client: TestClient, served: list[ServedModel]) -> None:
+    """In the form and in Python alike."""
+    video = io.BytesIO()
+    with av.open(video, "w", format="matroska") as container:
+        streams = [container.add_stream("aac", rate=16_000, layout="mono") for _ in range(2)]
+        for number, stream in enumerate(streams, 1):
+            noise = np.random.default_rng(number).uniform(-0.1, 0.1, (1, 16_000 * number))
+            samples = noise.astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate = 16_000
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    for asked, found in ((1, 1), (2, 2), (None, 1), (3, None), (0, None)):
+        form = {"model": "omni", "response_format": "verbose_json"}
+        form |= {} if asked is None else {"track": str(asked)}
+        answer = client.post(ROUTE, data=form, files={"file": ("a.mkv", video.getvalue())})
+        if found is None:
+            assert answer.status_code in (400, 422)
+            assert "track" in answer.json()["error"]["message"]
+        else:
+            assert answer.json()["duration"] == pytest.approx(found, abs=0.1)
+        if asked != 0:
+            recognizer = served[0].recognizer
+            if found is None:
+                with pytest.raises(BadInput, match="no track 3"):
+                    recognizer.transcribe(video.getvalue(), track=asked)
+            else:
+                transcript = recognizer.transcribe(video.getvalue(), track=asked)
+                assert transcript.duration == pytest.approx(found, abs=0.1)
+
+
 def test_the_file_is_closed(served: list[ServedModel], noise_file: Callable[..., bytes]) -> None:
     """Spooled uploads leave no open file behind, also when they are refused."""
     folder = Path("/proc/self/fd")

@@ -29,6 +29,7 @@ from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.manifests import read_manifest, read_manifests, read_training
 from omnirouter.data.shar import SharManifest, is_shar
 from omnirouter.data.tokenizer_training import read_texts
+from omnirouter.files import _temporary_name
 
 RATE = 16_000
 
@@ -330,15 +331,16 @@ def test_interrupted_and_full_disks_leave_nothing_that_looks_whole(
 
     def interrupted(more: float) -> None:
         done.append(more)
-        assert list(out.glob(".train.part/*"))
+        assert list(out.glob(".tmp-*/*"))
         if len(done) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         export_shar(corpus, out, SharConfig(shard_size=2), interrupted)
     assert list(out.iterdir()) == []
-    (out / ".train.part").mkdir()
-    (out / ".train.part" / "recording.000009.tar").write_text("of a killed call")
+    killed = out / (_temporary_name(out / "train") + "1")
+    killed.mkdir()
+    (killed / "recording.000009.tar").write_text("of a killed call")
     report = pack(corpus, out)
     assert len(list(report.path.iterdir())) == 6
     with pytest.raises(OmnirouterError, match="cannot write to"):

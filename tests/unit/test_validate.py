@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from dataclasses import replace
@@ -255,14 +256,21 @@ def test_an_interruption_leaves_what_was_there(
     assert report.path.read_bytes() == before
 
 
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wave(tmp_path / "a.wav")
     manifest = write(tmp_path / "dev.jsonl", [{"audio_filepath": "a.wav", "text": "x"}])
     with pytest.raises(OmnirouterError, match="cannot write to"):
         prepare_manifests(manifest, tmp_path / "a.wav" / "out")
     if os.path.exists("/dev/full"):  # a disk without space
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "cuts_dev.jsonl.gz.part").symlink_to("/dev/full")
+        opened = gzip.open
+
+        def full(path: Path, *args: Any, **options: Any) -> Any:
+            path.symlink_to("/dev/full")
+            return opened(path, *args, **options)
+
+        monkeypatch.setattr("omnirouter.corpora.validate.gzip.open", full)
         with pytest.raises(OmnirouterError, match="No space left on device"):
             prepare_manifests(manifest, tmp_path / "out")
         assert not list((tmp_path / "out").iterdir())

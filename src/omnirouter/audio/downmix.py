@@ -96,12 +96,9 @@ def decide(samples_NC: Samples, rate: int, base: Weights | None = None) -> Weigh
 
 
 class HighPass:
-    """Takes out an offset and what lies below voices, block by block, to measure what is left.
+    """Takes out an offset and what lies below voices, block by block of samples at `rate` Hz.
 
     Levels and the speech detector look at this; features are those of the audio as it is.
-
-    Args:
-        rate: of the samples, in Hz.
     """
 
     def __init__(self, rate: int) -> None:

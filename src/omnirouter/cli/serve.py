@@ -155,5 +155,6 @@ def _served(
     checkpoint = getattr(recognizer, "checkpoint", None)  # an export has none
     config = None if checkpoint is None else checkpoint.config
     language = "en" if checkpoint is None else str(checkpoint.meta.get("language", "en"))
-    about = f"{BUNDLED}: {describe_bundled()}." if is_bundled(path) else ""
+    bundled = getattr(recognizer, "bundled", is_bundled(path))  # an export says so itself
+    about = f"{BUNDLED}: {describe_bundled()}." if bundled else ""
     return ServedModel(name, recognizer, config, int(path.stat().st_mtime), language, about)

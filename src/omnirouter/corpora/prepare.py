@@ -25,6 +25,7 @@ from omnirouter.config import BadInput
 from omnirouter.corpora import kaldi, recipes
 from omnirouter.corpora.recipes import Splits, WrongLayout
 from omnirouter.corpora.registry import CORPORA
+from omnirouter.corpora.sources import DOWNLOADABLE
 from omnirouter.corpora.transcripts import clean_up
 from omnirouter.corpora.validate import SplitReport, write_split, write_splits
 from omnirouter.data.cut_audio import SPHERE
@@ -100,25 +101,25 @@ def _unrepaired() -> Iterator[None]:
 def prepare_corpus(
     name: str, src: Path, out: Path, progress: Progress | None = None
 ) -> tuple[list[SplitReport], list[str]]:
-    """Turn a corpus on disk into checked cuts, a file for every split.
+    """Turn a corpus on disk into checked cuts, `out/cuts_<split>.jsonl.gz` for every split.
 
     Args:
         name: key of `CORPORA`, or `kaldi`.
         src: its folder.
-        out: folder for `cuts_<split>.jsonl.gz`.
+        out: folder for the cuts.
         progress: called for each utterance.
 
     Returns:
         A report for every split that has a usable utterance, and notes: splits without one, and
-        what lhotse's recipe said of files it left out.
+        what lhotse's recipe said of files it skipped.
 
     Raises:
-        BadInput: another layout than the corpus has, a table that is damaged, or no usable
-            utterance at all.
+        BadInput: another layout than the corpus has, a damaged table, or no usable utterance.
     """
     transcribed = name == "kaldi" or CORPORA[name].transcribed
     if not src.is_dir():
-        raise BadInput(f"{src}: no such folder")
+        how = "; --download fetches the corpus into it" if name in DOWNLOADABLE else ""
+        raise BadInput(f"{src}: no such folder{how}")
     with tempfile.TemporaryDirectory(prefix="omnirouter-") as work:
         splits, notes = _read(name, src, Path(work))
         if transcribed:

@@ -9,28 +9,25 @@ place in any. (`CutSet.to_shar(num_jobs=..., fault_tolerant=True)` drops them wi
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from lhotse import MonoCut, MultiCut
 from lhotse.cut import Cut
 from lhotse.shar.writers import SharWriter
 
 from omnirouter.audio.reader import AudioError
-from omnirouter.config import BadInput, OmnirouterError, SharConfig
+from omnirouter.config import BadInput, SharConfig
 from omnirouter.corpora.validate import (
     NothingUsable,
     SplitReport,
     check_cut,
     manifests_of,
-    publish,
     require_usable,
     split_name,
     write_splits,
@@ -38,7 +35,7 @@ from omnirouter.corpora.validate import (
 from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
-from omnirouter.files import json_line
+from omnirouter.files import clear_leftovers, json_line, remove, replacing, writing_to
 from omnirouter.progress import Progress
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -49,15 +46,9 @@ CHUNK = 4  # utterances handed over together; they may be hours long
 def export_shar(
     src: Path, out: Path, config: SharConfig, progress: Progress | None = None
 ) -> tuple[list[SplitReport], list[str]]:
-    """Turn manifests into Shar folders, `out/<split>`, one for each.
+    """Turn a manifest, or a folder of them, into Shar folders, `out/<split>`, one for each.
 
     A script that packs with several workers needs the usual `if __name__ == "__main__":`.
-
-    Args:
-        src: a manifest, or a folder of manifests.
-        out: folder for the Shar folders, and `rejected_<split>.jsonl`.
-        config: of the archives.
-        progress: called for each utterance.
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -88,23 +79,17 @@ def write_shar(
 ) -> SplitReport:
     """Check the cuts of a split against their audio and write both to `out/<split>`.
 
-    The folder appears under its name when it is complete. What cannot be used goes to
-    `rejected_<split>.jsonl`.
-
-    Raises:
-        BadInput: no utterance can be used.
-        OmnirouterError: the folder cannot be written to, or a worker was killed.
+    What cannot be used goes to `rejected_<split>.jsonl`. Raises as `export_shar`.
     """
     report = SplitReport(split, out / split)
-    listed, part = out / f"rejected_{split}.jsonl", out / f".{split}.part"
-    rejects = listed.with_name(listed.name + ".part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # of a call that was killed
-        part.mkdir(parents=True)
-        try:
-            unique = UniqueIds(cuts)
+    listed = out / f"rejected_{split}.jsonl"
+    unique = UniqueIds(cuts)
+    with writing_to(out):
+        clear_leftovers(report.path, listed)
+        with replacing(report.path) as folder, replacing(listed) as rejects:
+            folder.mkdir()
             with (
-                _writer(part, config) as writer,
+                _writer(folder, config) as writer,
                 rejects.open("w", encoding="utf-8") as lines,
                 closing(_pack_all(unique, config)) as all_packed,
             ):
@@ -113,14 +98,10 @@ def write_shar(
                     if progress is not None:
                         progress(1)
             report.repeated_ids = unique.repeated
-            publish(rejects, listed, bool(report.rejected))
-            if report.utterances:
-                part.replace(report.path)
-        finally:
-            rejects.unlink(missing_ok=True)
-            shutil.rmtree(part, ignore_errors=True)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+            if not report.rejected:
+                rejects.unlink()
+            if not report.utterances:
+                remove(folder)
     return require_usable(report, listed)
 
 
@@ -129,23 +110,14 @@ def _writer(folder: Path, config: SharConfig) -> SharWriter:
     return SharWriter(folder, fields, config.shard_size, warn_unused_fields=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Packed:
-    """An utterance on its way into a shard, or the reason why it goes into none.
-
-    Attributes:
-        id: of the cut.
-        reason: empty if it can be used.
-        seconds: its audio.
-        members: for the archive: name, content, whether it counts for the size of a shard.
-        cut: for the list of cuts.
-    """
+class _Packed(NamedTuple):
+    """An utterance on its way into a shard, or the reason why it goes into none."""
 
     id: str
     reason: str = ""
     seconds: float = 0.0
-    members: tuple[tuple[str, bytes, bool], ...] = ()
-    cut: dict[str, Any] | None = None
+    members: Sequence[tuple[str, bytes, bool]] = ()  # name, content, if it counts for the size
+    cut: dict[str, Any] | None = None  # for the list of cuts
 
 
 def _split_usable(packed: _Packed, writer: SharWriter, report: SplitReport, lines: TextIO) -> None:
@@ -176,7 +148,7 @@ def _pack(config: SharConfig, cut: Cut) -> _Packed:
         members, row = _encode(checked, config)
     except Unusable as reason:
         return _Packed(id=cut.id, reason=str(reason))
-    return _Packed(id=cut.id, seconds=checked.duration, members=tuple(members), cut=row)
+    return _Packed(id=cut.id, seconds=checked.duration, members=members, cut=row)
 
 
 class _Caught:

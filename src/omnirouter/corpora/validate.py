@@ -1,8 +1,8 @@
 """Write the cuts of a split: every utterance is checked against its audio, then kept or listed.
 
 What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
-checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
-split may be of any size. A file appears under its name only when it is complete.
+checked on its header and its end here, once, so that training later meets no surprise. Cuts stream
+through: a split may be of any size. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lhotse.utils import fastcopy
 
 from omnirouter.audio.downmix import Weights
 from omnirouter.audio.reader import AudioError, AudioInfo, audio_info, channel_weights
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import (
     SPHERE,
     WEIGHTS,
@@ -34,7 +34,7 @@ from omnirouter.data.cut_audio import (
 )
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
-from omnirouter.files import json_line, only_writer
+from omnirouter.files import clear_leftovers, json_line, only_writer, replacing, writing_to
 from omnirouter.progress import Progress
 from omnirouter.text import normalize_text
 
@@ -45,23 +45,15 @@ REJECT = "omnirouter_reject"  # field of a cut in which a reader says why it can
 
 @dataclass
 class SplitReport:
-    """Summary of a written split.
+    """Summary of a written split."""
 
-    Attributes:
-        split: its name.
-        path: the cuts that were written.
-        utterances: number of those.
-        seconds: their audio.
-        rejected: utterances that were rejected, by reason; `rejected_<split>.jsonl` lists them.
-        repeated_ids: utterances that got a suffix because their id was taken.
-    """
-
-    split: str
-    path: Path
-    utterances: int = 0
-    seconds: float = 0.0
+    split: str  # its name
+    path: Path  # the cuts that were written
+    utterances: int = 0  # number of those
+    seconds: float = 0.0  # their audio
+    # utterances that were rejected, by reason; `rejected_<split>.jsonl` lists them
     rejected: Counter[str] = field(default_factory=Counter)
-    repeated_ids: int = 0
+    repeated_ids: int = 0  # utterances that got a suffix because their id was taken
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
@@ -85,12 +77,9 @@ class NothingUsable(BadInput):
 def prepare_manifests(
     src: Path, out: Path, progress: Progress | None = None
 ) -> tuple[list[SplitReport], list[str]]:
-    """Turn manifests, JSONL or lhotse cuts, into checked cuts: a split for every file.
+    """Turn a manifest, or those of a folder, into checked cuts: `out/cuts_<split>.jsonl.gz` each.
 
-    Args:
-        src: a manifest, or a folder of manifests (`*.jsonl`, `*.jsonl.gz`, Shar folders).
-        out: folder for `cuts_<split>.jsonl.gz`; a split is named after its manifest.
-        progress: called for each utterance.
+    A split is named after its manifest (`*.jsonl`, `*.jsonl.gz` or a Shar folder).
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -147,13 +136,7 @@ def write_splits(
     progress: Progress | None = None,
     write: WriteSplit | None = None,
 ) -> tuple[list[SplitReport], list[str]]:
-    """Write several splits; one without a usable utterance is a note, and the others go on.
-
-    Args:
-        splits: cuts by the name of their split.
-        out: folder, made if need be.
-        progress: called for each utterance.
-        write: writes one split; `write_split` if not given.
+    """Write several splits, cuts by name; one without a usable utterance is a note, others go on.
 
     Returns:
         A report for every split that has a usable utterance, and a note for every other.
@@ -163,15 +146,12 @@ def write_splits(
         OmnirouterError: the folder cannot be written to.
     """
     reports, notes = list[SplitReport](), list[str]()
-    try:
-        with only_writer(out):
-            for split, cuts in splits.items():
-                try:
-                    reports.append((write or write_split)(cuts, out, split, progress))
-                except NothingUsable as error:
-                    notes.append(str(error))
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    with writing_to(out), only_writer(out):
+        for split, cuts in splits.items():
+            try:
+                reports.append((write or write_split)(cuts, out, split, progress))
+            except NothingUsable as error:
+                notes.append(str(error))
     return reports, notes
 
 
@@ -185,14 +165,8 @@ def write_split(
 ) -> SplitReport:
     """Check the cuts of a split and write `cuts_<split>.jsonl.gz`.
 
-    Utterances that cannot be used go to `rejected_<split>.jsonl` with `id` and `reason`.
-
-    Args:
-        cuts: one supervised utterance each; read once.
-        out: folder, made if need be.
-        split: name.
-        progress: called for each utterance.
-        transcripts: reject what has no words; noise has none.
+    Utterances that cannot be used go to `rejected_<split>.jsonl` with `id` and `reason`: without
+    `transcripts`, as for noise, those without words are usable.
 
     Raises:
         NothingUsable: no utterance can be used.
@@ -202,24 +176,22 @@ def write_split(
         cache.cache_clear()  # files may have changed since another call
     report = SplitReport(split, out / f"cuts_{split}.jsonl.gz")
     listed = out / f"rejected_{split}.jsonl"
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
-        parts = {path: path.with_name(path.name + ".part") for path in (report.path, listed)}
-        try:
+        clear_leftovers(report.path, listed)
+        with replacing(report.path) as usable, replacing(listed) as others:
             with (
-                gzip.open(parts[report.path], "wt", encoding="utf-8", compresslevel=6) as kept,
-                parts[listed].open("w", encoding="utf-8") as rejects,
+                gzip.open(usable, "wt", encoding="utf-8", compresslevel=6) as kept,
+                others.open("w", encoding="utf-8") as rejects,
             ):
                 for _ in _validate_cuts(UniqueIds(cuts), report, kept, rejects, transcripts):
                     if progress is not None:
                         progress(1)
-            publish(parts[listed], listed, bool(report.rejected))
-            publish(parts[report.path], report.path, bool(report.utterances))
-        finally:
-            for part in parts.values():
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+            # an older file never stays beside newer results
+            if not report.rejected:
+                others.unlink()
+            if not report.utterances:
+                usable.unlink()
     return require_usable(report, listed)
 
 
@@ -230,14 +202,6 @@ def require_usable(report: SplitReport, listed: Path) -> SplitReport:
     kinds = ", ".join(f"{number} {kind}" for kind, number in report.rejected.most_common())
     why = f": {kinds}; see {listed}" if kinds else ""
     raise NothingUsable(f"{report.split}: no utterance can be used{why}")
-
-
-def publish(part: Path, path: Path, wanted: bool) -> None:
-    """Give a complete file its name; an older one never stays beside newer results."""
-    if wanted:
-        part.replace(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _validate_cuts(
@@ -261,15 +225,11 @@ def _validate_cuts(
 def check_cut(cut: Cut, transcripts: bool = True) -> Cut:
     """Hold an utterance against its audio file.
 
-    Args:
-        cut: an utterance.
-        transcripts: whether it must have words.
-
-    Returns:
-        The cut with an absolute path and the true rate, length and channels of its file.
+    Returns the cut with an absolute path and the true rate, length and channels of its file.
 
     Raises:
-        Unusable: no transcript, no audio, or times that the audio does not have.
+        Unusable: no audio, times that the audio does not have, or no words where `transcripts`
+            are asked for.
     """
     if reason := (getattr(cut, "custom", None) or {}).get(REJECT):
         raise Unusable(reason)

@@ -30,10 +30,6 @@ Wave = NDArray[np.float32]
 class Augmenter:
     """Waveform augmentation in training.
 
-    Args:
-        augment: what to draw from.
-        features: sample rate and frame arithmetic.
-
     Raises:
         BadInput: noise or impulse responses are not there.
     """
@@ -49,15 +45,9 @@ class Augmenter:
             self.responses.refuse_longer()
 
     def __call__(self, waveform: Wave, seed: int, *, least_frames: int = 0) -> Wave:
-        """Augment an utterance.
+        """Augment an utterance [samples] by its seed; the result may be of another length.
 
-        Args:
-            waveform: [samples].
-            seed: the utterance's.
-            least_frames: a speed that leaves fewer frames than CTC needs is not applied.
-
-        Returns:
-            [samples], of another length if the speed changed.
+        A speed that leaves fewer frames than `least_frames`, which CTC needs, is not applied.
 
         Raises:
             AudioError: a noise or impulse response cannot be read.
@@ -98,12 +88,9 @@ class Augmenter:
 
 
 def reverberate(waveform: Wave, response: Wave, sample_rate: int) -> Wave:
-    """Speech in a room, with lhotse's transform: words stay where they were, and the power too.
+    """Speech [samples] in the room of an impulse response [samples], with lhotse's transform.
 
-    Args:
-        waveform: [samples].
-        response: impulse response of the room, [samples].
-        sample_rate: of both.
+    Words stay where they were, and the power too.
     """
     if response[np.abs(response).argmax()] < 0:
         response = -response  # the transform looks for the largest value, not the loudest
@@ -112,12 +99,9 @@ def reverberate(waveform: Wave, response: Wave, sample_rate: int) -> Wave:
 
 
 def mix(waveform: Wave, noise: Wave, snr_db: float) -> Wave:
-    """Add noise to an utterance of the same length, with lhotse's mixer.
+    """Add noise [samples] to an utterance of the same length, with lhotse's mixer.
 
-    Args:
-        waveform: [samples].
-        noise: [samples].
-        snr_db: power of the utterance over power of the noise, in dB.
+    `snr_db` is the power of the utterance over that of the noise.
     """
     mixer = AudioMixer(waveform[None], 1)  # the rate matters for offsets only
     if mixer.reference_energy > 0:
@@ -128,10 +112,7 @@ def mix(waveform: Wave, noise: Wave, snr_db: float) -> Wave:
 def add_noise(waveform: Wave, snr_db: float, rng: Generator) -> Wave:
     """Add Gaussian noise of power spectrum 1 / f^alpha, alpha uniform in [0, 2] (white to brown).
 
-    Args:
-        waveform: [samples].
-        snr_db: power of the utterance over power of the noise, in dB.
-        rng: alpha and the noise are drawn from it.
+    Waveform [samples]; `snr_db` is its power over that of the noise.
     """
     alpha = rng.uniform(0.0, 2.0)
     size = scipy.fft.next_fast_len(len(waveform), real=True)

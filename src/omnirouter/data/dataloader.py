@@ -57,16 +57,12 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class RankSharding(NamedTuple):
-    """One stream of batches dealt to several processes: in turns, a batch for each.
+    """One stream of batches dealt to `size` processes: in turns, a batch for each `rank`.
 
     Each process samples the whole stream and makes its own batches only. What a step consumes does
     not depend on the number of processes, so that a run may go on with another number of them.
-
-    Attributes:
-        rank: the process, from 0.
-        size: number of processes.
-        step: batches after which a turn is cut short, for a step ends there; those who get none in
-            it are given an empty batch.
+    After `step` batches a turn is cut short, for a step ends there; those who get none in it are
+    given an empty batch.
     """
 
     rank: int = 0
@@ -100,8 +96,7 @@ class AsrDataLoader:
     Args:
         cuts: utterances, lazy or not.
         features: sample rate and frame arithmetic.
-        tokenizer: makes training targets of the transcripts; without one `Batch.tokens` is empty
-            and any transcript will do.
+        tokenizer: makes training targets; without one `Batch.tokens` is empty, any text will do.
         data: `device_seconds` of audio in a batch (a longer utterance is a batch of its own),
             buckets, limits, processes and cache.
         shuffle: another order each epoch.

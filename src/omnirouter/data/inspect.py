@@ -137,14 +137,7 @@ def inspect_cuts(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> CorpusInspection:
-    """Look through a manifest once.
-
-    Args:
-        cuts: utterances, read once.
-        audio: load and measure the audio too.
-        threads: that read audio at the same time.
-        progress: called for each utterance.
-    """
+    """Look through a manifest once, and at its audio too, in so many threads."""
     found = CorpusInspection()
     seen = _SeenIds()
     scripts: Counter[str] = Counter()

@@ -40,14 +40,9 @@ def utterance(
 ) -> MonoCut:
     """A cut for a stretch of an audio file, which is not opened: rate and channels are nominal.
 
-    Args:
-        audio: file.
-        text: what is said; None where nobody wrote it down, empty for silence.
-        id: of the cut, its recording and its supervision.
-        start: in seconds.
-        duration: in seconds; 0 where nobody knows it.
-        speaker: any name.
-        custom: further fields of the supervision.
+    The `id` is that of the cut, its recording and its supervision, whose further fields are
+    `custom`. A text of None is one that nobody wrote down, an empty one silence. Times are in
+    seconds; a duration of 0 is one that nobody knows.
     """
     return MonoCut(
         id=id,
@@ -76,15 +71,10 @@ def utterance(
 
 
 class LazyCut(NamedTuple):
-    """An utterance of a manifest before anybody needs its cut, which takes longer than its id.
+    """An utterance of a manifest before anybody needs its cut, which takes longer than its id."""
 
-    Attributes:
-        id: of the cut.
-        cut: makes it; called once, and before the next entry is asked for.
-    """
-
-    id: str
-    cut: Callable[[], Cut]
+    id: str  # of the cut
+    cut: Callable[[], Cut]  # makes it; called once, and before the next entry is asked for
 
 
 @contextmanager

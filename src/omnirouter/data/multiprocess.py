@@ -45,10 +45,9 @@ def in_parallel(
     Args:
         make: a function of a module (processes import it), or a partial of one.
         items: what can be pickled, any number of them.
-        workers: processes; the number of available cores if not given, 1 works in this process.
+        workers: processes; all available cores if not given, 1 works in this process.
         chunk: items handed over together; `AHEAD` times as many are held for each worker.
-        lost: yielded for an item whose process dies of it, where a library may crash; `make` may
-            be called again for those that were under way beside it.
+        lost: yielded for an item whose process dies of it; those beside it may be made again.
 
     Raises:
         BadInput: fewer than one worker.

@@ -26,15 +26,10 @@ LONGEST_RESPONSE_S = 10.0  # what is longer is no impulse response
 
 
 class NoisePool:
-    """Sounds of folders (searched whole) and manifests; their metadata is kept in memory.
-
-    Args:
-        key: of the recipe, for messages.
-        patterns: folders, or manifests as in `data.train`.
-        sample_rate: Hz at which they are given.
+    """Sounds of folders (searched whole) and manifests at `sample_rate` Hz; metadata is in memory.
 
     Raises:
-        BadInput: there is none, or one that cannot be read.
+        BadInput: there is none, or one that cannot be read; messages name the recipe's `key`.
     """
 
     def __init__(self, key: str, patterns: Sequence[str], sample_rate: int) -> None:

@@ -22,15 +22,10 @@ def prefetch(
 ) -> Generator[T, None, None]:
     """Prefetch an iterator in a background thread, up to `depth` items ahead.
 
-    The thread begins when the first item is asked for. It ends with the source, or when this
-    iterator is closed. An error of the source is raised where its item would have come.
-
-    Args:
-        source: gives no None.
-        depth: items held.
-        name: of the thread.
-        stop: its own; set when this iterator ends, so that the source may look at it.
-        until: ends the waiting for an item; for iterators that are used by a thread themselves.
+    The thread begins when the first item is asked for. It ends with the source, which gives no
+    None, or when this iterator is closed; then `stop` is set, so that the source may look at it.
+    An error of the source is raised where its item would have come. `until` ends the waiting for
+    an item, for iterators that are used by a thread themselves.
     """
     ready: queue.Queue[T | BaseException | None] = queue.Queue(depth)
     work = (source, ready, stop)

@@ -31,17 +31,11 @@ def draw_room(rng: Generator, sample_rate: int) -> NDArray[np.float32]:
 def simulate(
     rng: Generator, sample_rate: int, *, t60: float, distance: float, shape: float = 0.6
 ) -> NDArray[np.float32]:
-    """Impulse response of a room, `t60` seconds long.
+    """Impulse response of a room, [samples], `t60` seconds long, in which sound decays by 60 dB.
 
-    Args:
-        rng: distances and reflections of the images are drawn from it.
-        sample_rate: Hz.
-        t60: seconds in which the sound decays by 60 dB.
-        distance: from speaker to microphone in metres, less than sound goes in `t60`.
-        shape: volume over surface of the room in metres.
-
-    Returns:
-        [samples]; the direct sound comes first, early reflections may add up to more.
+    The speaker is `distance` meters from the microphone, less than sound goes in `t60`; `shape` is
+    the room's volume over its surface in meters. The direct sound comes first, early reflections
+    may add up to more.
     """
     images, longest = 2 * sample_rate, SOUND_M_S * t60
     absorption = 1 - np.exp(-0.16 * shape / t60)  # Eyring

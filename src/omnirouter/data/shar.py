@@ -31,9 +31,6 @@ def is_shar(path: Path) -> bool:
 class SharManifest:
     """A Shar folder: checked when made, cuts when iterated, `len` in utterances.
 
-    Args:
-        path: the folder.
-
     Raises:
         BadInput: a shard has no archive, or one that is broken or of other cuts.
     """

@@ -43,15 +43,9 @@ def gsm(narrow: Samples, full: float) -> Samples:
 
 
 def telephone(waveform: Wave, sample_rate: int, rng: Generator) -> Wave:
-    """Speech as the telephone passes it: its band, then mu-law or GSM at a level that is drawn.
+    """Speech [samples] as the telephone passes it: its band, then mu-law or GSM at a drawn level.
 
-    Args:
-        waveform: [samples].
-        sample_rate: Hz.
-        rng: codec and level are drawn from it.
-
-    Returns:
-        [samples], as many at the same rate.
+    Returns as many samples at the same rate.
     """
     codec = (mu_law, gsm)[rng.integers(2)]
     headroom = 10 ** (rng.uniform(0, QUIETEST_DB) / 20)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from omnirouter.config import BadInput, ModelConfig
 from omnirouter.model.attention_mask import alibi_slopes
+from omnirouter.model.packing import add_convolution
 
 
 class LayerCache:
@@ -54,10 +55,7 @@ class LayerCache:
         seen = append(self._inputs, x_CD)
         self._inputs = keep_last(seen, self.reach)
         seen = F.pad(seen, (0, 0, self.reach - (len(seen) - len(x_CD)), self.reach))
-        y = x_CD
-        for offset, weight_D in enumerate(filter_WD):
-            y = torch.addcmul(y, seen[offset : offset + len(x_CD)], weight_D)
-        return y
+        return add_convolution(x_CD, seen, filter_WD)
 
 
 class EncoderCache:

@@ -52,8 +52,7 @@ def run_locally(
 def with_retry(source: SourceFile, out: Path, teacher: Teacher) -> str:
     """Transcribe a recording and store its segments, twice if the first failure may pass.
 
-    Returns:
-        The reason if it failed, else an empty text.
+    Returns the reason if it failed, else an empty text.
 
     Raises:
         OmnirouterError: the transcript cannot be stored.
@@ -116,13 +115,10 @@ class _Worker:
 def run_on_ray(
     sources: Sequence[SourceFile], out: Path, config: TeacherConfig, *, workers: int | None = None
 ) -> Iterator[tuple[SourceFile, str]]:
-    """Transcribe recordings on all workers at the same time.
+    """Transcribe recordings on all workers at the same time; all nodes see the same paths.
 
-    Args:
-        sources: recordings, on paths that all nodes see.
-        out: folder of the corpus, on a path that all nodes see.
-        config: the teacher; `threads` cores (or one GPU) go to each worker.
-        workers: teachers; as many as the cluster has room for if not given.
+    `threads` cores (or one GPU) go to each worker; without a number of `workers` there are as many
+    as the cluster has room for.
 
     Yields:
         Each recording when it is done, with the reason if it failed, empty otherwise.

@@ -10,8 +10,9 @@ goes on where it stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from omnirouter.corpora.validate import (
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
-from omnirouter.files import json_line, only_writer, write_text
+from omnirouter.files import only_writer, write_json_lines, writing_to
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
 from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
@@ -59,10 +60,8 @@ Samples = NDArray[np.float32]
 class Relabeled:
     """A split with the teacher's words.
 
-    Attributes:
-        report: of its cuts.
-        wer: of the teacher against the references, with a 95% interval over files; NaN without any.
-        scores: the file with every audio file's figures, worst first.
+    The teacher's error rate is against the references, with a 95% interval over files, NaN without
+    any; the file `scores` has every audio file's figures, worst first.
     """
 
     report: SplitReport
@@ -93,14 +92,12 @@ def relabel(
         config: the teacher. Its language is taken for granted; with `any` it is told for every
             utterance by itself. Only utterances longer than `max_seconds` are segmented, unless
             `segments` asks for it.
-        segments: cut every utterance into segments, as recordings are for pseudo-labels, and keep
-            those that these filters keep; None leaves utterances as they are.
+        segments: cut every utterance into segments and keep those that these filters keep.
         progress: called with the seconds of audio of each batch.
         teacher: makes the teacher, if there is something to transcribe.
 
     Returns:
-        The splits, and utterances that could not be transcribed with the reason; they are tried
-        again by the next call.
+        The splits, and utterances that failed with the reason; the next call tries them again.
 
     Raises:
         BadInput: nothing to read, or a folder of something else; or, when the other splits are
@@ -114,25 +111,23 @@ def relabel(
     if any(True for _ in _all_missing(manifests, out)):
         transcriber.teacher = teacher(config)  # before anything is written: it may not be there
     check_settings(out, config, STAMP, **further)
-    try:
-        with only_writer(out), open_store(out / HEARD) as store:
-            for manifest in manifests:
-                for batch in _batches(missing(manifest, store), transcriber.together):
-                    found = transcriber.transcribe(batch, failed)
-                    own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
-                    store.add(split_name(manifest.path), own)
-                    if progress is not None:
-                        progress(sum(cut.duration for cut in batch))
-            rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
-            _write_lines(out / FAILED, rows)
-            written, unusable = list[Relabeled](), list[str]()
-            for manifest in manifests:
-                try:
-                    written.append(_write(manifest, out, store, segments))
-                except NothingUsable as error:
-                    unusable.append(str(error))
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    with writing_to(out), only_writer(out), open_store(out / HEARD) as store:
+        for manifest in manifests:
+            left = missing(manifest, store)
+            while batch := list(islice(left, transcriber.together)):
+                found = transcriber.transcribe(batch, failed)
+                own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
+                store.add(split_name(manifest.path), own)
+                if progress is not None:
+                    progress(sum(cut.duration for cut in batch))
+        rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
+        write_json_lines(out / FAILED, rows)
+        written, unusable = list[Relabeled](), list[str]()
+        for manifest in manifests:
+            try:
+                written.append(_write(manifest, out, store, segments))
+            except NothingUsable as error:
+                unusable.append(str(error))
     if unusable:
         why = "; ".join(unusable)
         raise NothingUsable(f"{why}; for utterances that failed see {out / FAILED}")
@@ -174,17 +169,6 @@ def identity(cut: Cut) -> str:
     name = Path(source.source).name if source is not None and source.type == "file" else ""
     channel = getattr(cut, "channel", 0)
     return "\0".join([cut.id, name, f"{cut.start:.3f}", f"{cut.duration:.3f}", str(channel)])
-
-
-def _batches(cuts: Iterable[Cut], size: int) -> Iterator[list[Cut]]:
-    batch: list[Cut] = []
-    for cut in cuts:
-        batch.append(cut)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 class _UtteranceTranscriber:
@@ -288,7 +272,7 @@ def _write(
     split, scores = split_name(manifest.path), _Scores()
     report = write_split(_relabeled(manifest, store, scores, segments), out, split)
     path = out / f"wer_{split}.jsonl"
-    _write_lines(path, scores.rows())
+    write_json_lines(path, scores.rows())
     counts = scores.files.values()
     return Relabeled(report, rate_of_counts([c[1] for c in counts], [c[2] for c in counts]), path)
 
@@ -354,7 +338,3 @@ def _supervision(cut: Cut, heard: StoredHypothesis, reference: str | None) -> Su
         alignment=None,  # of other words
         custom={**(first.custom or {}), **own},
     )
-
-
-def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_text(path, "".join(map(json_line, rows)))

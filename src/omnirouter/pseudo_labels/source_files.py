@@ -63,9 +63,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 def find_sources(src: Path, out: Path) -> list[SourceFile]:
     """Recordings of a folder (searched whole), a list of paths (.txt), or a manifest.
 
-    Args:
-        src: the folder, list or manifest.
-        out: folder of the corpus; recordings transcribed for it before keep their ids.
+    Those transcribed for the corpus `out` before keep their ids.
 
     Raises:
         BadInput: there are none, or a cut is no stretch of an audio file.

@@ -41,7 +41,7 @@ from omnirouter.model import CTCEncoder, EncoderOutput
 from omnirouter.model.attention_mask import alibi_slopes, visible_range
 from omnirouter.model.kernels import ACTIVATIONS
 from omnirouter.model.layers import Experts
-from omnirouter.model.packing import AttentionBackend
+from omnirouter.model.packing import AttentionBackend, add_convolution
 from omnirouter.model.routing import Router, Routing
 from omnirouter.serve.load import is_bundled
 from omnirouter.serve.onnx import CONFIG, FORMAT, GRAPHS, PRETRAINED, TOKENIZER, OnnxTranscriber
@@ -59,7 +59,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """How far a graph is from the checkpoint it was made of, over several lengths of noise.
+    """Distance of a graph from the checkpoint it was made of, over several lengths of noise.
 
     Attributes:
         max_difference: of log-probabilities.
@@ -289,7 +289,7 @@ class _OneUtterance:
 
     def __init__(self, config: ModelConfig, number_T: Tensor) -> None:
         self.layers: Sequence[AttentionBackend] = [self] * config.num_layers
-        self._following_T: Tensor | None = None  # frames of its chunk behind each
+        self._following_T1: Tensor | None = None  # frames of its chunk behind each
         self._bias_HTT: Tensor | None = None
         slopes_H = alibi_slopes(config)
         if slopes_H is not None:
@@ -297,7 +297,7 @@ class _OneUtterance:
             self._bias_HTT = -slopes_H[:, None, None] * distance_TT
         if config.streams:
             first_T, end_T = visible_range(number_T, config.attention_context)
-            self._following_T = end_T - 1 - number_T
+            self._following_T1 = (end_T - 1 - number_T)[:, None]
             seen_TT = (number_T >= first_T[:, None]) & (number_T < end_T[:, None])
             outside_HTT = torch.where(seen_TT, 0.0, -torch.inf)[None]
             self._bias_HTT = outside_HTT + (0.0 if self._bias_HTT is None else self._bias_HTT)
@@ -312,14 +312,9 @@ class _OneUtterance:
         return (scores_HTT.softmax(dim=-1) @ v_THE.transpose(0, 1)).transpose(0, 1)
 
     def convolve(self, x_TD: Tensor, filter_KD: Tensor) -> Tensor:
-        frames, gap = x_TD.shape[0], len(filter_KD) // 2
-        padded = F.pad(x_TD, (0, 0, gap, gap))
-        for offset, weight_D in enumerate(filter_KD):
-            tap = padded[offset : offset + frames]
-            if self._following_T is not None and offset > gap:
-                tap = tap * (self._following_T >= offset - gap)[:, None]
-            x_TD = x_TD + tap * weight_D
-        return x_TD
+        reach = filter_KD.shape[0] // 2
+        padded = F.pad(x_TD, (0, 0, reach, reach))
+        return add_convolution(x_TD, padded, filter_KD, self._following_T1)
 
 
 class _SeparateExperts(nn.Module):

@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.multiprocess import in_parallel, shown
-from omnirouter.files import write_json, write_text
+from omnirouter.files import write_json, write_json_lines
 from omnirouter.synthesis.conditions import CONDITIONS, record
 from omnirouter.synthesis.grammar import sentence
 from omnirouter.synthesis.voices import (
@@ -44,7 +45,7 @@ SPLITS = ("train", "dev", *(f"test_{condition}" for condition in CONDITIONS))
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCorpusConfig:
-    """How much to make.
+    """Size of the corpus.
 
     Attributes:
         hours: of training speech, within a few percent.
@@ -98,14 +99,8 @@ def make_demo_corpus(
 
     Writes `audio/<split>/*.wav` (16 kHz, 16 bit, mono), one JSONL manifest per split and, last,
     `corpus.json`. If that says that the same corpus is complete, nothing is done; otherwise
-    everything is made again. A script that calls this with several workers needs the usual
-    `if __name__ == "__main__":`.
-
-    Args:
-        out: folder, made if need be. Only files of a synthetic corpus are ever replaced in it.
-        config: how much to make.
-        workers: processes; the number of available cores if not given, 1 works in this process.
-        progress: show a progress bar (plain lines when not on a terminal) on stderr.
+    everything is made again, by all cores or so many `workers`. A script that calls this with
+    several needs the usual `if __name__ == "__main__":`.
 
     Returns:
         Manifests by split: `train`, `dev`, and `test_<condition>` for every condition.
@@ -126,13 +121,13 @@ def make_demo_corpus(
         _clear(out, manifests)
         utterances = plan(config)
         seconds = in_parallel(partial(_make, out), utterances, workers)
-        rows: dict[str, list[str]] = {split: [] for split in SPLITS}
+        rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         for utterance, duration in zip(
             utterances, shown(seconds, len(utterances), progress), strict=True
         ):
-            rows[utterance.split].append(json.dumps(_row(utterance, duration)) + "\n")
+            rows[utterance.split].append(_row(utterance, duration))
         for split, path in manifests.items():
-            write_text(path, "".join(rows[split]))
+            write_json_lines(path, rows[split])
         write_json(out / STAMP, stamp)
     except OSError as error:
         raise OmnirouterError(
@@ -191,7 +186,7 @@ def _make(out: Path, utterance: DemoUtterance) -> float:
     return write_wave(out / utterance.path, render(utterance))
 
 
-def _row(utterance: DemoUtterance, duration: float) -> dict[str, str | float]:
+def _row(utterance: DemoUtterance, duration: float) -> dict[str, Any]:
     """One line of a manifest."""
     return {
         "audio_filepath": utterance.path,

@@ -13,81 +13,43 @@ from numpy.random import Generator
 
 from omnirouter.text import normalize_text
 
-_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
-fifteen sixteen seventeen eighteen nineteen"""
-ONES = _ONES.split()
-_TENS = """zero ten twenty thirty forty fifty sixty seventy eighty ninety"""
-TENS = _TENS.split()
-ORDINALS = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
+ONES, TENS, MONTHS, DAYS, UNITS, THINGS = (
+    words.split()
+    for words in (
+        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+        fifteen sixteen seventeen eighteen nineteen""",
+        "zero ten twenty thirty forty fifty sixty seventy eighty ninety",
+        """January February March April May June July August September October November
+        December""",
+        "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+        """dollars cents pounds euros percent miles kilometers meters feet inches minutes seconds
+        hours days weeks months years degrees people pages times grams liters""",
+        """light lights lamp radio television fan heater music volume alarm timer oven curtains
+        camera phone computer door window""",
+    )
+)
+ROOMS = ["kitchen", "bedroom", "bathroom", "living room", "hall", "garage", "garden"]
+ROOMS += ["office", "car"]
+ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth"}
+ORDINALS |= {"eight": "eighth", "nine": "ninth", "twelve": "twelfth"}
+COMMANDS = """turn on the {thing} | turn off the {thing} | turn the {thing} on |
+turn the {thing} off in the {room} | switch off the {thing} in the {room} |
+set a timer for {number} minutes | set the alarm for {time} | wake me up at {time} |
+play some music | play the next song | stop the music | call {name} |
+send a message to {name} | what time is it in {name} | what is the weather like in {name} |
+how far is it to {name} | open the {thing} | close the {thing} | go back | go forward |
+turn left | turn right | start now | stop now | please repeat that |
+remind me to call {name} on {day} | add {word} to my list | show me the {word} |
+find the nearest {word} | how do you spell {word} | move up {number} steps |
+move down {number} steps | make the {thing} louder | make it a little quieter |
+hey, can you hear me | i would like a {word} please"""
+SENTENCES = """{name} met {name} on {date}. | There were {number} of them, said {name}. |
+It costs {number} {unit}. | The word {word} means something else to {name}. |
+{name} was born in {name} in {year}. | We saw a {word} and a {word} near the {room}."""
+FRAMES = {
+    kind: [" ".join(frame.split()) for frame in frames.split("|")]
+    for kind, frames in (("command", COMMANDS), ("sentence", SENTENCES))
 }
-_MONTHS = (
-    """January February March April May June July August September October November December"""
-)
-MONTHS = _MONTHS.split()
-_DAYS = """Monday Tuesday Wednesday Thursday Friday Saturday Sunday"""
-DAYS = _DAYS.split()
-_UNITS = """dollars cents pounds euros percent miles kilometers meters feet inches minutes seconds
-hours days weeks months years degrees people pages times grams liters"""
-UNITS = _UNITS.split()
-ROOMS = (
-    "kitchen",
-    "bedroom",
-    "bathroom",
-    "living room",
-    "hall",
-    "garage",
-    "garden",
-    "office",
-    "car",
-)
-_THINGS = """light lights lamp radio television fan heater music volume alarm timer oven curtains
-camera phone computer door window"""
-THINGS = _THINGS.split()
-COMMANDS = (
-    "turn on the {thing}",
-    "turn off the {thing}",
-    "turn the {thing} on",
-    "turn the {thing} off in the {room}",
-    "switch off the {thing} in the {room}",
-    "set a timer for {number} minutes",
-    "set the alarm for {time}",
-    "wake me up at {time}",
-    "play some music",
-    "play the next song",
-    "stop the music",
-    "call {name}",
-    "send a message to {name}",
-    "what time is it in {name}",
-    "what is the weather like in {name}",
-    "how far is it to {name}",
-    "open the {thing}",
-    "close the {thing}",
-    "go back",
-    "go forward",
-    "turn left",
-    "turn right",
-    "start now",
-    "stop now",
-    "please repeat that",
-    "remind me to call {name} on {day}",
-    "add {word} to my list",
-    "show me the {word}",
-    "find the nearest {word}",
-    "how do you spell {word}",
-    "move up {number} steps",
-    "move down {number} steps",
-    "make the {thing} louder",
-    "make it a little quieter",
-    "hey, can you hear me",
-    "i would like a {word} please",
-)
 KINDS = ("number", "digits", "date", "letters", "name", "command", "words", "sentence")
 SHARES = (0.12, 0.1, 0.08, 0.08, 0.14, 0.16, 0.22, 0.1)
 
@@ -126,20 +88,10 @@ class PhraseMaker:
         if kind == "name":
             count = int(rng.integers(1, 4))
             return _same(" ".join(self._name(rng) for _ in range(count)))
-        if kind == "command":
-            return _same(self._filled(str(rng.choice(COMMANDS)), rng))
         if kind == "words":
             count = int(rng.choice([1, 2, 3, 5], p=[0.45, 0.25, 0.2, 0.1]))
             return _same(", ".join(self._word(rng) for _ in range(count)))
-        frames = (
-            "{name} met {name} on {date}.",
-            "There were {number} of them, said {name}.",
-            "It costs {number} {unit}.",
-            "The word {word} means something else to {name}.",
-            "{name} was born in {name} in {year}.",
-            "We saw a {word} and a {word} near the {room}.",
-        )
-        return _same(self._filled(str(rng.choice(frames)), rng))
+        return _same(self._filled(str(rng.choice(FRAMES[kind])), rng))
 
     def _letters(self, rng: Generator) -> Phrase:
         word = self._name(rng) if rng.random() < 0.5 else self._word(rng)

@@ -12,7 +12,6 @@ the texts and the voices.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess
@@ -32,7 +31,14 @@ from omnirouter.audio.reader import load_audio, sound_length
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
 from omnirouter.data.multiprocess import in_parallel, shown
-from omnirouter.files import is_empty, only_writer, write_text
+from omnirouter.files import (
+    is_empty,
+    json_line,
+    only_writer,
+    replacing,
+    write_json_lines,
+    writing_to,
+)
 from omnirouter.synthesis.conditions import CONDITIONS, record
 from omnirouter.synthesis.demo_corpus import drawn_seed, write_wave
 from omnirouter.synthesis.held_out import HeldOutText
@@ -84,7 +90,7 @@ SHORT_WORD = 2  # letters; shorter ones are no single words to say
 
 @dataclass(frozen=True, kw_only=True)
 class TtsCorpusConfig:
-    """How much to read, and in whose voices.
+    """Size and voices of the corpus.
 
     Attributes:
         hours: of speech, within about a tenth.
@@ -157,20 +163,12 @@ def make_tts_corpus(
     """Make speech of text files with one sentence per line, or find it made.
 
     Utterances that are there already are kept, so an interrupted call goes on where it stopped.
-
-    Args:
-        texts: UTF-8 text.
-        out: folder for `audio/` and `train.jsonl`, made if need be.
-        config: how much, in whose voices.
-        without: manifests of held-out sets. A line that is a transcript of theirs, or shares eight
-            words in a row with one, is not read.
-        kokoro: folder of Kokoro's voices; see `neural_voices.kokoro_styles`.
-        workers: processes; the number of available cores if not given.
-        progress: show progress on stderr.
+    A line that is a transcript of the manifests `without`, or shares eight words in a row with
+    one, is not read. `kokoro` is the folder of its voices; see `neural_voices.kokoro_styles`.
 
     Returns:
-        What became of it: the manifest, and as rejected the lines that were skipped, and
-        utterances of which a voice made no sound or its program crashed.
+        The manifest, and as rejected the lines that were skipped, and utterances of which a voice
+        made no sound or its program crashed.
 
     Raises:
         BadInput: a text cannot be read or holds no words, a synthesizer is missing, or `out`
@@ -190,7 +188,7 @@ def make_tts_corpus(
         "voices": voices.named(),
         "text": hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest(),
     }
-    try:
+    with writing_to(out):
         _claim(out, stamp)
         with only_writer(out):
             for folder in {Path(passage.path).parent for passage in passages}:
@@ -205,12 +203,10 @@ def make_tts_corpus(
                     why = "the synthesizer crashed" if duration == CRASHED else "no sound"
                     report.rejected[why] += 1
                     continue
-                rows.append(json.dumps(_row(passage, duration, config.seed)) + "\n")
+                rows.append(_row(passage, duration, config.seed))
                 report.seconds += duration
             report.utterances = len(rows)
-            write_text(report.path, "".join(rows))
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+            write_json_lines(report.path, rows)
     return report
 
 
@@ -478,13 +474,11 @@ def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: Tts
     path = out / passage.path
     if seconds := sound_length(path):  # 0: not there yet, or damaged
         return seconds
-    unfinished = path.with_suffix(".part")
     try:
-        seconds = write_wave(unfinished, render(passage, seed, treated, styles))
+        with replacing(path) as unfinished:
+            return write_wave(unfinished, render(passage, seed, treated, styles))
     except NoSound:
         return 0.0
-    unfinished.replace(path)
-    return seconds
 
 
 def _row(passage: TtsUtterance, duration: float, seed: int) -> dict[str, Any]:
@@ -503,10 +497,10 @@ def _claim(out: Path, stamp: dict[str, Any]) -> None:
     """Write the stamp, or find the same one there."""
     path = out / STAMP
     if path.exists():
-        if path.read_text(errors="replace") != json.dumps(stamp) + "\n":
+        if path.read_text(errors="replace") != json_line(stamp):
             raise BadInput(f"{out}: holds speech of another text or setting; choose another folder")
         return
     if out.exists() and not is_empty(out):
         raise BadInput(f"{out}: is not an empty folder; choose another")
     out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(stamp) + "\n")
+    write_json_lines(path, [stamp])

@@ -194,12 +194,19 @@ class Job(TranscriptionSession):
         file: the upload; the job closes it.
         longest_s: of its audio, in seconds.
         separate: transcribe each channel by itself.
+        track: which sound track, counted from 1; the default one if None.
     """
 
     def __init__(
-        self, recognizer: Recognizer, file: BinaryIO, *, longest_s: float, separate: bool = False
+        self,
+        recognizer: Recognizer,
+        file: BinaryIO,
+        *,
+        longest_s: float,
+        separate: bool = False,
+        track: int | None = None,
     ) -> None:
-        super().__init__(NamedFile(file, NAME), separate=separate)
+        super().__init__(NamedFile(file, NAME), separate=separate, track=track)
         self.recognizer, self.file, self.longest_s = recognizer, file, longest_s
         self.abandoned = threading.Event()
         self._loop, self._queue = asyncio.get_running_loop(), asyncio.Queue[Event]()

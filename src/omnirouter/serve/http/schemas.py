@@ -223,11 +223,6 @@ class TextDone(BaseModel):
     usage: Usage
 
 
-def plain(transcript: Transcript, notices: Sequence[str]) -> PlainTranscription:
-    """The text."""
-    return PlainTranscription(text=transcript.text, usage=usage(transcript), notices=list(notices))
-
-
 def verbose(
     transcript: Transcript,
     tokenizer: Tokenizer,

@@ -80,6 +80,12 @@ class TranscriptionRequest(BaseModel):
         description="`separate` transcribes each channel by itself and merges what was said by "
         "time, as for telephone calls; not in OpenAI's API.",
     )
+    track: int | None = Field(
+        default=None,
+        ge=1,
+        description="Which sound track of a video, counted from 1; its default one if not given; "
+        "not in OpenAI's API.",
+    )
 
     def check(self) -> None:
         """Refuse what does not go together.
@@ -134,6 +140,7 @@ async def transcribe(
         detach_upload(wanted.file, service.limits),
         longest_s=60 * service.limits.max_minutes,
         separate=wanted.channels == "separate",
+        track=wanted.track,
     )
     service.engine.start(job)
     events = job.events(service.limits.timeout)
@@ -198,7 +205,9 @@ def _answer(
 ) -> Response:
     notices = [*notices, *(f"file: {note}" for note in transcript.notes)]
     if wanted.response_format == "json":
-        body = schemas.plain(transcript, notices).model_dump()
+        usage = schemas.usage(transcript)
+        plain = PlainTranscription(text=transcript.text, usage=usage, notices=notices)
+        body = plain.model_dump()
     elif wanted.response_format == "verbose_json":
         body = schemas.verbose(
             transcript,
