@@ -36,7 +36,14 @@ from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import analyze_routing
 from omnirouter.analysis.random_experts import random_expert_test
 from omnirouter.checkpoint import load_checkpoint
-from omnirouter.config import PRESETS, OmnirouterError, RouterConfig, RouterLossConfig, RunConfig
+from omnirouter.config import (
+    PRESETS,
+    OmnirouterError,
+    RouterConfig,
+    RouterLossConfig,
+    RunConfig,
+    UpcycleConfig,
+)
 from omnirouter.data.manifests import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.files import write_text
@@ -48,7 +55,7 @@ from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 from omnirouter.synthesis.voices import ACCENTS
 from omnirouter.train import train
 from omnirouter.train.run_dir import rows_of
-from omnirouter.train.upcycle import UpcycleConfig, upcycle_checkpoint
+from omnirouter.train.upcycle import upcycle_checkpoint
 
 WRONG_LABELS = 0.2  # share of utterances that get another's words, in `spikes`
 MANIFESTS = {"wrong_labels": "train_wrong_labels.jsonl", "accents": "train_accents.jsonl"}

@@ -1,4 +1,4 @@
-"""Files: atomic writes, one writer per folder, JSON lines.
+"""Files: atomic writes, one writer per folder, JSON lines, pages from templates.
 
 Whatever the package leaves on disk goes through `replacing`, so that a kill or a full disk
 leaves the old file or the new one, never a part.
@@ -178,6 +178,15 @@ def only_writer(folder: Path, busy: str = "another process writes here") -> Iter
         lock.release()
 
 
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn errors of the system into one `OmnirouterError` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise OmnirouterError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
 def json_line(row: dict[str, Any]) -> str:
     """Format one line of a JSONL file; surrogates of odd file names are escaped."""
     line = json.dumps(row, ensure_ascii=False)
@@ -234,3 +243,17 @@ def read_lines(path: Path, errors: str = "strict") -> Iterator[tuple[int, str]]:
         raise BadInput(f"{path}: no such manifest") from error
     except (OSError, EOFError, zlib.error) as error:  # a folder, no permission, broken gzip data
         raise BadInput(f"{path}: cannot be read ({error})") from error
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """Text of a jinja2 template in a package's folder `templates`; values in HTML are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader(package),
+        autoescape=template.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values).lstrip() + "\n"

@@ -203,33 +203,27 @@ def train_tokenizer(
         raise BadInput("tokenizer: there is no text to train on; check the manifests' text")
     model = io.BytesIO()
     try:
-        _train(chain([first], given), max(vocab_size, UNKNOWN + 1), model, alphabet)
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=chain([first], given),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=max(vocab_size, UNKNOWN + 1),
+            hard_vocab_limit=True,
+            character_coverage=1.0,
+            required_chars="".join(sorted(alphabet)),
+            byte_fallback=False,
+            max_sentence_length=_LONGEST_SENTENCE,
+            num_threads=1,  # the sums of several threads come in any order
+            pad_id=BLANK,
+            pad_piece="<blank>",
+            unk_id=UNKNOWN,
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=_SILENT,
+        )
     except RuntimeError as error:
         raise BadInput(_explain(str(error), vocab_size)) from error
     return Tokenizer(model.getvalue())
-
-
-def _train(
-    sentences: Iterator[str], vocab_size: int, model: io.BytesIO, alphabet: Iterable[str]
-) -> None:
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=sentences,
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=vocab_size,
-        hard_vocab_limit=True,
-        character_coverage=1.0,
-        required_chars="".join(sorted(alphabet)),
-        byte_fallback=False,
-        max_sentence_length=_LONGEST_SENTENCE,
-        num_threads=1,  # the sums of several threads come in any order
-        pad_id=BLANK,
-        pad_piece="<blank>",
-        unk_id=UNKNOWN,
-        bos_id=-1,
-        eos_id=-1,
-        minloglevel=_SILENT,
-    )
 
 
 def _explain(message: str, vocab_size: int) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from omnirouter.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.model import ctc_loss
-from omnirouter.model.kernels.bias_relu import _backward, _forward, bias_relu
+from omnirouter.model.kernels.cuda import _backward, _forward, bias_relu
 from omnirouter.train import train
 from omnirouter.train.reporter import ProgressReporter
 from omnirouter.train.run_dir import rows_of

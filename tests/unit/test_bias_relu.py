@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnirouter.model.kernels import bias_relu as module
-from omnirouter.model.kernels.bias_relu import Compiled, bias_relu
+from omnirouter.model.kernels import cuda as module
+from omnirouter.model.kernels.cuda import Compiled, bias_relu
 
 
 @pytest.fixture

@@ -154,7 +154,7 @@ def test_what_goes_wrong_on_the_way_is_one_line_and_status_1(
         """
         raise error
 
-    monkeypatch.setattr("omnirouter.cli.presets.presets", fail)
+    monkeypatch.setattr("omnirouter.cli.models.presets", fail)
     assert main(["presets"]) == 1
     captured = capsys.readouterr()
     assert captured.err.endswith(line + "\n")

@@ -12,15 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from omnirouter.analysis.analyze import (
-    AnalysisOptions,
-    analyze,
-    choose_examples,
-    collect,
-    sample_cuts,
-    strip_examples,
-    summarize,
-)
+from omnirouter.analysis.analysis_options import AnalysisOptions
+from omnirouter.analysis.analyze import analyze, choose_examples, strip_examples
+from omnirouter.analysis.collect import collect, sample_cuts, summarize
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
 from omnirouter.data.manifests import read_manifest

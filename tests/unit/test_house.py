@@ -24,6 +24,7 @@ ONE_PLACE = {  # a piece of code: the only files that may hold it
     r"\b(FileLock|fcntl)\b": {"files.py"},
     r"\bfsync\(": {"files.py"},
     r"\b(add_task|rich\.progress|tqdm)\b": {"progress.py"},
+    r"\bEnvironment\(": {"files.py"},
     r"\bunittest\.mock\b": set(),
     # one audio reader
     r"(?m)^ *import (soundfile|av)$": {"audio/decoders.py", "audio/reader.py"},
@@ -70,7 +71,7 @@ def test_no_two_modules_have_one_name() -> None:
     places = defaultdict(list)
     for name in MODULES:
         room, _, file = name.rpartition("/")
-        command = room == "cli" and file.removesuffix(".py").replace("_", "-") in COMMANDS
+        command = room == "cli" and file.removesuffix(".py") in COMMANDS.values()
         if not command and file != "__init__.py":
             places[file].append(name)
     assert {name: found for name, found in places.items() if len(found) > 1} == {}
@@ -95,7 +96,7 @@ def docstrings() -> Iterator[tuple[str, str]]:
 
 
 def test_docstrings_begin_with_a_noun_phrase_or_an_imperative() -> None:
-    sideways = re.compile(r"(What|Whom|Whose|Whether|Of|As|By|It is|Where)\b")
+    sideways = re.compile(r"(What|Whom|Who|Whose|Whether|Which|Why|How|Of|As|By|It is|Where)\b")
     assert [f"{place}: {line}" for place, line in docstrings() if sideways.match(line)] == []
 
 

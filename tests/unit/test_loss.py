@@ -155,14 +155,14 @@ def test_load_is_summed_over_a_step() -> None:
     config = replace(config, model=replace(config.model, router=RouterConfig(balance_bias=True)))
     network = CTCEncoder(config.model)
     load = ExpertBiasUpdater(config)
-    load.rebalance(network, alone, torch.tensor(True))
+    load.update_bias(network, alone, torch.tensor(True))
     assert not network.routers[0].bias_N.any()
     load.add(output.routings, ())
     load.add(output.routings[:1], {0})
     assert int(load.counts_RN.sum()) == 3 * 12
-    load.rebalance(network, alone, torch.tensor(False))
+    load.update_bias(network, alone, torch.tensor(False))
     assert not network.routers[0].bias_N.any(), "a step that is left out moves nothing"
-    load.rebalance(network, alone, torch.tensor(True))
+    load.update_bias(network, alone, torch.tensor(True))
     expected = 0.001 * (9 - load.counts_RN[0]).sign()
     assert torch.equal(network.routers[0].bias_N, expected)
     off = ExpertBiasUpdater(replace(config, model=replace(config.model, router=RouterConfig())))

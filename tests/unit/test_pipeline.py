@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -422,6 +423,18 @@ def test_recordings_in_another_language_are_listed(src: Path, tmp_path: Path) ->
     assert summary.rejected["language"] == (1, 9.0)
     [row] = [r for r in lines(tmp_path / "out/rejected.jsonl") if r["filter"] == "language"]
     assert row == {"id": "0", "filter": "language", "figure": "fi", "probability": 0.8}
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+def test_joined_files_are_refused_by_name(src: Path, tmp_path: Path, suffix: str) -> None:
+    """Half of a file's audio would be labeled, or two recordings as one."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
+    soundfile.write(tmp_path / f"one{suffix}", noise, 16_000)
+    (src / f"joined{suffix}").write_bytes((tmp_path / f"one{suffix}").read_bytes() * 2)
+    summary = run(src, tmp_path / "out", Stub())
+    assert set(summary.failed) == {"joined"}
+    reason = summary.failed["joined"]
+    assert re.search(rf"joined\{suffix}: (holds 2 recordings one after another|goes on)", reason)
 
 
 def test_failures_are_tried_again_then_listed_and_stop_nobody(src: Path, tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_what_a_run_begins_from_decides(tmp_path: Path, checkpoints: dict[str, C
 
 def test_this_machine_can_be_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU is timed for a moment; its memory is the machine's, shared by the processes."""
-    monkeypatch.setattr("omnirouter.report.devices.COPIED", 1 << 16)
+    monkeypatch.setattr("omnirouter.report.timing.COPIED", 1 << 14)
     run = RunConfig(model=MODELS["omni"], data=DataConfig(batch_hours=0.1, device_seconds=60.0))
     found = plan(run, devices=2, kind="cpu")
     assert found["device_source"].startswith("this machine, measured now")

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from omnirouter.analysis import drawing, plots
 from omnirouter.analysis.analysis_options import READINGS
 from omnirouter.analysis.phone_classes import KINDS
-from omnirouter.analysis.random_experts import Disturbed, RandomExpertResult
+from omnirouter.analysis.random_experts import RandomExpertResult, RandomExpertSetting
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.config import FeatureConfig
 from omnirouter.metrics.expert_load import best_mapping
@@ -105,7 +105,7 @@ def disturbance(seed: int) -> RandomExpertResult:
             change = float(ratio * rng.random() * 3)
             row = {"wer": 0.1, "change": change, "by_seed": [change]}
             ends = {"ci_low": change - 0.1, "ci_high": change + 0.1}
-            settings.append(Disturbed(reading=reading, ratio=ratio, **row, **ends))  # type: ignore[arg-type]
+            settings.append(RandomExpertSetting(reading=reading, ratio=ratio, **row, **ends))  # type: ignore[arg-type]
     return RandomExpertResult(wer=0.1, utterances=9, settings=settings)
 
 

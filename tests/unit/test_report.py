@@ -177,7 +177,7 @@ def models(checkpoints: dict[str, Checkpoint], manifest: Path) -> list[ModelRepo
                 steps=200,
                 train_seconds=61.5,
                 routing=found.numbers if found else None,
-                meaning=found.meaning if found else None,
+                specialization=found.specialization if found else None,
                 strips=strip_examples(checkpoint, examples),
             )
         )

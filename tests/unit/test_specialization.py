@@ -14,23 +14,25 @@ from scipy.stats import entropy
 from torch import nn
 
 from omnirouter.analysis import plots
-from omnirouter.analysis.analysis_options import RandomExpertConfig
-from omnirouter.analysis.analyze import AnalysisOptions, analyze
-from omnirouter.analysis.hooks import (
-    Recorder,
-    adjacent_cosines,
-    collect_specialization,
-    shared_choices,
-    wrapped_routers,
-)
+from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
+from omnirouter.analysis.analyze import analyze
 from omnirouter.analysis.phone_classes import KINDS, kinds_of, letters_of, quiet_frames
 from omnirouter.analysis.random_experts import (
     ExpertSampler,
     RandomExpertResult,
     RandomExperts,
     random_expert_test,
+    wrapped_routers,
 )
-from omnirouter.analysis.specialization import FrameRecords, interpret, mean_run, mutual_information
+from omnirouter.analysis.specialization import (
+    FrameRecords,
+    adjacent_cosines,
+    collect_specialization,
+    interpret,
+    mean_run,
+    mutual_information,
+    shared_choices,
+)
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RouterConfig
 from omnirouter.data.manifests import read_manifest
@@ -197,15 +199,14 @@ def test_watching_changes_nothing(checkpoints: dict[str, Checkpoint], manifest: 
     before = list(checkpoint.model.routers)
     collection, meaning = collect_specialization(checkpoint, read_manifest(manifest))
     assert list(checkpoint.model.routers) == before
+    assert not any(router._forward_pre_hooks for router in before)
     assert len(meaning.kind_bits) == 3 and len(meaning.input_cosine) == 2
     assert sum(meaning.frames_of_kind) == collection.experts_LT.shape[1]
     assert meaning.fields["condition"].values == 2
     assert all(0 < value <= 1 for value in meaning.input_cosine)
     with (
         pytest.raises(KeyError),
-        wrapped_routers(
-            checkpoint.model, lambda router: Recorder(router, lambda *_: None)
-        ) as wrappers,
+        wrapped_routers(checkpoint.model, lambda router: nn.Sequential(router)) as wrappers,
     ):
         assert list(checkpoint.model.routers) == wrappers
         raise KeyError

@@ -8,8 +8,8 @@ from typing import Literal
 import pytest
 
 from omnirouter.cli import COMMANDS, load_command, main
-from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.parser import build_parser, parse
+from omnirouter.cli.spelling import did_you_mean
 from omnirouter.serve.transcript import SubtitleOptions
 
 

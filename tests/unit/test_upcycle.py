@@ -10,11 +10,11 @@ import torch
 
 from omnirouter.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from omnirouter.cli import main
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, UpcycleConfig
 from omnirouter.metrics.expert_load import contingency, cramers_v, usage
 from omnirouter.model import Router
 from omnirouter.model.routing import RoutingContext
-from omnirouter.train.upcycle import StackedFrames, UpcycleConfig, directions, upcycle
+from omnirouter.train.upcycle import StackedFrames, directions, upcycle
 
 KINDS = ["switch", "omni", "omni-once"]
 FRAMES = torch.randn(30, 320, generator=torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
 """Analysis of the routers of one or several checkpoints: routing.json and its figures (Sec. VI).
 
-`analyze` gathers numbers (`collect.py`, `hooks.py`, `random_experts.py`) and draws Figs. 2 to 5;
-`strip_examples` prepares single utterances for drawing. Letters: L layers, T frames, N experts, K
-mel frames, M mel bins.
+`analyze` gathers numbers (`collect.py`, `specialization.py`, `random_experts.py`) and draws Figs. 2
+to 5; `strip_examples` prepares single utterances for drawing. Letters: L layers, T frames, N
+experts, K mel frames, M mel bins.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from lhotse import CutSet
 from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.collect import (
     LayerPair,
-    RoutingCollection,
     RoutingNumbers,
-    collect,
     pair_of_layers,
     require_experts,
     require_one_expert,
     sample_cuts,
     summarize,
 )
-from omnirouter.analysis.hooks import collect_specialization
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
-from omnirouter.analysis.specialization import Specialization
+from omnirouter.analysis.specialization import Specialization, collect_specialization
 from omnirouter.audio.features import log_mel_spectrogram
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.evaluate.score import require_words
@@ -47,19 +44,6 @@ from omnirouter.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = [
-    "AnalysisOptions",
-    "RoutingCollection",
-    "RoutingNumbers",
-    "StripExample",
-    "analyze",
-    "choose_examples",
-    "collect",
-    "sample_cuts",
-    "strip_examples",
-    "summarize",
-]
 
 EXAMPLE_S = (2.5, 8.0)  # utterances shown as strips: long enough to see, short enough to read
 
@@ -131,18 +115,18 @@ class Analysis:
 
     Attributes:
         numbers: usage, entropy, agreement of layers.
-        meaning: what the experts do.
+        specialization: what the experts do.
         labels_LN: numbers of the experts that make layers comparable.
         pair: the two layers of the contingency table; None of a model with one layer.
-        disturbance: error rates with random experts, if they were measured.
+        random_experts: error rates with random experts, if they were measured.
         strips: the utterances to draw.
     """
 
     numbers: RoutingNumbers
-    meaning: Specialization
+    specialization: Specialization
     labels_LN: Ints
     pair: LayerPair | None = None
-    disturbance: RandomExpertResult | None = None
+    random_experts: RandomExpertResult | None = None
     strips: Sequence[StripExample] = ()
 
 
@@ -166,7 +150,7 @@ def analyze_routing(
     Raises:
         BadInput: the model is dense, or no utterance could be used.
     """
-    collection, meaning = collect_specialization(
+    collection, specialization = collect_specialization(
         checkpoint, cuts, precision=precision, progress=progress
     )
     num_experts, labels_LN = collection.num_experts, collection.labels_LN
@@ -175,7 +159,7 @@ def analyze_routing(
     layers = layers or ((count - 1, count) if count > 1 else None)
     return Analysis(
         numbers=summarize(collection, checkpoint.config.routing),
-        meaning=meaning,
+        specialization=specialization,
         labels_LN=labels_LN,
         pair=None if layers is None else pair_of_layers(aligned_LT, num_experts, layers),
     )
@@ -230,13 +214,13 @@ def analyze(
             precision=precision,
             progress=progress,
         )
-        disturbance = None
+        tested = None
         if random_experts is not None:
-            disturbance = random_expert_test(
+            tested = random_expert_test(
                 checkpoint, chosen, random_experts, precision=precision, progress=progress
             )
         strips = strip_examples(checkpoint, shown, own.labels_LN)
-        found[name] = replace(own, disturbance=disturbance, strips=strips)
+        found[name] = replace(own, random_experts=tested, strips=strips)
     drawn = draw(found, checkpoints, options.columns)
     folder = Path(out)
     values: dict[str, Any] = {
@@ -244,8 +228,8 @@ def analyze(
             "checkpoint": str(checkpoints[name].path),
             **asdict(own.numbers),
             "contingency": None if own.pair is None else asdict(own.pair),
-            "meaning": asdict(own.meaning),
-            "random_experts": None if own.disturbance is None else asdict(own.disturbance),
+            "meaning": asdict(own.specialization),
+            "random_experts": None if own.random_experts is None else asdict(own.random_experts),
         }
         for name, own in found.items()
     }
@@ -299,18 +283,20 @@ def draw(
         drawn[f"usage{end}"] = plots.usage(own.numbers.usage, columns)
         matrix = own.numbers.cramers_v_matrix
         drawn[f"cramers_v_matrix{end}"] = plots.cramers_v_matrix(matrix, columns)
-        drawn[f"sounds{end}"] = plots.kinds_of_sound(own.meaning, columns=columns)
+        drawn[f"sounds{end}"] = plots.kinds_of_sound(own.specialization, columns=columns)
         if (pair := own.pair) is not None:
             table = plots.contingency(pair.contingency, pair.mapping, pair.layers, columns)
             drawn[f"contingency{end}"] = table
-    meanings = {name: own.meaning for name, own in found.items()}
+    meanings = {name: own.specialization for name, own in found.items()}
     drawn["sounds_by_layer"] = plots.told_by_layer(meanings, **options)
     drawn["run_lengths"] = plots.run_lengths(meanings, **options)
     if any(own.numbers.pairs for own in found.values()):
         agreement = {name: own.numbers.cramers_v for name, own in found.items()}
         drawn["cramers_v"] = plots.cramers_v_lines(agreement, **options)
         drawn["router_inputs"] = plots.router_inputs(meanings, agreement, **options)
-    disturbed = {n: own.disturbance for n, own in found.items() if own.disturbance is not None}
+    disturbed = {
+        n: own.random_experts for n, own in found.items() if own.random_experts is not None
+    }
     if disturbed:
         drawn["random_experts"] = plots.random_experts(disturbed, **options)
     return drawn

@@ -62,7 +62,7 @@ def letters_of(log_probs_TV: Tensor, text: str, tokenizer: Tokenizer, frame_s: f
 
 
 def quiet_frames(waveform: Waveform, frames: int, features: FeatureConfig) -> npt.NDArray[np.bool_]:
-    """Which frames are `QUIET_DB` below the utterance's loud ones (95th percentile), bool [T]."""
+    """Frames `QUIET_DB` below the utterance's loud ones (95th percentile), bool [T]."""
     size = features.frame_samples
     padded = np.zeros(frames * size, dtype=np.float64)
     padded[: min(len(waveform), len(padded))] = waveform[: len(padded)]

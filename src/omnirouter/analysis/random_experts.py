@@ -1,14 +1,15 @@
 """Word error rates with frames sent to random experts (Fig. 3).
 
 With probability p a frame's expert is drawn evenly from all N. The paper leaves open what becomes
-of the gate and of the other layers, so there are three readings; see `options.py`. Every setting is
-run on the same utterances, so that relative changes are paired. Letters: B utterances, T frames, N
-experts, R resamples, U utterances of the set.
+of the gate and of the other layers, so there are three readings; see `RandomExpertConfig`. Every
+setting is run on the same utterances, so that relative changes are paired. Letters: B utterances, T
+frames, N experts, R resamples, U utterances of the set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +21,6 @@ from torch import Tensor, nn
 
 from omnirouter.analysis.analysis_options import RandomExpertConfig, Reading
 from omnirouter.analysis.collect import require_one_expert
-from omnirouter.analysis.hooks import wrapped_routers
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
@@ -33,7 +33,7 @@ from omnirouter.evaluate.score_utterances import (
     evaluation_loader,
 )
 from omnirouter.metrics.wer import CONFIDENCE, edit_counts
-from omnirouter.model import Routing
+from omnirouter.model import CTCEncoder, Routing
 from omnirouter.model.routing import RoutingContext
 from omnirouter.progress import Progress
 
@@ -41,11 +41,11 @@ RESAMPLES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Disturbed:
+class RandomExpertSetting:
     """The error rate in one setting.
 
     Attributes:
-        reading: of `options.READINGS`.
+        reading: as in `RandomExpertConfig`.
         ratio: p.
         wer: mean over the seeds, a fraction.
         change: relative change against the undisturbed rate; NaN if that is 0.
@@ -69,7 +69,23 @@ class RandomExpertResult:
 
     wer: float
     utterances: int
-    settings: list[Disturbed]
+    settings: list[RandomExpertSetting]
+
+
+@contextmanager
+def wrapped_routers(
+    model: CTCEncoder, wrap: Callable[[nn.Module], nn.Module]
+) -> Iterator[list[nn.Module]]:
+    """Replace each router of `model` by `wrap(router)` for a while; yields the wrappers."""
+    routers = list(model.routers)
+    wrappers = [wrap(router) for router in routers]
+    try:
+        for number, wrapper in enumerate(wrappers):
+            model.routers[number] = wrapper
+        yield wrappers
+    finally:
+        for number, router in enumerate(routers):
+            model.routers[number] = router
 
 
 class RandomExperts(nn.Module):
@@ -209,7 +225,7 @@ def _setting(
     errors_SU: npt.NDArray[np.int64],
     base_U: npt.NDArray[np.int64],
     words: int,
-) -> Disturbed:
+) -> RandomExpertSetting:
     """Mean over seeds, and an interval from resampled seeds and utterances."""
     seeds, size = errors_SU.shape
     base = base_U.sum()
@@ -222,7 +238,7 @@ def _setting(
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(changes, [tail, 1 - tail]) if changes else (np.nan, np.nan)
     by_seed = [float(e.sum() / base - 1) if base else float("nan") for e in errors_SU]
-    return Disturbed(
+    return RandomExpertSetting(
         reading=reading,
         ratio=ratio,
         wer=float(errors_SU.sum() / seeds / words),

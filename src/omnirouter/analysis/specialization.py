@@ -2,7 +2,7 @@
 
 Each frame has a kind of sound (`phone_classes.py`), and experts are compared with it by mutual
 information. Also the premise of Sec. IV: how alike the inputs of neighboring layers' routers are,
-and how much agreement one router applied to all layers would give. `hooks.py` runs the model.
+and how much agreement one router applied to all layers would give.
 Letters: L layers, T frames, N experts, C kinds, B utterances, R routers.
 """
 
@@ -10,18 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from lhotse import CutSet
+from torch import Tensor
 
-from omnirouter.analysis.phone_classes import FIELDS, KINDS, kinds_of
+from omnirouter.analysis.collect import RoutingCollection, collect, require_experts
+from omnirouter.analysis.phone_classes import (
+    FIELDS,
+    KINDS,
+    fields_of,
+    kinds_of,
+    letters_of,
+    quiet_frames,
+)
+from omnirouter.checkpoint import Checkpoint
+from omnirouter.data.dataset import Batch
+from omnirouter.evaluate.score_utterances import Precision
 from omnirouter.metrics.expert_load import (
     Floats,
     Ints,
     adjacent_cramers_v,
     align_layers,
 )
+from omnirouter.model import EncoderOutput, Router
+from omnirouter.progress import Progress
 
 PERMUTATIONS = 20
 
@@ -102,6 +119,85 @@ class FrameRecords:
     cosines: list[Floats] = field(default_factory=list)
     shared: list[npt.NDArray[np.int16]] = field(default_factory=list)
     unaligned: int = 0
+
+    def add(
+        self, checkpoint: Checkpoint, batch: Batch, output: EncoderOutput, inputs_LTD: list[Tensor]
+    ) -> None:
+        """Take up a batch that has passed the model, and the inputs of its routers by layer."""
+        config, tokenizer = checkpoint.config, checkpoint.tokenizer
+        self.cosines.append(adjacent_cosines(inputs_LTD))
+        linear = [
+            router
+            for router in checkpoint.model.routers
+            if isinstance(router, Router) and router.weight_ND.shape[1] == config.dim
+        ]
+        if linear:
+            self.shared.append(shared_choices(linear, inputs_LTD))
+        parts = output.log_probs.split(output.lengths.tolist())
+        for text, waveform, log_probs_TV in zip(batch.texts, batch.waveforms, parts, strict=True):
+            self.quiet.append(quiet_frames(waveform, len(log_probs_TV), config.features))
+            try:
+                letter_T = letters_of(log_probs_TV, text, tokenizer, config.features.frame_s)
+            except ValueError:
+                letter_T = np.zeros(len(log_probs_TV), dtype=np.int64)
+                self.unaligned += 1
+            self.letters.append(letter_T)
+
+
+@torch.no_grad()
+def collect_specialization(
+    checkpoint: Checkpoint,
+    cuts: CutSet,
+    *,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> tuple[RoutingCollection, Specialization]:
+    """Run a model over cuts, keep its decisions, and find what they depend on.
+
+    Arguments and errors are those of `collect`.
+    """
+    require_experts(checkpoint)
+    fields = {cut.id: fields_of(cut) for cut in cuts}
+    seen, inputs = FrameRecords(), list[Tensor]()
+
+    def add(batch: Batch, output: EncoderOutput) -> None:
+        seen.fields += [fields.get(identity, {}) for identity in batch.ids]
+        seen.add(checkpoint, batch, output, inputs)
+        inputs.clear()
+
+    hooks = [
+        router.register_forward_pre_hook(lambda router, given: inputs.append(given[0]))
+        for router in checkpoint.model.routers
+    ]
+    try:
+        found = collect(checkpoint, cuts, precision=precision, progress=progress, on_batch=add)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    known = (found.offsets, seen, found.num_experts, found.frame_s, found.labels_LN)
+    return found, interpret(found.experts_LT, *known)
+
+
+def adjacent_cosines(inputs_LTD: Sequence[Tensor]) -> Floats:
+    """Sum over frames of the cosine between adjacent layers' inputs, float64 [L - 1]."""
+    pairs = pairwise(inputs_LTD)
+    return np.array(
+        [float(torch.cosine_similarity(a.float(), b.float(), dim=-1).sum()) for a, b in pairs]
+    )
+
+
+def shared_choices(
+    routers: Sequence[Router], inputs_LTD: Sequence[Tensor]
+) -> npt.NDArray[np.int16]:
+    """Expert that each router would choose in each layer, int16 [R, L, T]; its bias included."""
+
+    def choose(router: Router, x_TD: Tensor) -> Tensor:
+        probs_TN = (x_TD.float() @ router.weight_ND.float().t()).softmax(-1)
+        bias_N = getattr(router, "bias_N", None)
+        return (probs_TN if bias_N is None else probs_TN + bias_N).argmax(-1)
+
+    chosen = [torch.stack([choose(own, x_TD) for x_TD in inputs_LTD]) for own in routers]
+    return torch.stack(chosen).to(torch.int16).cpu().numpy()
 
 
 def mutual_information(table: npt.NDArray[Any]) -> float:

@@ -27,14 +27,10 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class AudioFolder:
-    """Contents of a folder and those below it.
+    """Contents of a folder and those below it."""
 
-    Attributes:
-        files: audio, in sorted order.
-        skipped: other files, in sorted order, those that macOS puts beside others among them.
-    """
-
-    files: Sequence[Path]
+    files: Sequence[Path]  # audio, in sorted order
+    # other files, in sorted order, those that macOS puts beside others among them
     skipped: Sequence[Path]
 
     def note(self) -> str:

@@ -1,9 +1,9 @@
 """The `omnirouter` command: picks a command, runs it, and turns every error into one line.
 
-Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Each command is a typed function
-in the module of its name, whose signature and docstring become a parser (`parser`). Only the module
-of the command that is run is imported, and what needs torch inside its function, so that help and
-most errors come at once.
+Exit status: 0 done, 1 failed on the way, 2 bad arguments or input. Each command is a typed
+function, whose signature and docstring become a parser (`parser`). Only the module of the command
+that is run is imported, and what needs torch inside its function, so that help and most errors come
+at once.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from omnirouter.cli import console
 from omnirouter.cli.options import BAD, DONE, FAILED
 from omnirouter.config import BadInput, OmnirouterError
 
-COMMANDS = (
-    "demo",
-    "presets",
-    "corpora",
-    "prepare",
-    "pseudo-label",
-    "relabel",
-    "shar",
-    "inspect",
-    "tokenizer",
-    "train",
-    "evaluate",
-    "analyze",
-    "tables",
-    "report",
-    "transcribe",
-    "align",
-    "serve",
-    "models",
-    "average",
-    "upcycle",
-    "export",
-    "bench",
-    "plan",
-    "completion",
-)
+COMMANDS = {  # in the order of the overview, with the module that holds the function of that name
+    "demo": "train",
+    "presets": "models",
+    "corpora": "prepare",
+    "prepare": "prepare",
+    "pseudo-label": "pseudo_label",
+    "relabel": "pseudo_label",
+    "shar": "prepare",
+    "inspect": "inspect",
+    "tokenizer": "prepare",
+    "train": "train",
+    "evaluate": "evaluate",
+    "analyze": "report",
+    "tables": "evaluate",
+    "report": "report",
+    "transcribe": "transcribe",
+    "align": "align",
+    "serve": "serve",
+    "models": "models",
+    "average": "models",
+    "upcycle": "models",
+    "export": "models",
+    "bench": "bench",
+    "plan": "plan",
+    "completion": "completion",
+}
 SPELLINGS = {"analyse": "analyze"}  # accepted, not shown
 
 
 def load_command(name: str) -> Callable[..., int]:
-    """The function behind a command, of the module of its name."""
-    name = name.replace("-", "_")
-    function: Callable[..., int] = getattr(import_module(f"omnirouter.cli.{name}"), name)
+    """The function behind a command."""
+    module = import_module(f"omnirouter.cli.{COMMANDS[name]}")
+    function: Callable[..., int] = getattr(module, name.replace("-", "_"))
     return function
 
 
@@ -131,7 +131,7 @@ def _without_command(arguments: list[str]) -> int:
         case []:
             print(overview(), file=sys.stderr)
             return BAD
-    from omnirouter.cli.complaints import did_you_mean
+    from omnirouter.cli.spelling import did_you_mean
 
     near = did_you_mean(arguments[0], COMMANDS) or ";"
     raise BadInput(f"there is no command {arguments[0]}{near} there are {', '.join(COMMANDS)}")

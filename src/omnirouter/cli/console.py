@@ -130,27 +130,32 @@ def progress(
         yield lambda more: board.advance(title, more / size)
 
 
-def show_reports(reports: list[dict[str, Any]], json: bool) -> None:
-    """Print what became of each split of a corpus, as a table or as JSON."""
+def show_reports(
+    reports: list[dict[str, Any]], json: bool, more: Mapping[str, Sequence[str]] | None = None
+) -> None:
+    """Print what became of each split of a corpus, as a table or as JSON; `more` are columns."""
     if json:
         as_json(reports)
         return
+    more = more or {}
     rows = [
         [
             report["split"],
             f"{report['utterances']:,}",
             f"{report['hours']:.2f}",
             f"{sum(report['rejected'].values()):,}",
+            *(column[number] for column in more.values()),
         ]
-        for report in reports
+        for number, report in enumerate(reports)
     ]
-    table(("split", "utterances", "hours", "rejected"), {"": rows})
+    table(("split", "utterances", "hours", "rejected", *more), {"": rows})
     for report in reports:
-        for kind, number in report["rejected"].items():
-            print(f"{report['split']}: {number:,} rejected, {kind}")
-        if report["repeated_ids"]:
-            print(f"{report['split']}: {report['repeated_ids']:,} repeated ids got a suffix (#2)")
-    print("written: " + ", ".join(report["cuts"] for report in reports))
+        for kind, count in report["rejected"].items():
+            print(f"{report['split']}: {count:,} rejected, {kind}")
+        if repeated := report.get("repeated_ids"):
+            print(f"{report['split']}: {repeated:,} repeated ids got a suffix (#2)")
+    files = [row[key] for row in reports for key in ("cuts", "scores") if key in row]
+    print("written: " + ", ".join(files))
 
 
 def list_rejected(name: str, rejected: Sequence[Rejected], where: str) -> None:

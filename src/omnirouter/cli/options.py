@@ -54,12 +54,9 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Running(Compute):
-    """Device and precision of the model.
+    """Device, precision and batches of the model.
 
     Attributes:
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is a device.
-        precision: `fp32`, or `bf16` (autocast, float32 weights).
-        threads: of the CPU; as many as there are cores if not given.
         batch_seconds: audio in one batch, in seconds.
     """
 
@@ -68,7 +65,7 @@ class Running(Compute):
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How texts are compared.
+    """Comparison of texts.
 
     Attributes:
         group_by: score each value of this field of the manifest apart, as NAME/VALUE.
@@ -83,7 +80,7 @@ class Scoring:
 
 
 def require_writable(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Find out before the work, not after it, whether a file can be written.
+    """Fail early if a file cannot be written.
 
     Raises:
         BadInput: it cannot, is a folder, or is one of the inputs.

@@ -12,15 +12,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from omnirouter.cli import console
-from omnirouter.cli.complaints import explain
 from omnirouter.cli.recipe import take_recipe
-from omnirouter.cli.spelling import CommandLine
+from omnirouter.cli.spelling import CommandLine, explain
 from omnirouter.config import BadInput
 from omnirouter.pretrained import describe_bundled
 
@@ -88,7 +88,9 @@ def parse(
     except ArgumentError as error:
         raise BadInput(_explained(source, str(error), parser, line)) from error
     values = parser.instantiate(values)
-    if "output_dir" in values and values["output_dir"] is None and _needs_folder(function):
+    folder = inspect.signature(function).parameters.get("output_dir")
+    required = folder is not None and folder.default is inspect.Parameter.empty
+    if required and values["output_dir"] is None:
         raise BadInput(f"--output-dir is missing; see {parser.prog} --help")
     return {name: _value(name, kind, values) for name, kind in _kinds(function).items()}
 
@@ -102,8 +104,8 @@ def _explained(source: str, message: str, parser: ArgumentParser, line: CommandL
 def build_parser(command: str, function: Command) -> ArgumentParser:
     """The parser of a command."""
     doc = docstring_parser.parse(inspect.getdoc(function) or "")
-    texts = {param.arg_name: _help(param.description) for param in doc.params}
-    examples = [_indented(example.description) for example in doc.examples]
+    texts = {param.arg_name: " ".join((param.description or "").split()) for param in doc.params}
+    examples = [indent(example.description or "", "  ") for example in doc.examples]
     about = [part for part in (doc.short_description, *examples, doc.long_description) if part]
     parser = ArgumentParser(
         prog=f"omnirouter {command}",
@@ -195,11 +197,6 @@ def _kinds(function: Command) -> dict[str, Any]:
     return {name: kind for name, kind in get_type_hints(function).items() if name != "return"}
 
 
-def _needs_folder(function: Command) -> bool:
-    parameter = inspect.signature(function).parameters.get("output_dir")
-    return parameter is not None and parameter.default is inspect.Parameter.empty
-
-
 def _item(kind: Any) -> Any:
     """Type of the items of a list, or of an optional list; None of other types."""
     kinds = [kind, *get_args(kind)]
@@ -212,11 +209,3 @@ def _value(name: str, kind: Any, values: Namespace) -> Any:
     names = [field.name for field in fields(kind)]
     make: Any = kind
     return make(**{name: values[name] for name in names})
-
-
-def _help(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
-def _indented(text: str | None) -> str:
-    return "\n".join(f"  {line.strip()}" for line in (text or "").splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""`omnirouter prepare`: a corpus to checked cuts."""
+"""Data to train on: `omnirouter prepare`, `corpora`, `shar` and `tokenizer`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from omnirouter.cli import console
-from omnirouter.cli.options import DONE
-from omnirouter.config import BadInput
+from omnirouter.cli.options import DONE, require_writable
+from omnirouter.config import BadInput, SharConfig
+from omnirouter.data.tokenizer_training import VocabularyConfig
 
 NOTES = 5  # shown of those on what was skipped
 
@@ -117,7 +118,7 @@ def prepare(
 
 
 def _require_corpus(name: str) -> None:
-    from omnirouter.cli.complaints import did_you_mean
+    from omnirouter.cli.spelling import did_you_mean
     from omnirouter.corpora.registry import CORPORA
 
     known = (*CORPORA, "kaldi", "manifest", "synthetic")
@@ -200,3 +201,125 @@ def _voice_shares(voices: str) -> dict[str, float]:
         except ValueError as error:
             raise BadInput(f"--voices: {share} is no number; hibari=3,kokoro=1 is right") from error
     return shares
+
+
+def corpora(*, json: bool = False) -> int:
+    """List the corpora that `prepare` knows: license, hours, size, how to get each.
+
+    Hours and sizes are the publishers', rounded, or computed from hours and sample rate; those of
+    Common Voice are of release 27.0. A dash stands where they are not known. The names of the test
+    sets that the paper uses are in --json.
+
+    Examples:
+        omnirouter corpora
+
+    Args:
+        json: print a JSON list, with the layout each must have and where the figures come from.
+    """
+    from omnirouter.corpora.registry import CORPORA
+
+    if json:
+        rows = [{"name": name, **asdict(corpus)} for name, corpus in CORPORA.items()]
+        console.as_json(rows)
+        return DONE
+    groups: dict[str, list[list[str]]] = {}
+    for name, corpus in CORPORA.items():
+        hours = "-" if corpus.hours is None else f"{corpus.hours:,.0f}"
+        size = "-" if corpus.gigabytes is None else f"{corpus.gigabytes:,.1f} GB"
+        paper = "yes" if corpus.splits else ""
+        row = [name, hours, size, corpus.licence, paper, corpus.obtain]
+        groups.setdefault(corpus.kind, []).append(row)
+    columns = ("name", "hours", "size", "license", "in paper", "how to get it")
+    console.table(columns, groups, words=columns[3:], widest=100)
+    return DONE
+
+
+def shar(cuts: Path, archives: SharConfig, *, output_dir: Path, json: bool = False) -> int:
+    """Pack cuts and their audio into tar archives (lhotse's Shar).
+
+    Writes a folder DIR/<split> of shards for each manifest, every utterance checked against its
+    audio; the rest is listed in DIR/rejected_<split>.jsonl. Such a folder can be given wherever a
+    manifest can. DIR/<split> appears when it is complete; one that is there already is refused.
+
+    Examples:
+        omnirouter shar data --output-dir archives
+        omnirouter shar data/cuts_train.jsonl.gz --output-dir archives --audio opus
+
+    Args:
+        cuts: manifest, JSONL or lhotse cuts, or a folder of them.
+        archives: what they hold.
+        output_dir: folder to write to.
+        json: print a JSON list with an object per split.
+    """
+    from omnirouter.corpora.shar_export import export_shar
+
+    with console.progress("packing", None, "utterances") as update:
+        reports, notes = export_shar(cuts, output_dir, archives, update)
+    for line in notes:
+        console.note(f"omnirouter shar: {line}")
+    console.show_reports([report.to_dict() for report in reports], json)
+    return DONE
+
+
+SHOWN_CHARACTERS = 20  # of those outside the alphabet
+
+
+def tokenizer(
+    manifests: list[str], vocabulary: VocabularyConfig, *, output_dir: Path, json: bool = False
+) -> int:
+    """Train word pieces on manifests of any size, and report what they cover.
+
+    Writes DIR/tokenizer.model, for `tokenizer.path` in a recipe, and DIR/tokenizer.json with the
+    report: sentences that do not come back from their pieces, pieces per word, and characters
+    outside the alphabet with examples. Memory does not grow with the text.
+
+    Examples:
+        omnirouter tokenizer data/cuts_train.jsonl.gz --output-dir pieces --vocab-size 512
+
+    Args:
+        manifests: JSONL or lhotse cuts, Shar folders, or text files (.txt) with a sentence per
+            line; quoted globs are expanded.
+        vocabulary: the pieces.
+        output_dir: folder to write to.
+        json: print the report as JSON.
+    """
+    from omnirouter.data.tokenizer_training import build_vocabulary, read_texts, write_vocabulary
+
+    if (output_dir / "tokenizer.model").exists():  # models may have been trained with it
+        raise BadInput(f"output-dir: {output_dir} holds a tokenizer already; choose another folder")
+    require_writable(output_dir / "tokenizer.model")
+    with console.progress("reading text", None, "sentences") as update:
+        made, report = build_vocabulary(lambda: read_texts(manifests), vocabulary, update)
+    write_vocabulary(made, report, output_dir)
+    if json:
+        console.as_json(report.to_dict())
+    else:
+        _show_vocabulary(report.to_dict(), output_dir)
+    return DONE
+
+
+def _show_vocabulary(found: dict[str, Any], output_dir: Path) -> None:
+    facts = [
+        ["sentences", f"{found['sentences']:,}"],
+        ["trained on", f"{found['sampled']:,}"],
+        ["words", f"{found['words']:,}"],
+        ["pieces per word", f"{found['pieces_per_word']:.2f}"],
+        ["pieces used", f"{found['used']:,} of {found['vocab_size']:,}"],
+        ["unknown pieces", f"{found['unknown']:,} of {found['pieces']:,}"],
+        ["sentences that do not come back", f"{found['lost']:,}"],
+        ["characters covered", f"{found['covered']:.4%}"],
+        ["alphabet", found["alphabet"][:60]],
+    ]
+    console.table(("", "all"), {"": facts}, words=("all",))
+    for example in found["lost_examples"]:
+        print(f"does not come back: {example}")
+    if found["outside"]:
+        rows = [
+            [item["character"], f"{item['count']:,}", item["name"], item["examples"][0]]
+            for item in found["outside"][:SHOWN_CHARACTERS]
+        ]
+        columns = ("not in the alphabet", "times", "name", "for example")
+        console.table(columns, {"": rows}, words=columns[2:])
+    if (more := len(found["outside"]) - SHOWN_CHARACTERS) > 0:
+        print(f"and {more:,} characters more, listed in the report")
+    print(f"written: {output_dir / 'tokenizer.model'}, {output_dir / 'tokenizer.json'}")

@@ -1,16 +1,21 @@
-"""`omnirouter pseudo-label`: recordings to segments with a teacher's words."""
+"""A teacher's words: `omnirouter pseudo-label` of recordings, `relabel` of a corpus."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omnirouter.cli import console
 from omnirouter.cli.options import status
 from omnirouter.config import BadInput
 from omnirouter.pseudo_labels.filters import FilterConfig
 from omnirouter.pseudo_labels.teacher import TeacherConfig
+
+if TYPE_CHECKING:
+    from omnirouter.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +87,13 @@ def pseudo_label(
             console.complain(f"omnirouter pseudo-label: {name}: {reason}")
 
     sources = find_sources(src, output_dir)
-    hours = sum(s.seconds for s in sources if s.transcript(output_dir) is None) / 3600
+    missing = sum(s.seconds for s in sources if s.transcript(output_dir) is None)
+    options: dict[str, Any] = {"dev_files": dev_files, "seed": seed, "filters": filters}
     try:
-        with console.progress(
-            "transcribing", hours, "hours", hourly="hours per hour", size=3600
-        ) as progress:
+        with _transcribing(missing) as progress:
             summary = run(
-                sources,
-                output_dir,
-                teacher,
-                dev_files=dev_files,
-                seed=seed,
-                filters=filters,
-                backend=backend,
-                progress=progress,
+                sources, output_dir, teacher, backend=backend, progress=progress, **options
             )
-    except KeyboardInterrupt:
-        console.note("interrupted; what was transcribed is kept, the same command goes on")
-        raise
     except NothingKept as error:
         name_failed(error.summary)
         if len(error.summary.failed) == len(sources):
@@ -133,3 +127,71 @@ def _show_summary(found: dict[str, Any]) -> None:
     for report in found["splits"]:
         figures = f"{report['utterances']:,} segments, {report['hours']:.3f} h"
         print(f"{report['split']}: {figures}: {report['cuts']}")
+
+
+def relabel(
+    cuts: Path,
+    teacher: TeacherConfig,
+    filters: FilterConfig,
+    *,
+    output_dir: Path,
+    segments: bool = False,
+    json: bool = False,
+) -> int:
+    """Replace a corpus's transcripts by those of a teacher: Whisper, or an own checkpoint.
+
+    Writes DIR/cuts_<split>.jsonl.gz with the teacher's words and the corpus's own as `reference`,
+    the teacher's word error rate in every audio file to DIR/wer_<split>.jsonl, utterances that
+    failed to DIR/failed.jsonl, and prints word error rates after the Whisper normalizer. Killed or
+    interrupted, the same command goes on where it stopped. Utterances stay as they are: the
+    options on segments are for those longer than --max-seconds, and --language is taken for
+    granted (`any` tells it for each utterance). With --segments every utterance is cut into
+    segments and filtered, by the same procedure as pseudo-label.
+
+    Examples:
+        omnirouter relabel data --output-dir relabeled
+
+    Args:
+        cuts: manifest of utterances, or a folder of manifests.
+        output_dir: folder to write to.
+        teacher: the teacher.
+        filters: which segments are kept, with --segments.
+        segments: cut utterances into segments and filter these, as pseudo-label does.
+        json: print a JSON list with an object per split.
+    """
+    from omnirouter.pseudo_labels.relabel import relabel as run
+    from omnirouter.pseudo_labels.relabel import seconds_missing
+    from omnirouter.pseudo_labels.teacher import is_checkpoint, require_teacher
+
+    if not segments and filters != FilterConfig():
+        raise BadInput("filters: are applied to segments only; give --segments too")
+    if segments or not is_checkpoint(teacher.teacher):
+        require_teacher()
+    kept = filters if segments else None
+    with _transcribing(seconds_missing(cuts, output_dir)) as progress:
+        splits, failed = run(cuts, output_dir, teacher, segments=kept, progress=progress)
+    for name, reason in failed.items():
+        console.complain(f"omnirouter relabel: {name}: {reason}")
+    rows = [split.to_dict() for split in splits]
+    console.show_reports(rows, json, {"WER of the teacher": [_percent(row) for row in rows]})
+    return status(len(failed), len(failed) + sum(row["utterances"] for row in rows))
+
+
+def _percent(row: dict[str, Any]) -> str:
+    """The teacher's error rate on a split, with its interval."""
+    if row["wer"] is None:
+        return "no reference"
+    return f"{row['wer']:.1%} ({row['ci_low']:.1%} to {row['ci_high']:.1%})"
+
+
+@contextmanager
+def _transcribing(seconds: float) -> Iterator[Progress]:
+    """Progress of a teacher with so much audio to transcribe; a note if it is interrupted."""
+    try:
+        with console.progress(
+            "transcribing", seconds / 3600, "hours", hourly="hours per hour", size=3600
+        ) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        console.note("interrupted; what was transcribed is kept, the same command goes on")
+        raise

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from omnirouter.cli.complaints import did_you_mean
+from omnirouter.cli.spelling import did_you_mean
 from omnirouter.config import PRESETS, BadInput, RunConfig, dotted, training_defaults
 
 RUN_FILE = "config.yaml"  # of a run folder; itself a recipe

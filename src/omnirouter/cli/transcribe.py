@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from omnirouter.audio.folders import SIDECAR
 from omnirouter.cli import console
-from omnirouter.cli.complaints import did_you_mean
 from omnirouter.cli.options import DONE, Compute, require_writable, status
+from omnirouter.cli.spelling import did_you_mean
 from omnirouter.cli.stream import STDIN, listen, standard_input
 from omnirouter.config import BadInput, BeamSearchOptions, OmnirouterError, VadOptions, require_rate
 from omnirouter.serve.transcript import WRITERS, SubtitleOptions, Transcript
@@ -31,7 +31,7 @@ ENGLISH = ("", "en", "english", "en-us", "en-gb", "auto")
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeOptions(VadOptions):
-    """How audio is taken apart and batched.
+    """Reading, cutting up and batching of audio.
 
     Attributes:
         sample_rate: of raw samples on standard input, and of the microphone, with --stream, in Hz.

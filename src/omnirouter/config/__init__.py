@@ -50,6 +50,7 @@ from omnirouter.config.train_config import (
     RunConfig,
     TextConfig,
     TokenizerConfig,
+    UpcycleConfig,
     dotted,
 )
 from omnirouter.errors import BadInput, OmnirouterError, missing_extra, require_numbers
@@ -86,6 +87,7 @@ __all__ = [
     "SharConfig",
     "TextConfig",
     "TokenizerConfig",
+    "UpcycleConfig",
     "VadOptions",
     "count_parameters",
     "dotted",

@@ -167,7 +167,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """Who may use a server.
+    """Limits of access to a server.
 
     Attributes:
         api_key: what callers must show; none if empty.

@@ -84,7 +84,7 @@ class FeatureConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionContext:
-    """Which frames of an utterance a frame sees: all, or those a stream has when it comes.
+    """Frames of its utterance that a frame sees: all, or those a stream has when it comes.
 
     With chunks every frame sees the frames of its own chunk and `left` frames before the chunk; so
     what comes later changes nothing, and a model can stream (see `model/streaming.py`).

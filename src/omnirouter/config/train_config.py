@@ -211,7 +211,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """How transcripts are written in training, and so by the model.
+    """Style of transcripts in training, and so of the model's text.
 
     Attributes:
         casing: `lower`, or `keep` for letters as they are.
@@ -317,6 +317,32 @@ class RunConfig:
     def views(self) -> int:
         """Passes of every utterance through the model in a step."""
         return 2 if self.consistency else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpcycleConfig:
+    """Settings of a model with experts that starts from a dense one.
+
+    Attributes:
+        routing: omni has one router for all layers, switch one per layer, omni-once one that
+            decides once.
+        num_experts: copies of each feed-forward layer.
+        top_k: experts a frame goes to.
+        start: with dense the first output is the dense model's (to about a percent): gates are
+            nearly 1 / num_experts and the copies are scaled up by as much. With plain they are
+            exact copies, and gates below 1 shrink what each layer adds at first. With apart the
+            router decides from the beginning: every two experts are given the ends of a direction
+            in which the frames of recordings (data) differ most.
+        seed: of the fresh router, or of the choice of recordings.
+        data: manifest of recordings for apart, some minutes or more; transcripts are not needed.
+    """
+
+    routing: Literal["switch", "omni", "omni-once"] = "omni"
+    num_experts: int = 4
+    top_k: int = 1
+    start: Literal["dense", "plain", "apart"] = "dense"
+    seed: int = 0
+    data: str = ""
 
 
 def dotted(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -36,21 +36,13 @@ RESERVE = 256 << 20  # bytes of disk to leave alone
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """A file to fetch.
+    """A file to fetch."""
 
-    Attributes:
-        url: where it is.
-        md5: its checksum in hexadecimal; empty if none is known.
-        sha256: another, likewise.
-        folder: where it belongs, relative to the corpus's folder.
-        unpack: whether it is an archive whose contents are wanted.
-    """
-
-    url: str
-    md5: str = ""
-    sha256: str = ""
-    folder: str = ""
-    unpack: bool = True
+    url: str  # where it is
+    md5: str = ""  # its checksum in hexadecimal; empty if none is known
+    sha256: str = ""  # another, likewise
+    folder: str = ""  # where it belongs, relative to the corpus's folder
+    unpack: bool = True  # whether it is an archive whose contents are wanted
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ import math
 import shlex
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -229,27 +230,27 @@ def _read_wav_scp(folder: Path, lines: Mapping[str, _Line]) -> dict[str, _Audio]
     return audio
 
 
+def _described(source: str, file: Path | NamedFile) -> _Audio:
+    info = audio_info(file)
+    return _Audio(source, info.sample_rate, info.samples, info.channels)
+
+
 def _inspect(source: str, folder: Path) -> _Audio:
     if not source.endswith("|"):
         path = _find(source, folder)
-        info = audio_info(path)
-        return _Audio(str(path), info.sample_rate, info.samples, info.channels)
+        return _described(str(path), path)
     program, *arguments = shlex.split(source[:-1])
     paths = [a for a in arguments if not a.startswith("-") and _find(a, folder).is_file()]
     options = set(arguments) - set(paths)
     if len(paths) == 1 and program in _UNPACKERS and options <= _UNPACKERS[program]:
         path = _find(paths[0], folder)
-        try:
-            info = audio_info(path)
-            return _Audio(str(path), info.sample_rate, info.samples, info.channels)
-        except AudioError:
-            pass  # compressed SPHERE: only the command reads it
+        with suppress(AudioError):  # compressed SPHERE: only the command reads it
+            return _described(str(path), path)
     done = subprocess.run(source[:-1], shell=True, capture_output=True, check=False)
     if done.returncode or not done.stdout:
         reason = done.stderr.decode(errors="replace").strip().split("\n")[-1]
         raise OSError(reason or f"exit status {done.returncode}")
-    info = audio_info(NamedFile(io.BytesIO(done.stdout), source))
-    return _Audio(source, info.sample_rate, info.samples, info.channels)
+    return _described(source, NamedFile(io.BytesIO(done.stdout), source))
 
 
 def _find(path: str, folder: Path) -> Path:

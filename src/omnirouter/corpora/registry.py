@@ -14,29 +14,17 @@ LDC = "LDC"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Description of a corpus.
+    """Description of a corpus."""
 
-    Attributes:
-        title: full name.
-        kind: read, talks, parliament, meetings, telephone, or noise (no transcripts).
-        licence: as its publisher says.
-        hours: of audio; None if not known.
-        gigabytes: as distributed; None if not known.
-        obtain: how to get it.
-        source: where hours, license and size are stated.
-        splits: what the paper evaluates; empty if nothing.
-        layout: what must lie in the folder given to `prepare`.
-    """
-
-    title: str
-    kind: str
-    licence: str
-    hours: float | None
-    gigabytes: float | None
-    obtain: str
-    source: str
-    splits: tuple[str, ...] = ()
-    layout: str
+    title: str  # full name
+    kind: str  # read, talks, parliament, meetings, telephone, or noise (no transcripts)
+    licence: str  # as its publisher says
+    hours: float | None  # of audio; None if not known
+    gigabytes: float | None  # as distributed; None if not known
+    obtain: str  # how to get it
+    source: str  # where hours, license and size are stated
+    splits: tuple[str, ...] = ()  # what the paper evaluates; empty if nothing
+    layout: str  # what must lie in the folder given to `prepare`
 
     @property
     def transcribed(self) -> bool:

@@ -22,7 +22,7 @@ from lhotse.cut import Cut
 from lhotse.shar.writers import SharWriter
 
 from omnirouter.audio.reader import AudioError
-from omnirouter.config import BadInput, OmnirouterError, SharConfig
+from omnirouter.config import BadInput, SharConfig
 from omnirouter.corpora.validate import (
     NothingUsable,
     SplitReport,
@@ -35,7 +35,7 @@ from omnirouter.corpora.validate import (
 from omnirouter.data.cut_audio import Unusable, from_archive
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
-from omnirouter.files import clear_leftovers, json_line, remove, replacing
+from omnirouter.files import clear_leftovers, json_line, remove, replacing, writing_to
 from omnirouter.progress import Progress
 
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
@@ -84,7 +84,7 @@ def write_shar(
     report = SplitReport(split, out / split)
     listed = out / f"rejected_{split}.jsonl"
     unique = UniqueIds(cuts)
-    try:
+    with writing_to(out):
         clear_leftovers(report.path, listed)
         with replacing(report.path) as folder, replacing(listed) as rejects:
             folder.mkdir()
@@ -102,8 +102,6 @@ def write_shar(
                 rejects.unlink()
             if not report.utterances:
                 remove(folder)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return require_usable(report, listed)
 
 

@@ -1,8 +1,8 @@
 """Write the cuts of a split: every utterance is checked against its audio, then kept or listed.
 
 What users and recipes say about a file (that it exists, how long it is, its rate and channels) is
-checked on its header here, once, so that training later meets no surprise. Cuts stream through: a
-split may be of any size. A file appears under its name only when it is complete.
+checked on its header and its end here, once, so that training later meets no surprise. Cuts stream
+through: a split may be of any size. A file appears under its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lhotse.utils import fastcopy
 
 from omnirouter.audio.downmix import Weights
 from omnirouter.audio.reader import AudioError, AudioInfo, audio_info, channel_weights
-from omnirouter.config import BadInput, OmnirouterError
+from omnirouter.config import BadInput
 from omnirouter.data.cut_audio import (
     SPHERE,
     WEIGHTS,
@@ -34,7 +34,7 @@ from omnirouter.data.cut_audio import (
 )
 from omnirouter.data.manifests import UniqueIds, open_manifest
 from omnirouter.data.shar import is_shar
-from omnirouter.files import clear_leftovers, json_line, only_writer, replacing
+from omnirouter.files import clear_leftovers, json_line, only_writer, replacing, writing_to
 from omnirouter.progress import Progress
 from omnirouter.text import normalize_text
 
@@ -45,23 +45,15 @@ REJECT = "omnirouter_reject"  # field of a cut in which a reader says why it can
 
 @dataclass
 class SplitReport:
-    """Summary of a written split.
+    """Summary of a written split."""
 
-    Attributes:
-        split: its name.
-        path: the cuts that were written.
-        utterances: number of those.
-        seconds: their audio.
-        rejected: utterances that were rejected, by reason; `rejected_<split>.jsonl` lists them.
-        repeated_ids: utterances that got a suffix because their id was taken.
-    """
-
-    split: str
-    path: Path
-    utterances: int = 0
-    seconds: float = 0.0
+    split: str  # its name
+    path: Path  # the cuts that were written
+    utterances: int = 0  # number of those
+    seconds: float = 0.0  # their audio
+    # utterances that were rejected, by reason; `rejected_<split>.jsonl` lists them
     rejected: Counter[str] = field(default_factory=Counter)
-    repeated_ids: int = 0
+    repeated_ids: int = 0  # utterances that got a suffix because their id was taken
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
@@ -154,15 +146,12 @@ def write_splits(
         OmnirouterError: the folder cannot be written to.
     """
     reports, notes = list[SplitReport](), list[str]()
-    try:
-        with only_writer(out):
-            for split, cuts in splits.items():
-                try:
-                    reports.append((write or write_split)(cuts, out, split, progress))
-                except NothingUsable as error:
-                    notes.append(str(error))
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    with writing_to(out), only_writer(out):
+        for split, cuts in splits.items():
+            try:
+                reports.append((write or write_split)(cuts, out, split, progress))
+            except NothingUsable as error:
+                notes.append(str(error))
     return reports, notes
 
 
@@ -187,7 +176,7 @@ def write_split(
         cache.cache_clear()  # files may have changed since another call
     report = SplitReport(split, out / f"cuts_{split}.jsonl.gz")
     listed = out / f"rejected_{split}.jsonl"
-    try:
+    with writing_to(out):
         out.mkdir(parents=True, exist_ok=True)
         clear_leftovers(report.path, listed)
         with replacing(report.path) as usable, replacing(listed) as others:
@@ -203,8 +192,6 @@ def write_split(
                 others.unlink()
             if not report.utterances:
                 usable.unlink()
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return require_usable(report, listed)
 
 

@@ -51,32 +51,21 @@ class Rejected:
 
 @dataclass
 class Batch:
-    """Utterances of similar duration; empty if all were rejected. `len` counts the utterances.
+    """Utterances of similar duration; empty if all were rejected. `len` counts the utterances."""
 
-    Attributes:
-        waveforms: one array [samples] per utterance, at the features' rate, augmented.
-        tokens: one list of ids per utterance; empty lists without a tokenizer.
-        texts: the transcripts as they stand in the manifest.
-        ids: cut ids.
-        seeds: one 63-bit number per utterance, from (seed, epoch, id).
-        groups: what the manifest says of each utterance's domain and accent, by field.
-        epoch: counted from 0.
-        index: number of the batch in its epoch.
-        after: (epoch, index) from which the data goes on, once all processes have consumed theirs.
-        seconds: audio in the batch.
-        rejected: utterances that are not in it.
-    """
-
+    # one array [samples] per utterance, at the features' rate, augmented
     waveforms: list[NDArray[np.float32]]
-    tokens: list[list[int]]
-    texts: list[str]
-    ids: list[str]
-    seeds: list[int]
-    epoch: int
-    index: int
+    tokens: list[list[int]]  # one list of ids per utterance; empty lists without a tokenizer
+    texts: list[str]  # the transcripts as they stand in the manifest
+    ids: list[str]  # cut ids
+    seeds: list[int]  # one 63-bit number per utterance, from (seed, epoch, id)
+    epoch: int  # counted from 0
+    index: int  # number of the batch in its epoch
+    # (epoch, index) from which the data goes on, once all processes have consumed theirs
     after: tuple[int, int] = (0, 0)
-    seconds: float = 0.0
-    rejected: list[Rejected] = field(default_factory=list)
+    seconds: float = 0.0  # audio in the batch
+    rejected: list[Rejected] = field(default_factory=list)  # utterances that are not in it
+    # what the manifest says of each utterance's domain and accent, by field
     groups: list[dict[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:

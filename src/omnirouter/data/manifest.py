@@ -71,15 +71,10 @@ def utterance(
 
 
 class LazyCut(NamedTuple):
-    """An utterance of a manifest before anybody needs its cut, which takes longer than its id.
+    """An utterance of a manifest before anybody needs its cut, which takes longer than its id."""
 
-    Attributes:
-        id: of the cut.
-        cut: makes it; called once, and before the next entry is asked for.
-    """
-
-    id: str
-    cut: Callable[[], Cut]
+    id: str  # of the cut
+    cut: Callable[[], Cut]  # makes it; called once, and before the next entry is asked for
 
 
 @contextmanager

@@ -47,8 +47,7 @@ def in_parallel(
         items: what can be pickled, any number of them.
         workers: processes; all available cores if not given, 1 works in this process.
         chunk: items handed over together; `AHEAD` times as many are held for each worker.
-        lost: yielded for an item whose process dies of it, where a library may crash; those that
-            were under way beside it may be made again.
+        lost: yielded for an item whose process dies of it; those beside it may be made again.
 
     Raises:
         BadInput: fewer than one worker.

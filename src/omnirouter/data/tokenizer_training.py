@@ -78,37 +78,22 @@ class UncoveredChar:
 
 @dataclass
 class VocabularyReport:
-    """Coverage of the text by a tokenizer.
+    """Coverage of the text by a tokenizer."""
 
-    Attributes:
-        vocab_size: ids V.
-        sentences: that have words.
-        sampled: of them, drawn to train on.
-        words: in all sentences.
-        characters: in all words.
-        covered: share of them that is in the alphabet.
-        alphabet: characters of the alphabet, sorted.
-        outside: characters that are not, the commonest first.
-        pieces: ids that the sentences become.
-        unknown: of these, the unknown piece.
-        used: different ids among them.
-        lost: sentences that do not come back from their pieces, and not for an unknown character.
-        lost_examples: some of these.
-    """
-
-    vocab_size: int
-    sentences: int
-    sampled: int
-    words: int
-    characters: int
-    covered: float
-    alphabet: str
-    outside: list[UncoveredChar]
-    pieces: int = 0
-    unknown: int = 0
-    used: int = 0
+    vocab_size: int  # ids V
+    sentences: int  # that have words
+    sampled: int  # of them, drawn to train on
+    words: int  # in all sentences
+    characters: int  # in all words
+    covered: float  # share of them that is in the alphabet
+    alphabet: str  # characters of the alphabet, sorted
+    outside: list[UncoveredChar]  # characters that are not, the commonest first
+    pieces: int = 0  # ids that the sentences become
+    unknown: int = 0  # of these, the unknown piece
+    used: int = 0  # different ids among them
+    # sentences that do not come back from their pieces, and not for an unknown character
     lost: int = 0
-    lost_examples: list[str] = field(default_factory=list)
+    lost_examples: list[str] = field(default_factory=list)  # some of these
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `--json` and the report file."""
@@ -157,8 +142,8 @@ def build_vocabulary(
 ) -> tuple[Tokenizer, VocabularyReport]:
     """Train word pieces and look at what they do to the text.
 
-    `texts` gives all sentences, the same ones each time; it is called twice, and `progress` with
-    the sentences done in both passes.
+    `texts` gives all sentences, the same ones each time; it is called twice, and `progress` for
+    each sentence in both passes.
 
     Raises:
         BadInput: there is no text, or not what `vocab_size` needs; see `train_tokenizer`.

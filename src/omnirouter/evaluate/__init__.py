@@ -1,1 +1,1 @@
-"""Looking at a trained model: error rates per test set, and what its routers do."""
+"""Evaluation: error rates on test sets, their significance, tables beside the paper's."""

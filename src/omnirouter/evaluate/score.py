@@ -268,14 +268,16 @@ def score_groups(
         checkpoint, batches, progress, precision=precision, decoder=decoder
     )
     require_readable(group_by, len(recognized), rejected)
-    results = {}
-    for group in sorted({value or "(none)" for value in group_of.values()}):
-        results[group] = _summarize(
+    named = {id_: value or "(none)" for id_, value in group_of.items()}
+    results = {
+        group: _summarize(
             group,
-            [row for row in recognized if (group_of[row.id] or "(none)") == group],
-            [row for row in rejected if (group_of.get(row.id) or "(none)") == group],
+            [row for row in recognized if named[row.id] == group],
+            [row for row in rejected if named.get(row.id, "(none)") == group],
             apostrophes,
         )
+        for group in sorted(set(named.values()))
+    }
     if not any(result.words for result in results.values()):
         raise BadInput(NO_WORDS.format(group_by))
     return results
@@ -322,28 +324,15 @@ def _summarize(
     apostrophes: Apostrophes = "plain",
 ) -> SetResult:
     audio_s = sum(row.audio_s for row in rows)
-    if rows:
-        rate = error_rate(
-            [row.reference for row in rows],
-            [row.hypothesis for row in rows],
-            apostrophes=apostrophes,
-        )
-        wer, errors, words, low, high = (
-            rate.rate,
-            rate.errors,
-            rate.words,
-            rate.ci_low,
-            rate.ci_high,
-        )
-    else:
-        wer, errors, words, low, high = math.nan, 0, 0, math.nan, math.nan
+    references, hypotheses = [row.reference for row in rows], [row.hypothesis for row in rows]
+    rate = error_rate(references, hypotheses, apostrophes=apostrophes)
     return SetResult(
         name=name,
-        wer=wer,
-        errors=errors,
-        words=words,
-        ci_low=low,
-        ci_high=high,
+        wer=rate.rate,
+        errors=rate.errors,
+        words=rate.words,
+        ci_low=rate.ci_low,
+        ci_high=rate.ci_high,
         hours=audio_s / 3600,
         rtfx=audio_s / sum(row.processing_s for row in rows) if rows else math.nan,
         utterances=len(rows),

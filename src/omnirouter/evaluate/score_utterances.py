@@ -1,4 +1,4 @@
-"""Running a model over utterances without training it: what scoring and looking inside share."""
+"""A model run over utterances without training it, for scoring and for analysis."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def error_rate(
 
 @dataclass(frozen=True)
 class WrittenScore:
-    """How well casing and punctuation are written; fractions, NaN where there is nothing to count.
+    """Scores of casing and punctuation; fractions, NaN where there is nothing to count.
 
     Attributes:
         wer: word error rate on the texts as they are written, a word with another capital or mark

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from omnirouter.audio.spec_augment import to_device
 from omnirouter.config import ModelConfig
 from omnirouter.model.attention_mask import alibi_slopes
-from omnirouter.model.embedding import Embedding, SharedEmbedding
 from omnirouter.model.kernels import Dropout
 from omnirouter.model.layers import ConvSubsampling, EncoderBlock, Experts, RotaryCache
 from omnirouter.model.packing import AttentionBackend, EncoderContext, PackedBatch
-from omnirouter.model.router_variants import build_routers
+from omnirouter.model.router_variants import Embedding, SharedEmbedding, build_routers
 from omnirouter.model.routing import Routing, RoutingContext
 
 
@@ -110,7 +109,7 @@ class CTCEncoder(nn.Module):
         past: EncoderContext | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         """Everything below the head: normalized x_TD and the routings; see `forward`."""
-        around = self._surroundings(frames_TS, lengths_B) if past is None else past.layers
+        around = self._attention(frames_TS, lengths_B) if past is None else past.layers
         begin = 0 if past is None else past.advance(frames_TS.shape[0])
         if positions_T is None:
             positions_T = frame_positions(lengths_B) + begin
@@ -147,7 +146,7 @@ class CTCEncoder(nn.Module):
                 routings.append(routing)
         return self.norm(x_TD), routings
 
-    def _surroundings(self, frames_TS: Tensor, lengths_B: Tensor) -> Sequence[AttentionBackend]:
+    def _attention(self, frames_TS: Tensor, lengths_B: Tensor) -> Sequence[AttentionBackend]:
         """Attention backend of each layer, for a packed batch."""
         if int(lengths_B.sum()) != len(frames_TS):
             raise ValueError(f"lengths sum to {int(lengths_B.sum())}, frames are {len(frames_TS)}")

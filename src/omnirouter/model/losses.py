@@ -51,7 +51,7 @@ def _padded(x_TV: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def consistency_loss(log_probs_TV: Tensor) -> Tensor:
-    """How far two views of the same frames differ, summed over the frames; a scalar.
+    """Difference of two views of the same frames, summed over the frames; a scalar.
 
     The mean of both Kullback-Leibler divergences, each view a fixed target of the other (CR-CTC,
     Yao et al. 2025).

@@ -1,4 +1,4 @@
-"""How utterances lie one after the other without padding, and what frames see of each other there.
+"""Utterances packed one after the other without padding, and attention among their frames.
 
 Letters: T frames of the whole batch, B utterances, P frames of the longest in a group, H heads, E
 width of a head, D model width, K width of a filter.
@@ -80,13 +80,13 @@ def add_convolution(
 
 
 class PackedBatch:
-    """How the utterances of a batch lie in the packed frames; made once, shared by all layers.
+    """Layout of a batch's utterances in the packed frames; made once, shared by all layers.
 
     Args:
         lengths_B: frames of each utterance (CPU).
         device: of the frames.
         slopes_H: what attention loses per frame of distance, for every head; None for nothing.
-        gap: empty rows that keep utterances apart in a local convolution.
+        gap: empty rows that keep utterances spaced in a local convolution.
         context: which frames of its utterance a frame sees.
     """
 
@@ -114,9 +114,9 @@ class PackedBatch:
         if not len(rows_T):
             return x_TD
         size = len(x_TD) + gap * (len(self.lengths_B) - 1)
-        apart = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
+        spaced = x_TD.new_zeros(size + 2 * gap, x_TD.shape[1]).index_copy(0, rows_T + gap, x_TD)
         following = None if self.context is None else self.following
-        y = add_convolution(apart[gap : gap + size], apart, filter_KD, following)
+        y = add_convolution(spaced[gap : gap + size], spaced, filter_KD, following)
         return y.index_select(0, rows_T)
 
     @cached_property
@@ -139,7 +139,7 @@ class PackedBatch:
 
     @cached_property
     def following(self) -> Tensor:
-        """How many frames of its chunk follow on each frame, [rows, 1], rows as `gap_rows`."""
+        """Number of frames of its chunk that follow each frame, [rows, 1], rows as `gap_rows`."""
         assert self.context is not None
         begins_B = self.lengths_B.cumsum(0) - self.lengths_B
         frames = int(self.lengths_B.sum())
@@ -151,7 +151,7 @@ class PackedBatch:
 
     @cached_property
     def windows(self) -> BlockMaskBuilder:
-        """Which rows each row sees, for FlexAttention."""
+        """Rows that each row sees, for FlexAttention."""
         assert self.context is not None
         rows = window_rows(self.lengths_B, self.context)
         return BlockMaskBuilder(*(to_device(t, self.device) for t in rows))

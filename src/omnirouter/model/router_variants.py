@@ -2,12 +2,14 @@
 
 `build_routers` picks the class that `ModelConfig.routing` names; encoder and experts know none of
 them. Sources stand with each class. Letters: T frames, D model width, N experts, A assignments,
-K codes, S input width, B utterances, R routers.
+K codes, S input width, B utterances, R routers, E embedding
+width, G values of a field, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omnirouter.config import ModelConfig
+from omnirouter.model.packing import EncoderContext
 from omnirouter.model.routing import Router, Routing, RoutingContext
 
 AUCTION_STEP = 0.01  # least raise of a bid, as a share of the range of scores
@@ -59,9 +62,9 @@ class TopKRouter(Router):
     """The k most probable experts (Shazeer et al. 2017, without noise), for Switch and Omni.
 
     Gates are the experts' probabilities as in Eq. 2, with `normalize` scaled to sum to one over the
-    chosen k (DeepSeekMoE, Dai et al. 2024). With `bias` the
-    choice is by probability plus a bias of each expert, which is no parameter: training moves it
-    with `rebalance`, so that no loss has to balance the load (Wang et al. 2024, arXiv 2408.15664).
+    chosen k (DeepSeekMoE, Dai et al. 2024). With `bias` the choice is by probability plus a bias of
+    each expert, which is no parameter: training moves it with `update_expert_bias`, so that no loss
+    has to balance the load (Wang et al. 2024, arXiv 2408.15664).
     Layers that share the router share the bias.
     """
 
@@ -103,16 +106,98 @@ class SharedDecisionRouter(TopKRouter):
 
 
 class EmbeddingRouter(TopKRouter):
-    """SpeechMoE's router: reads the shared embedding beside the layer's input (You et al. 2021).
+    """SpeechMoE's router, and SpeechMoE2's: reads a `SharedEmbedding` beside the layer's input.
 
-    With domains and accents in the embedding it is SpeechMoE2's (You et al. 2022); see
-    `embedding.py`. Their losses are `sparsity_loss` and `importance_loss`.
+    Their losses are `sparsity_loss` and `importance_loss`.
     """
 
     def forward(self, x_TD: Tensor, context: RoutingContext) -> Routing:
         """Route by the embedding and x_TD."""
         assert context.embedding_TE is not None, "the encoder makes it for this kind of routing"
         return super().forward(torch.cat([context.embedding_TE, x_TD.float()], dim=-1), context)
+
+
+class Embedding(NamedTuple):
+    """Output of the embedding network.
+
+    Attributes:
+        values_TE: what routers read, groups appended.
+        log_probs_TV: for its CTC loss, float32.
+        group_logits: classifier logits [B, G] by field, for its cross-entropy.
+    """
+
+    values_TE: Tensor
+    log_probs_TV: Tensor
+    group_logits: dict[str, Tensor]
+
+
+class SharedEmbedding(nn.Module):
+    """SpeechMoE's embedding network, and for SpeechMoE2 an embedding for each domain and accent.
+
+    A small dense encoder with a CTC loss of its own gives every router what was said so far beside
+    its layer's input (You et al. 2021, arXiv 2105.03036); embeddings of the utterance's domain and
+    accent join it (You et al. 2022, arXiv 2111.11831). These are given or, where unknown, predicted
+    from the mean of its frames: then their embedding is the mean of all, weighted with the
+    classifier's probabilities.
+
+    Args:
+        config: of the whole model.
+        network: encoder of `config.embedder`.
+    """
+
+    def __init__(self, config: ModelConfig, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        groups = config.router.groups if config.routing == "speechmoe2" else {}
+        width = config.router.embedding_dim
+        self.tables = nn.ModuleDict(
+            {
+                name: nn.Embedding(len(known), config.router.group_dim)
+                for name, known in groups.items()
+            }
+        )
+        self.classifiers = nn.ModuleDict(
+            {name: nn.Linear(width, len(known)) for name, known in groups.items()}
+        )
+
+    def forward(
+        self,
+        frames_TS: Tensor,
+        lengths_B: Tensor,
+        positions_T: Tensor | None,
+        groups: Mapping[str, Tensor] | None,
+        past: EncoderContext | None = None,
+    ) -> Embedding:
+        """Embed a packed batch; arguments as those of `CTCEncoder.forward`."""
+        network: Any = self.network  # a `CTCEncoder`, which imports this module
+        x_TE, _ = network.encode(frames_TS, lengths_B, positions_T, past=past)
+        log_probs_TV: Tensor = network.classify(x_TE)
+        values, logits = [x_TE.float()], {}
+        if self.tables:
+            utterance_T = torch.arange(len(lengths_B)).repeat_interleave(lengths_B).to(x_TE.device)
+            mean_BE = utterance_means(values[0], lengths_B, utterance_T)
+            for name, table in self.tables.items():
+                assert isinstance(table, nn.Embedding)
+                logits[name] = self.classifiers[name](mean_BE).float()
+                share_BG = _shares(logits[name], None if groups is None else groups.get(name))
+                values.append((share_BG @ table.weight.float())[utterance_T])
+        return Embedding(torch.cat(values, dim=-1), log_probs_TV, logits)
+
+
+def utterance_means(x_TE: Tensor, lengths_B: Tensor, utterance_T: Tensor) -> Tensor:
+    """Mean of each utterance's frames, [B, E]; 0 for one without frames."""
+    sums_BE = x_TE.new_zeros(len(lengths_B), x_TE.shape[1]).index_add(0, utterance_T, x_TE)
+    return sums_BE / lengths_B.clamp(min=1).to(x_TE.device)[:, None]
+
+
+def _shares(logits_BG: Tensor, given_B: Tensor | None) -> Tensor:
+    """Weight of each value: 1 for the given one, else the classifier's probabilities."""
+    probs_BG = logits_BG.softmax(dim=-1)
+    if given_B is None:
+        return probs_BG
+    given_B = given_B.to(logits_BG.device)
+    one_hot_BG = nn.functional.one_hot(given_B.clamp(min=0), logits_BG.shape[1]).to(probs_BG.dtype)
+    return torch.where((given_B >= 0)[:, None], one_hot_BG, probs_BG)
 
 
 class HashRouter(nn.Module):

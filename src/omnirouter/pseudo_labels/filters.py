@@ -20,7 +20,7 @@ LONGEST_PHRASE = 8  # words that are looked for again and again
 
 @dataclass(frozen=True, kw_only=True)
 class FilterConfig:
-    """Which segments are kept.
+    """Limits within which segments are kept.
 
     Attributes:
         min_rate: words a second, at least.
@@ -49,21 +49,13 @@ class FilterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledSegment:
-    """A stretch of a file with the teacher's transcript.
+    """A stretch of a file with the teacher's transcript."""
 
-    Attributes:
-        start: seconds into the file.
-        end: seconds into the file.
-        text: the teacher's words as they are.
-        log_prob: mean log-probability of its word pieces.
-        no_speech: probability that nobody speaks.
-    """
-
-    start: float
-    end: float
-    text: str
-    log_prob: float
-    no_speech: float
+    start: float  # seconds into the file
+    end: float  # seconds into the file
+    text: str  # the teacher's words as they are
+    log_prob: float  # mean log-probability of its word pieces
+    no_speech: float  # probability that nobody speaks
 
     @property
     def seconds(self) -> float:

@@ -26,6 +26,7 @@ from omnirouter.files import (
     write_atomically,
     write_json,
     write_json_lines,
+    writing_to,
 )
 from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.backends import Backend, run_locally
@@ -43,25 +44,16 @@ STAMP = "pseudo-label.json"
 
 @dataclass
 class PseudoLabelSummary:
-    """Result of a run: recordings, seconds of audio, and segments rejected by each filter.
+    """Result of a run, as (segments, seconds) where both count."""
 
-    Attributes:
-        files: recordings transcribed.
-        seconds: their audio.
-        speech_seconds: of it in segments, all languages.
-        kept: segments that passed every filter, and their seconds.
-        rejected: segments and seconds by filter.
-        failed: recordings that could not be transcribed, with the reason.
-        splits: the cuts written.
-    """
-
-    files: int = 0
-    seconds: float = 0.0
-    speech_seconds: float = 0.0
-    kept: tuple[int, float] = (0, 0.0)
-    rejected: dict[str, tuple[int, float]] = field(default_factory=dict)
+    files: int = 0  # recordings transcribed
+    seconds: float = 0.0  # their audio
+    speech_seconds: float = 0.0  # of it in segments, all languages
+    kept: tuple[int, float] = (0, 0.0)  # segments that passed every filter
+    rejected: dict[str, tuple[int, float]] = field(default_factory=dict)  # segments by filter
+    # recordings that could not be transcribed, with the reason
     failed: dict[str, str] = field(default_factory=dict)
-    splits: list[SplitReport] = field(default_factory=list)
+    splits: list[SplitReport] = field(default_factory=list)  # the cuts written
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
@@ -98,12 +90,10 @@ def check_settings(out: Path, config: TeacherConfig, name: str = STAMP, **furthe
         BadInput: it holds something else.
         OmnirouterError: it cannot be written.
     """
-    try:
+    with writing_to(out):
         if not has_settings(out, config, name, **further):
             out.mkdir(parents=True, exist_ok=True)
             write_json(out / name, _stamp(config) | further)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
 
 
 def has_settings(out: Path, config: TeacherConfig, name: str, **further: object) -> bool:
@@ -165,7 +155,8 @@ def pseudo_label(
         sources: recordings.
         out: folder of the corpus.
         config: the teacher.
-        dev_files: whole recordings drawn for development, among those of which a segment is kept.
+        dev_files: whole recordings drawn for development, by `seed`, among those of which a segment
+            is kept.
         seed: of that draw.
         filters: which segments to keep.
         backend: where recordings are transcribed.
@@ -183,17 +174,14 @@ def pseudo_label(
         )
     check_settings(out, config)
     summary = PseudoLabelSummary()
-    try:
-        with only_writer(out):
-            missing = [source for source in sources if source.transcript(out) is None]
-            for source, reason in backend(missing, out, config) if missing else ():
-                if reason:
-                    summary.failed[source.id] = reason
-                if progress is not None:
-                    progress(source.seconds)
-            _write(sources, out, dev_files, seed, filters or FilterConfig(), summary)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    with writing_to(out), only_writer(out):
+        missing = [source for source in sources if source.transcript(out) is None]
+        for source, reason in backend(missing, out, config) if missing else ():
+            if reason:
+                summary.failed[source.id] = reason
+            if progress is not None:
+                progress(source.seconds)
+        _write(sources, out, dev_files, seed, filters or FilterConfig(), summary)
     return summary
 
 

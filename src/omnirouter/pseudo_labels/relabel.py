@@ -34,7 +34,7 @@ from omnirouter.corpora.validate import (
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
-from omnirouter.files import only_writer, write_json_lines
+from omnirouter.files import only_writer, write_json_lines, writing_to
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
 from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
@@ -92,14 +92,12 @@ def relabel(
         config: the teacher. Its language is taken for granted; with `any` it is told for every
             utterance by itself. Only utterances longer than `max_seconds` are segmented, unless
             `segments` asks for it.
-        segments: cut every utterance into segments, as recordings are for pseudo-labels, and keep
-            those that these filters keep; None leaves utterances as they are.
+        segments: cut every utterance into segments and keep those that these filters keep.
         progress: called with the seconds of audio of each batch.
         teacher: makes the teacher, if there is something to transcribe.
 
     Returns:
-        The splits, and utterances that could not be transcribed with the reason; they are tried
-        again by the next call.
+        The splits, and utterances that failed with the reason; the next call tries them again.
 
     Raises:
         BadInput: nothing to read, or a folder of something else; or, when the other splits are
@@ -113,26 +111,23 @@ def relabel(
     if any(True for _ in _all_missing(manifests, out)):
         transcriber.teacher = teacher(config)  # before anything is written: it may not be there
     check_settings(out, config, STAMP, **further)
-    try:
-        with only_writer(out), open_store(out / HEARD) as store:
-            for manifest in manifests:
-                left = missing(manifest, store)
-                while batch := list(islice(left, transcriber.together)):
-                    found = transcriber.transcribe(batch, failed)
-                    own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
-                    store.add(split_name(manifest.path), own)
-                    if progress is not None:
-                        progress(sum(cut.duration for cut in batch))
-            rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
-            write_json_lines(out / FAILED, rows)
-            written, unusable = list[Relabeled](), list[str]()
-            for manifest in manifests:
-                try:
-                    written.append(_write(manifest, out, store, segments))
-                except NothingUsable as error:
-                    unusable.append(str(error))
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
+    with writing_to(out), only_writer(out), open_store(out / HEARD) as store:
+        for manifest in manifests:
+            left = missing(manifest, store)
+            while batch := list(islice(left, transcriber.together)):
+                found = transcriber.transcribe(batch, failed)
+                own = {identity(cut): found[cut.id] for cut in batch if cut.id in found}
+                store.add(split_name(manifest.path), own)
+                if progress is not None:
+                    progress(sum(cut.duration for cut in batch))
+        rows = [{"id": id, "reason": reason} for id, reason in failed.items()]
+        write_json_lines(out / FAILED, rows)
+        written, unusable = list[Relabeled](), list[str]()
+        for manifest in manifests:
+            try:
+                written.append(_write(manifest, out, store, segments))
+            except NothingUsable as error:
+                unusable.append(str(error))
     if unusable:
         why = "; ".join(unusable)
         raise NothingUsable(f"{why}; for utterances that failed see {out / FAILED}")

@@ -21,7 +21,7 @@ import torch
 import yaml
 from rich.console import Console
 
-from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
+from omnirouter.analysis.analyze import choose_examples
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import (
@@ -38,17 +38,15 @@ from omnirouter.config import (
 from omnirouter.data.manifests import read_manifest
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.evaluate.published import EvalSet
-from omnirouter.evaluate.score import SetResult, score
+from omnirouter.evaluate.score import score
 from omnirouter.evaluate.tables import WerTable, of_results, to_rich
 from omnirouter.files import write_text
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
-from omnirouter.report.model_report import ModelReport
+from omnirouter.report.model_report import ModelReport, ReportOptions, of_run
 from omnirouter.report.parallel_runs import train_side_by_side
 from omnirouter.report.report import write_report
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
-from omnirouter.train import TrainResult
 from omnirouter.train.optim import build_optimizers
-from omnirouter.train.run_dir import rows_of
 
 NAMES = {"dense": "Dense", "switch": "Switch", "omni": "Omni"}
 STREAMING = "streaming"  # folder of the model that streams
@@ -109,15 +107,8 @@ def run_demo(
             installed.
         OmnirouterError: the disk is full.
     """
-    console = Console(highlight=False, quiet=quiet)
-    began = time.monotonic()
-    steps = STEPS if steps is None else steps
-    if steps < 1:
-        raise BadInput(f"steps: at least 1, not {steps}")
-    corpus = replace(CORPUS, hours=hours, seed=seed)
-    _require_same(out, NAMES, {"seed": seed, "steps": steps}, corpus)
-    _project(steps, NAMES, console)
-    manifests = make_demo_corpus(out / "corpus", corpus, progress=not quiet)
+    began, console = time.monotonic(), Console(highlight=False, quiet=quiet)
+    steps, manifests = _prepare(out, {r: r for r in NAMES}, steps, seed, hours, console)
     runs = {routing: demo_config(out, routing, manifests, steps, seed) for routing in NAMES}
     for config in runs.values():
         count = count_parameters(config.model)
@@ -129,9 +120,10 @@ def run_demo(
         {NAMES[key]: config for key, config in runs.items()},
         console=Console(stderr=True, highlight=False, quiet=quiet),
     )
-    results = {routing: trained[name] for routing, name in NAMES.items()}
     console.print("Scoring on clean and shifted speech of unseen voices ...")
-    models = [_model_report(results[routing], runs[routing], manifests) for routing in NAMES]
+    sets = {own.name: read_manifest(manifests[own.name]) for own in CONDITIONS}
+    whole = ReportOptions(limit=None)
+    models = [of_run(out / routing, name, sets, whole) for routing, name in NAMES.items()]
     table = of_results({m.name: m.results for m in models}, CONDITIONS)
     facts = _facts(runs["omni"], hours, time.monotonic() - began)
     report = out / "report.html"
@@ -145,7 +137,7 @@ def run_demo(
     _write_json(out / "results.json", models, facts)
     console.print()
     Console(highlight=False).print(to_rich(table))
-    best = {routing: result.best for routing, result in results.items()}
+    best = {routing: trained[name].best for routing, name in NAMES.items()}
     if not quiet:
         _farewell(console, best["omni"], manifests["test_clean"], report)
     return DemoResult(table=table, report=report, checkpoints=best)
@@ -176,13 +168,7 @@ def run_streaming_demo(
         OmnirouterError: the disk is full.
     """
     console = Console(highlight=False, quiet=quiet)
-    steps = STEPS if steps is None else steps
-    if steps < 1:
-        raise BadInput(f"steps: at least 1, not {steps}")
-    corpus = replace(CORPUS, hours=hours, seed=seed)
-    _require_same(out, [STREAMING], {"seed": seed, "steps": steps}, corpus)
-    _project(steps, ["omni"], console)
-    manifests = make_demo_corpus(out / "corpus", corpus, progress=not quiet)
+    steps, manifests = _prepare(out, {STREAMING: "omni"}, steps, seed, hours, console)
     config = demo_config(out, "omni", manifests, steps, seed)
     features = replace(config.model.features, normalisation="global")
     model = replace(config.model, attention_context=CONTEXT, features=features)
@@ -201,6 +187,36 @@ def run_streaming_demo(
         soft_wrap=True,
     )
     return best
+
+
+def _prepare(
+    out: Path,
+    models: Mapping[str, str],
+    steps: int | None,
+    seed: int,
+    hours: float,
+    console: Console,
+) -> tuple[int, dict[str, Path]]:
+    """Check what is asked for, say how long it will take, and make the corpus.
+
+    Args:
+        out: folder of the demo.
+        models: routing of each model by its folder in `out`.
+        steps: of each; `STEPS` if None.
+        seed: of the corpus and of training.
+        hours: of training speech.
+        console: where it is said; the corpus is made silently if it is quiet.
+
+    Returns:
+        Steps, and the corpus's manifests by split.
+    """
+    steps = STEPS if steps is None else steps
+    if steps < 1:
+        raise BadInput(f"steps: at least 1, not {steps}")
+    corpus = replace(CORPUS, hours=hours, seed=seed)
+    _require_same(out, models, {"seed": seed, "steps": steps}, corpus)
+    _project(steps, models.values(), console)
+    return steps, make_demo_corpus(out / "corpus", corpus, progress=not console.quiet)
 
 
 def _require_same(
@@ -290,35 +306,6 @@ def _step_seconds(config: ModelConfig) -> float:
         times.append(time.perf_counter() - began)
     torch.set_num_threads(threads)
     return sorted(times[1:])[TIMED_STEPS // 2]
-
-
-def _model_report(
-    result: TrainResult, config: RunConfig, manifests: dict[str, Path]
-) -> ModelReport:
-    checkpoint = load_checkpoint(result.best)
-    results: dict[str, SetResult] = {
-        condition.name: score(
-            checkpoint, read_manifest(manifests[condition.name]), name=condition.name
-        )
-        for condition in CONDITIONS
-    }
-    analysis = None
-    clean = read_manifest(manifests["test_clean"])
-    if checkpoint.config.routing != "dense":
-        analysis = analyze_routing(checkpoint, clean)
-    return ModelReport(
-        name=NAMES[config.model.routing],
-        config=checkpoint.config,
-        results=results,
-        metrics=rows_of(Path(config.out) / "metrics.jsonl"),
-        steps=result.steps,
-        train_seconds=result.seconds,
-        routing=analysis.numbers if analysis else None,
-        meaning=analysis.meaning if analysis else None,
-        strips=strip_examples(
-            checkpoint, choose_examples(clean), analysis.labels_LN if analysis else None
-        ),
-    )
 
 
 def _facts(config: RunConfig, hours: float, seconds: float) -> dict[str, str]:

@@ -7,7 +7,7 @@ GPUs by us.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GB = 1e9
@@ -71,21 +71,15 @@ H100 = DeviceKind(
     gemm_share=GEMM_SHARE,
     source="NVIDIA H100 SXM and DGX H100 datasheets (400 Gb/s for each GPU)",
 )
-H200 = DeviceKind(
+H200 = replace(
+    H100,
     name="h200",
     memory=141 * GB,
-    bf16=989.4e12,
-    fp32=66.9e12,
     bandwidth=4800 * GB,
-    link=450 * GB,
-    network=50 * GB,
-    per_machine=8,
-    gemm_share=GEMM_SHARE,
     source="NVIDIA H200 SXM and DGX H200 datasheets (400 Gb/s for each GPU)",
 )
 GPUS = {kind.name: kind for kind in (A100, H100, H200)}
 CPU_GEMM_SHARE = 0.7  # of the rate just measured; an assumption like those above
-COPIED = 1 << 28  # bytes
 
 
 def device_kind(name: KindName, processes: int) -> DeviceKind:
@@ -97,16 +91,13 @@ def this_cpu(processes: int) -> DeviceKind:
     """This machine as it is now: best matrix product, bandwidth of a copy, memory."""
     import torch
 
-    from omnirouter.report.timing import Shape, gemm_rate, interleaved
+    from omnirouter.report.timing import Shape, copy_rate, gemm_rate
 
     shapes = (Shape(1024, 512, 2048), Shape(1024, 1024, 1024))
     rates = {
         dtype: 1e9 * gemm_rate(shapes, dtype, rounds=5, device="cpu") for dtype in ("bf16", "fp32")
     }
-    source = torch.zeros(COPIED // 4)
-    target = torch.empty_like(source)
-    copies = interleaved({"copy": lambda number: target.copy_(source)}, rounds=3)
-    bandwidth = 2 * COPIED / copies["copy"]["median_s"]
+    bandwidth = 1e9 * copy_rate(rounds=3, device="cpu")
     memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return DeviceKind(
         name="cpu",

@@ -7,25 +7,18 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from omnirouter.data.inspect import KINDS, CorpusInspection
+from omnirouter.files import render
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 50, 30
 
 
-def render(template: str, **values: Any) -> str:
+def render_page(template: str, **values: Any) -> str:
     """A self-contained page from a template of `report/templates`, with the style sheet inside."""
-    environment = Environment(
-        loader=PackageLoader("omnirouter.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     css = files("omnirouter.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(css=Markup(css), **values).lstrip() + "\n"
+    return render("omnirouter.report", template, css=Markup(css), **values)
 
 
 def page(title: str, found: CorpusInspection) -> str:
@@ -47,7 +40,7 @@ def page(title: str, found: CorpusInspection) -> str:
     if speakers := sorted(found.speakers.values(), reverse=True):
         by_rank = [[float(rank), float(count)] for rank, count in enumerate(speakers[:200], 1)]
         histograms.append(("Utterances of each speaker", histogram(by_rank, 1.0, "speaker")))
-    return render(
+    return render_page(
         "inspect.html",
         title=title,
         facts=facts,

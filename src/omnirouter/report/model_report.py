@@ -14,10 +14,9 @@ from omnirouter.analysis.analyze import (
     StripExample,
     analyze_routing,
     choose_examples,
-    sample_cuts,
     strip_examples,
 )
-from omnirouter.analysis.collect import RoutingNumbers, require_one_expert
+from omnirouter.analysis.collect import RoutingNumbers, require_one_expert, sample_cuts
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
@@ -42,8 +41,8 @@ class ModelReport:
         steps: optimizer steps it was trained for.
         train_seconds: time the training took.
         routing: its routing numbers; None for a dense model.
-        meaning: what its experts do; None for a dense model.
-        disturbance: its error rates with random experts, if they were measured.
+        specialization: what its experts do; None for a dense model.
+        random_experts: its error rates with random experts, if they were measured.
         strips: the same utterances, in the same order, for every model that has any.
     """
 
@@ -54,8 +53,8 @@ class ModelReport:
     steps: int
     train_seconds: float
     routing: RoutingNumbers | None = None
-    meaning: Specialization | None = None
-    disturbance: RandomExpertResult | None = None
+    specialization: Specialization | None = None
+    random_experts: RandomExpertResult | None = None
     strips: Sequence[StripExample] = field(default_factory=list)
 
 
@@ -64,14 +63,15 @@ class ReportOptions:
     """Settings of a report's analysis of a model.
 
     Attributes:
-        limit: utterances, drawn at random from the first set, whose routing is analyzed.
+        limit: utterances, drawn at random from the first set, whose routing is analyzed; None
+            for all.
         examples: utterances drawn as strips.
         random_experts: measure error rates with random experts too.
         device: `cpu` or `cuda`.
         precision: `bf16` runs the encoder under autocast.
     """
 
-    limit: int = 200
+    limit: int | None = 200
     examples: int = 3
     random_experts: bool = False
     device: str = "cpu"
@@ -107,7 +107,7 @@ def of_run(
         name: heading of its column.
         sets: test sets by name; on the first one routing is looked at. May be empty.
         options: how closely.
-        progress: called after each batch with its number of utterances and seconds of audio.
+        progress: called after each batch with its number of utterances.
 
     Raises:
         BadInput: the folder holds no run, or a set cannot be used.
@@ -126,10 +126,10 @@ def of_run(
             found = analyze_routing(
                 checkpoint, chosen, precision=options.precision, progress=progress
             )
-            gathered |= {"routing": found.numbers, "meaning": found.meaning}
+            gathered |= {"routing": found.numbers, "specialization": found.specialization}
             labels = found.labels_LN
             if options.random_experts:
-                gathered["disturbance"] = random_expert_test(
+                gathered["random_experts"] = random_expert_test(
                     checkpoint,
                     chosen,
                     RandomExpertConfig(),

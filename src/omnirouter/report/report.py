@@ -21,7 +21,7 @@ from omnirouter.evaluate.tables import WerTable, change, interval, of_results, p
 from omnirouter.files import write_text
 from omnirouter.metrics.expert_load import ALIGNMENT
 from omnirouter.metrics.health import find_spikes
-from omnirouter.report.inspect_page import render
+from omnirouter.report.inspect_page import render_page
 from omnirouter.report.model_report import ModelReport
 from omnirouter.text import whisper_normalize
 
@@ -55,7 +55,7 @@ def write_report(
     """
     wer = of_results({m.name: m.results for m in models}, conditions)
     lines = model_lines([model.name for model in models])  # one map of colors for the page
-    text = render(
+    text = render_page(
         "report.html",
         title=title,
         wer=wer,
@@ -157,7 +157,9 @@ def _strips(models: Sequence[ModelReport]) -> dict[str, Any]:
 
 def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
     """Figures and sentences on the specialization of experts."""
-    known = {model.name: model.meaning for model in models if model.meaning is not None}
+    known = {
+        model.name: model.specialization for model in models if model.specialization is not None
+    }
     told = []
     for name, own in known.items():
         layer = max(range(len(own.kind_bits)), key=own.kind_bits.__getitem__)
@@ -180,7 +182,7 @@ def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[s
         drawn.append(_figure(by_layer, "What the chosen expert tells of the sound, by layer"))
         runs = plots.run_lengths(known, lines)
         drawn.append(_figure(runs, "How long experts keep the frames"))
-    disturbed = {m.name: m.disturbance for m in models if m.disturbance is not None}
+    disturbed = {m.name: m.random_experts for m in models if m.random_experts is not None}
     if disturbed:
         caption = "More word errors when experts are drawn at random"
         drawn.append(_figure(plots.random_experts(disturbed, lines), caption))
@@ -195,7 +197,9 @@ def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[s
 def _agreement(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
     """Figures on the agreement of layers and the likeness of their routers' inputs."""
     numbers = {model.name: model.routing for model in models if model.routing is not None}
-    known = {model.name: model.meaning for model in models if model.meaning is not None}
+    known = {
+        model.name: model.specialization for model in models if model.specialization is not None
+    }
     drawn: Figures = []
     has_inputs = bool(known) and all(numbers[name].cramers_v for name in known)
     if numbers:

@@ -22,6 +22,7 @@ from omnirouter.model.kernels.cpu import processor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 NOTE_EVERY_S = 30.0
+COPIED = 1 << 26  # floats
 LARGEST_SQUARE = 8192  # rows of a square matrix product that is measured
 SETTINGS = (
     "ATEN_",
@@ -128,7 +129,7 @@ def gemm_rate(
 
 def copy_rate(*, rounds: int, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """Bytes a second that a copy of a large tensor reads and writes, in GB/s (median)."""
-    source = torch.zeros(2**26, device=device)
+    source = torch.zeros(COPIED, device=device)
     target = torch.empty_like(source)
     copies = interleaved(
         {"copy": lambda number: target.copy_(source)}, rounds=rounds, device=device, clock=clock

@@ -59,7 +59,7 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ParityReport:
-    """How far a graph is from the checkpoint it was made of, over several lengths of noise.
+    """Distance of a graph from the checkpoint it was made of, over several lengths of noise.
 
     Attributes:
         max_difference: of log-probabilities.

@@ -9,10 +9,10 @@ from __future__ import annotations
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.config import BadInput, OmnirouterError, count_parameters, missing_extra
+from omnirouter.files import render
 from omnirouter.pretrained import CARD, NAME, one_line
 
 PRIVATE = ("run", "averaged", "upcycled_from", "dense")  # what meta holds of the machine
@@ -74,44 +74,8 @@ def push(
 
 def card(checkpoint: Checkpoint, name: str) -> str:
     """The model card: what the model is and the figures of its own run, nothing else."""
-    config, meta = checkpoint.config, checkpoint.meta
+    config = checkpoint.config
     count = count_parameters(config)
-    rows: list[tuple[str, Any]] = [
-        ("routing", config.routing),
-        ("experts in each layer", config.num_experts),
-        ("layers", config.num_layers),
-        ("width", config.dim),
-        ("word pieces", config.vocab_size),
-        ("parameters", f"{count.total / 1e6:.1f} M"),
-        ("parameters that a frame passes through", f"{count.active / 1e6:.1f} M"),
-        ("sample rate", f"{config.features.sample_rate} Hz"),
-    ]
-    if isinstance(step := meta.get("step"), int):
-        rows.append(("training steps", step))
-    if isinstance(hours := meta.get("audio_hours"), int | float):
-        rows.append(("audio seen in training, repeats counted", f"{hours:.1f} h"))
-    if isinstance(wer := meta.get("dev_wer"), int | float):
-        rows.append(("word error rate on the run's development set", f"{wer:.1%}"))
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows)
-    return f"""---
-library_name: omnirouter
-pipeline_tag: automatic-speech-recognition
-tags: [speech-recognition, ctc, mixture-of-experts]
----
-
-# {name}
-
-A CTC Transformer for speech recognition, made with omnirouter (Omni-Router, arXiv 2507.05724).
-
-| | |
-| --- | --- |
-{table}
-
-```python
-import omnirouter
-
-print(omnirouter.load("{name}").transcribe("talk.flac").text)
-```
-
-The development set chose this checkpoint, so its error rate is lower there than on other speech.
-"""
+    return render(
+        "omnirouter.serve", "card.md", name=name, config=config, count=count, meta=checkpoint.meta
+    )

@@ -45,7 +45,7 @@ SPLITS = ("train", "dev", *(f"test_{condition}" for condition in CONDITIONS))
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCorpusConfig:
-    """How much to make.
+    """Size of the corpus.
 
     Attributes:
         hours: of training speech, within a few percent.

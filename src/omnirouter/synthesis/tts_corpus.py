@@ -31,7 +31,14 @@ from omnirouter.audio.reader import load_audio, sound_length
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
 from omnirouter.data.multiprocess import in_parallel, shown
-from omnirouter.files import is_empty, json_line, only_writer, replacing, write_json_lines
+from omnirouter.files import (
+    is_empty,
+    json_line,
+    only_writer,
+    replacing,
+    write_json_lines,
+    writing_to,
+)
 from omnirouter.synthesis.conditions import CONDITIONS, record
 from omnirouter.synthesis.demo_corpus import drawn_seed, write_wave
 from omnirouter.synthesis.held_out import HeldOutText
@@ -83,7 +90,7 @@ SHORT_WORD = 2  # letters; shorter ones are no single words to say
 
 @dataclass(frozen=True, kw_only=True)
 class TtsCorpusConfig:
-    """How much to read, and in whose voices.
+    """Size and voices of the corpus.
 
     Attributes:
         hours: of speech, within about a tenth.
@@ -156,16 +163,8 @@ def make_tts_corpus(
     """Make speech of text files with one sentence per line, or find it made.
 
     Utterances that are there already are kept, so an interrupted call goes on where it stopped.
-
-    Args:
-        texts: UTF-8 text.
-        out: folder for `audio/` and `train.jsonl`, made if need be.
-        config: how much, in whose voices.
-        without: manifests of held-out sets. A line that is a transcript of theirs, or shares eight
-            words in a row with one, is not read.
-        kokoro: folder of Kokoro's voices; see `neural_voices.kokoro_styles`.
-        workers: processes; the number of available cores if not given.
-        progress: show progress on stderr.
+    A line that is a transcript of the manifests `without`, or shares eight words in a row with
+    one, is not read. `kokoro` is the folder of its voices; see `neural_voices.kokoro_styles`.
 
     Returns:
         The manifest, and as rejected the lines that were skipped, and utterances of which a voice
@@ -189,7 +188,7 @@ def make_tts_corpus(
         "voices": voices.named(),
         "text": hashlib.blake2b("\n".join(sentences).encode(), digest_size=8).hexdigest(),
     }
-    try:
+    with writing_to(out):
         _claim(out, stamp)
         with only_writer(out):
             for folder in {Path(passage.path).parent for passage in passages}:
@@ -208,8 +207,6 @@ def make_tts_corpus(
                 report.seconds += duration
             report.utterances = len(rows)
             write_json_lines(report.path, rows)
-    except OSError as error:
-        raise OmnirouterError(f"cannot write to {out}: {error.strerror or error}") from error
     return report
 
 

@@ -70,21 +70,13 @@ class NoSound(OmnirouterError):
 
 @dataclass(frozen=True, kw_only=True)
 class Speech:
-    """Text, voice, rate and pitch of one utterance.
+    """Text, voice, rate and pitch of one utterance."""
 
-    Attributes:
-        text: the words.
-        voice: espeak-ng's name, accent + variant, such as `en-us+m3`.
-        rate: nominal words per minute, 80 to 450.
-        pitch: 0 to 100, 50 is the voice's own.
-        pitch_range: 0 (monotone) to 100, 50 is the voice's own.
-    """
-
-    text: str
-    voice: str
-    rate: int = 175
-    pitch: int = 50
-    pitch_range: int = 50
+    text: str  # the words
+    voice: str  # espeak-ng's name, accent + variant, such as `en-us+m3`
+    rate: int = 175  # nominal words per minute, 80 to 450
+    pitch: int = 50  # 0 to 100, 50 is the voice's own
+    pitch_range: int = 50  # 0 (monotone) to 100, 50 is the voice's own
 
 
 def draw_speech(text: str, variants: Sequence[str], rng: Generator) -> Speech:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -64,8 +64,7 @@ FeatureStatistics = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and deviation, a value per mel bin."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(NamedTuple):
     """All parts of a run, ready for its next step.
 
     Attributes:
@@ -146,16 +145,7 @@ def build_run(
             reporter.note(warning)
     folder.describe(config)
     folder.rewind_metrics(-1 if saved is None else state.progress.step)  # step 0 comes again
-    return Run(
-        config=config,
-        world=world,
-        reporter=reporter,
-        folder=folder,
-        loader=loader,
-        state=state,
-        train_step=train_step,
-        validator=validator,
-    )
+    return Run(config, world, reporter, folder, loader, state, train_step, validator)
 
 
 def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokenizer:

@@ -25,9 +25,8 @@ from omnirouter.model import (
     ctc_loss,
     load_balance_loss,
 )
-from omnirouter.model.embedding import Embedding
 from omnirouter.model.losses import consistency_loss, importance_loss, sparsity_loss, z_loss
-from omnirouter.model.router_variants import tokens_per_expert, update_expert_bias
+from omnirouter.model.router_variants import Embedding, tokens_per_expert, update_expert_bias
 
 UNKNOWN = -1
 
@@ -159,7 +158,7 @@ class ExpertBiasUpdater:
         if self.on and routings:
             self.counts_RN += tokens_per_expert(routings, self.config.model, skipped)
 
-    def rebalance(
+    def update_bias(
         self, network: CTCEncoder, total: Callable[[Tensor], Tensor], finite: Tensor
     ) -> None:
         """Move the biases against what was counted, unless the step is skipped.

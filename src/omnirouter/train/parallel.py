@@ -159,7 +159,11 @@ def to_local_like(t: Tensor, parameter: Tensor) -> Tensor:
 
 
 def full_state(optimizer: torch.optim.Optimizer, *, keep: bool = True) -> dict[str, Any]:
-    """An optimizer's `state_dict` with whole tensors; all processes must ask at the same time."""
+    """An optimizer's `state_dict` with whole tensors; all processes must ask at the same time.
+
+    torch.distributed.checkpoint.state_dict knows states by parameter names instead of numbers, so
+    that files would be others, and takes a step with an optimizer that has no state yet.
+    """
     state = optimizer.state_dict()
     return state | {
         "state": {

@@ -115,7 +115,7 @@ class TrainStep:
         finite = (losses.sum() + norm).isfinite()
         update(self.optimizers, finite)
         if not frozen:
-            load.rebalance(self.model.network, self.world.all_reduce, finite)
+            load.update_bias(self.model.network, self.world.all_reduce, finite)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         return StepResult(losses, norm, finite, rate, output, batch, dropped)

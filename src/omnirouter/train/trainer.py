@@ -160,7 +160,9 @@ class Trainer:
             closing(batches),  # type: ignore[type-var]
             self.reporter,
         ):
-            self.validator.validate_start(self.state.model.for_use(), progress)
+            if self.config.init and not progress.step and self.validator.data is not None:
+                # what a fine-tuning starts from is the first best/
+                self.validator.validate(self.state.model.for_use(), progress)
             while progress.step < self.config.steps:
                 if reason := self.early_end():  # as a run that goes on may have done before
                     return self.finish(reason)
@@ -269,7 +271,7 @@ class Trainer:
         self.folder.save_state(self.state.state_dict(), self.progress.step)
 
     def early_end(self) -> str | None:
-        """Why the run ends before its last step, if it does."""
+        """Reason for the run to end before its last step; None if there is none."""
         if self.interrupted:
             return "interrupted"
         patience = self.config.patience

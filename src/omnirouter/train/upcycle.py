@@ -13,16 +13,16 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import load_checkpoint, save_checkpoint
-from omnirouter.config import BadInput, DataConfig, FeatureConfig, ModelConfig
+from omnirouter.config import BadInput, DataConfig, FeatureConfig, ModelConfig, UpcycleConfig
 from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.dataset import RejectLog
 from omnirouter.data.manifests import read_manifest
@@ -48,33 +48,6 @@ class StackedFrames(NamedTuple):
 
     frames_TS: Tensor
     lengths_B: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class UpcycleConfig:
-    """Settings of the model with experts.
-
-    Attributes:
-        routing: `omni` has one router for all layers, `switch` one per layer, `omni-once` one that
-            decides once.
-        num_experts: copies of each feed-forward layer.
-        top_k: experts a frame goes to.
-        start: `dense` begins with the dense model's output: the router starts faint, so that all
-            gates are nearly 1 / num_experts, and the copies' outputs are scaled up by as much.
-            `plain` leaves router and copies as they are: the output is the dense model's only where
-            gates are 1, and at first each layer's share shrinks by its gate. `apart` has a router
-            that decides: two experts each are given the ends of a direction in which the frames of
-            its layers differ most; each layer's copies are scaled by its mean gate.
-        seed: of the router, for `apart` of the choice of recordings.
-        data: for `apart`, a manifest of recordings; transcripts are not needed.
-    """
-
-    routing: Literal["switch", "omni", "omni-once"] = "omni"
-    num_experts: int = 4
-    top_k: int = 1
-    start: Literal["dense", "plain", "apart"] = "dense"
-    seed: int = 0
-    data: str = ""
 
 
 def upcycle(

@@ -77,7 +77,7 @@ class Validator:
         self.plateau_named = False
 
     def require_usable(self) -> None:
-        """Find out before the first step, and not at the first validation.
+        """Fail before the first step, not at the first validation, if `data.dev` is of no use.
 
         Raises:
             BadInput: the development set has no usable utterance, or no words.
@@ -115,15 +115,6 @@ class Validator:
             progress.worse += 1
         if self.config.average and progress.step and not math.isnan(score.loss):
             self._keep(network, progress, score.wer)
-
-    def validate_start(self, network: CTCEncoder, progress: TrainProgress) -> None:
-        """Score what a fine-tuning starts from, as step 0: it is the first best/.
-
-        Raises:
-            BadInput: as of `validate`.
-        """
-        if self.config.init and not progress.step and self.data is not None:
-            self.validate(network, progress)
 
     def average(self, network: CTCEncoder, progress: TrainProgress) -> None:
         """Average the kept checkpoints of `network`; the result becomes best/ if it is better."""

@@ -17,24 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnirouter.model.kernels import cpu, cuda
-from omnirouter.model.kernels.spec import (
-    ACTIVATIONS,
-    ComputeSpec,
-    DropoutMask,
-    ExpertWeights,
-    random_bytes,
-)
+from omnirouter.model.kernels.spec import ACTIVATIONS, ComputeSpec, ExpertWeights
 from omnirouter.model.routing import Routing
-
-__all__ = [
-    "ACTIVATIONS",
-    "ComputeSpec",
-    "DropoutMask",
-    "ExpertWeights",
-    "grouped_mlp",
-    "grouped_mlp_reference",
-    "random_bytes",
-]
 
 Run = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
 

@@ -54,7 +54,7 @@ def random_bytes(*shape: int) -> Tensor:
 
 
 class ComputeSpec(NamedTuple):
-    """How experts compute: dtype of the products, activation, dropout of the hidden layer."""
+    """Dtype of the experts' products, their activation, dropout of their hidden layer."""
 
     dtype: torch.dtype
     activation: str = "relu"

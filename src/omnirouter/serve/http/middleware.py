@@ -1,4 +1,4 @@
-"""Who may come in: checked before an upload is read, in one ASGI middleware.
+"""Access middleware: keys, size and rate limits, checked before an upload is read.
 
 A server without a key refuses requests that a page of another site makes through its visitor's
 browser: those name another origin, or (after the site's name was pointed here) another host.

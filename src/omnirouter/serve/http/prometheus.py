@@ -61,5 +61,5 @@ class Metrics:
         self._work.inc(work_s)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Text of all metrics, as Prometheus reads it."""
         return generate_latest(self.registry)
