@@ -86,6 +86,7 @@ def test_the_demo_trains_a_model_that_streams(
     ]
     assert load_checkpoint(best).config.streams
     assert main(["transcribe", *said[0][1].split(), "--model", str(best)]) == 0
+    capsys.readouterr()
     assert main(["demo", "--streaming", "--steps", "4", "--output-dir", str(tmp_path), "-q"]) == 0
     again = capsys.readouterr()
     assert again.err == "" and again.out.startswith(f"{best}: ")

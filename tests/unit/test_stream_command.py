@@ -244,7 +244,9 @@ def test_models_of_whole_utterances(
         tokenizer=known.tokenizer,
     )
     assert main(["transcribe", "-", "--stream", "--model", str(tmp_path / "best")]) == 2
-    assert "train one with model.attention_context" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "omnirouter demo --streaming makes a small one" in told
+    assert "docs/streaming.md says how to train one" in told
 
 
 class PortAudioError(Exception):
