@@ -331,8 +331,8 @@ def test_demo_takes_folder_steps_and_seed(monkeypatch: pytest.MonkeyPatch) -> No
     assert main(["demo"]) == 0
     assert main(["demo", "--output-dir", "d", "--steps", "5", "--seed", "3"]) == 0
     assert calls == [
-        (Path("runs/demo"), {"steps": None, "seed": 0}),
-        (Path("d"), {"steps": 5, "seed": 3}),
+        (Path("runs/demo"), {"steps": None, "seed": 0, "quiet": False}),
+        (Path("d"), {"steps": 5, "seed": 3, "quiet": False}),
     ]
 
 

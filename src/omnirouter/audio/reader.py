@@ -436,7 +436,7 @@ class AudioReader:
                 self._say(f"goes on after {end:.1f} s, where its header says that it ends")
         if short:
             self._say(f"ends after {end:.1f} s, its header says {whole:.1f}")
-        elif self._strict and (told := source.duration) and SHORT * end > told + SHORT_S:
+        elif done and self._strict and (told := source.duration) and SHORT * end > told + SHORT_S:
             self._say(f"goes on after {told:.1f} s, where its header says that it ends")
 
     def _chosen(self, block: DecodedBlock, count: int) -> DecodedBlock:
