@@ -74,18 +74,20 @@ class Watch:
 
     def __init__(self, cuts: int) -> None:
         self.every = max(1, cuts // 10)
+        self.done = 0.0
         self.found: list[tuple[int, float]] = []
 
-    def __call__(self, done: float) -> None:
-        """So many cuts are done."""
-        while done >= self.every * (len(self.found) + 1):
-            self.found.append((int(done), timing.resident_mb() or 0.0))
+    def __call__(self, more: float) -> None:
+        """So many more cuts are done."""
+        self.done += more
+        while self.done >= self.every * (len(self.found) + 1):
+            self.found.append((int(self.done), timing.resident_mb() or 0.0))
 
     def passing(self, cuts: Iterable[Cut]) -> Iterator[Cut]:
         """The cuts, counted."""
-        for number, cut in enumerate(cuts, start=1):
+        for cut in cuts:
             yield cut
-            self(number)
+            self(1)
 
 
 def prepared(folder: Path) -> Path:
@@ -130,17 +132,15 @@ def sample(folder: Path, cuts: int, watch: Watch) -> None:
     loader = AsrDataLoader(
         source, features=FeatureConfig(), tokenizer=None, data=data, shuffle=True
     )
-    done = 0
     for cuts_of_batch in loader.cut_batches(0):
-        done += len(cuts_of_batch)
-        watch(done)
+        watch(len(cuts_of_batch))
 
 
 def pieces(folder: Path, cuts: int, watch: Watch) -> None:
     """Word pieces of a thousand sentences."""
     config = VocabularyConfig(vocab_size=24, sentences=1000)
     texts = [str(prepared(folder))]
-    build_vocabulary(lambda: read_texts(texts), config, lambda done: watch(done / 2))
+    build_vocabulary(lambda: read_texts(texts), config, lambda more: watch(more / 2))
 
 
 def shar(folder: Path, cuts: int, watch: Watch) -> None:
