@@ -19,6 +19,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -197,8 +198,6 @@ def _quantize(config: ModelConfig, source: Path, target: Path) -> None:
     kept.append((window, 2 * (window // 2 + 1)))
     model = onnx.load(source)
     graph = model.graph
-    # the quantizer turns weights around and then trips over the shapes on record
-    del graph.value_info[:]
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     exact = [
         node.name
@@ -209,6 +208,7 @@ def _quantize(config: ModelConfig, source: Path, target: Path) -> None:
         and len(shape) == 2
         and (shape in kept or shape[::-1] in kept or shape[1] == features.num_mels)
     ]
+    _transpose_weights(graph)
     with _quiet(), tempfile.TemporaryDirectory(dir=target.parent) as folder:
         quantize_dynamic(
             model,
@@ -221,6 +221,29 @@ def _quantize(config: ModelConfig, source: Path, target: Path) -> None:
         )
         for path in Path(folder).iterdir():
             path.replace(target.parent / path.name)
+
+
+def _transpose_weights(graph: Any) -> None:
+    """Transpose the weights of a graph's layers, each once.
+
+    The quantizer does it for each layer by itself: a weight that two layers share is then back as
+    it was. The shapes on record go, which it would trip over.
+    """
+    from onnx import numpy_helper
+
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    turned = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            name = node.input[1] if attribute.name == "transB" and attribute.i else None
+            if name not in weights:
+                continue
+            attribute.i = 0
+            if name not in turned:
+                values = numpy_helper.to_array(weights[name]).T.copy()
+                weights[name].CopyFrom(numpy_helper.from_array(values, name))
+                turned.add(name)
+    del graph.value_info[:]
 
 
 def _compare(checkpoint: Checkpoint, folder: Path) -> dict[str, ParityReport]:
