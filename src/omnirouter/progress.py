@@ -125,11 +125,14 @@ class ProgressBoard:
         if total and first < done < total:
             left = f"{(now - since) / (done - first) * (total - done) / 60:.1f} min left"
         parts = [f"{title}: {self._amount(title)}", left, status]
-        if self.plain:  # as it is: a note may get more in front
-            ProgressBoard.note(self, ", ".join(filter(None, parts)))
+        if self.plain:
+            self._print(", ".join(filter(None, parts)))
 
     def note(self, text: str) -> None:
         """One line that stays."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, markup=False)
 
     def _amount(self, title: str) -> str:

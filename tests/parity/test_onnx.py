@@ -143,18 +143,23 @@ def test_what_is_traced_is_the_encoder(
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def assert_traced_alike(encoder: CTCEncoder) -> None:
+    """The traced encoder gives what the encoder gives, at several lengths."""
+    for length in LENGTHS[:5]:
+        samples = noise(length)
+        with torch.no_grad():
+            expected = encoder(*extract_features([samples], encoder.config.features)).log_probs
+            found = OnnxEncoder(encoder)(torch.from_numpy(samples))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("routing", ["dense", "omni"])
 def test_a_traced_stem_of_convolutions_is_the_encoders(routing: str) -> None:
     experts = 1 if routing == "dense" else 4
     config = replace(TINY, routing=routing, num_experts=experts, stem="convolutions", features=LOUD)
     torch.manual_seed(0)
     encoder = CTCEncoder(config).eval()
-    for length in LENGTHS[:5]:
-        samples = noise(length)
-        with torch.no_grad():
-            expected = encoder(*extract_features([samples], config.features)).log_probs
-            found = OnnxEncoder(encoder)(torch.from_numpy(samples))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_traced_alike(encoder)
 
 
 @pytest.mark.slow
@@ -276,12 +281,7 @@ def test_experts_in_other_places_are_traced(routing: str, options: dict[str, Any
     torch.manual_seed(3)
     config = replace(TINY, num_layers=3, routing=routing, router=RouterConfig(**options))
     encoder = CTCEncoder(config).eval()
-    for length in LENGTHS[:5]:
-        samples = noise(length)
-        with torch.no_grad():
-            expected = encoder(*extract_features([samples], config.features)).log_probs
-            found = OnnxEncoder(encoder)(torch.from_numpy(samples))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_traced_alike(encoder)
 
 
 @pytest.mark.slow

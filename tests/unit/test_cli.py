@@ -687,6 +687,11 @@ def test_the_bundled_model_has_one_name_everywhere(
     assert main(["train", "tune.yaml", "--out", "tuned"]) == 0
     named = ["--init", model, "--tokenizer.path", "english-small"]
     assert main(["train", "tune.yaml", *named, "--out", "other"]) == 0
+    # a run has a vocabulary of its own: it goes on without the model or the file it came from
+    monkeypatch.setattr("omnirouter.pretrained.PRETRAINED_DIR", tmp_path / "none")
+    resumed = ["train", "tune.yaml", "--init", model, "--steps", "2", "--resume"]
+    assert main([*resumed, "--out", "tuned"]) == 0
+    assert main([*resumed, "--tokenizer.path", "gone/vocabulary", "--out", "other"]) == 0
 
 
 def test_a_name_that_is_none_tells_the_one_there_is(capsys: pytest.CaptureFixture[str]) -> None:

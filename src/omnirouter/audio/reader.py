@@ -418,7 +418,7 @@ class AudioReader:
             yield from self._end(offset, done, left)
 
     def _end(self, offset: float, done: float, left: float) -> Iterator[DecodedBlock]:
-        """Hold the end of what was decoded against the header, and read what lies behind it."""
+        """Compare the length decoded with the header's, and read what lies behind it."""
         lengths = [source.promised for source in self._sources]
         whole = None if None in lengths else sum(filter(None, lengths))
         if whole is None:

@@ -73,7 +73,7 @@ def demo(
         steps: optimizer steps of each model; give fewer than the built-in number on a slow machine.
         seed: of the corpus and of training.
         streaming: train one Omni model that streams instead, for `transcribe --stream` and the live
-            words of `serve`; its checkpoint is streaming/best. It takes less than half the time.
+            words of `serve`; its checkpoint is streaming/best.
     """
     from omnirouter.report.demo import run_demo, run_streaming_demo
 

@@ -51,7 +51,7 @@ class EncoderContext(Protocol):
 
     @property
     def embedder(self) -> EncoderContext | None:
-        """The same for SpeechMoE's embedding network."""
+        """Context of SpeechMoE's embedding network."""
         ...
 
     def advance(self, frames: int) -> int:

@@ -346,7 +346,7 @@ class Recognizer(ABC):
 
 
 class WindowStitcher:
-    """One channel on its way: puts the outputs of its windows together, holding the last one only.
+    """Joins the outputs of one channel's windows into words; holds the last window only.
 
     Attributes:
         segments: so far; only the last word may still change, where it is parted.
@@ -414,7 +414,7 @@ class WindowStitcher:
 
 
 class TranscriptionSession:
-    """One recording on its way; who wants to hear more of it than its progress makes a subclass.
+    """One recording being transcribed; a subclass can follow it step by step.
 
     Args:
         source: as for `Recognizer.transcribe`.

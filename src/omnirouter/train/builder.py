@@ -36,7 +36,7 @@ from omnirouter.data.manifests import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
 from omnirouter.model.router_variants import HashRouter
-from omnirouter.pretrained import resolve_model
+from omnirouter.pretrained import is_hub_name, resolve_model
 from omnirouter.text import Tokenizer, normalize_text, train_tokenizer
 from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
@@ -165,8 +165,9 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
         raise BadInput("data.train: give at least one manifest (JSONL or lhotse cuts)")
     if resume:
         tokenizer = Tokenizer.load(own)
-        given = _model_file(config.tokenizer.path)
-        if config.tokenizer.path and given.is_file() and Tokenizer.load(given) != tokenizer:
+        path = config.tokenizer.path
+        local = path and not is_hub_name(path)  # nothing is fetched to go on
+        if local and (given := _model_file(path)).is_file() and Tokenizer.load(given) != tokenizer:
             raise BadInput(
                 f"tokenizer.path: {given} is not the vocabulary of the run, {own}; it cannot go on "
                 "with another"

@@ -270,7 +270,7 @@ class Job(TranscriptionSession):
 
 
 class JobRunner:
-    """Does the work of a server."""
+    """Runs the jobs of a server: threads that read recordings, and the batcher."""
 
     def __init__(self, measures: Metrics) -> None:
         self.batcher = Batcher(measures)
