@@ -25,7 +25,7 @@ from common.program import RESULTS
 from omnirouter.audio.reader import Samples, load_audio
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import PRETRAINED_DIR, VadOptions
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.files import write_text
 from omnirouter.metrics.wer import error_rate
 from omnirouter.report import timing

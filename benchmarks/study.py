@@ -44,7 +44,7 @@ from omnirouter.config import (
     RunConfig,
     UpcycleConfig,
 )
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.files import write_text
 from omnirouter.metrics.health import find_spikes

@@ -17,7 +17,7 @@ from omnirouter.analysis.analyze import analyze, choose_examples, strip_examples
 from omnirouter.analysis.collect import collect, sample_cuts, summarize
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.metrics.expert_load import (
     align_layers,
     best_mapping,

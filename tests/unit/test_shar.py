@@ -26,7 +26,7 @@ from omnirouter.corpora.validate import SplitReport, prepare_manifests
 from omnirouter.data import cut_audio, shar
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.dataloader import AsrDataLoader
-from omnirouter.data.manifests import read_manifest, read_manifests, read_training
+from omnirouter.data.manifest import read_manifest, read_manifests, read_training
 from omnirouter.data.shar import SharManifest, is_shar
 from omnirouter.data.tokenizer_training import read_texts
 from omnirouter.files import _temporary_name

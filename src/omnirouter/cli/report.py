@@ -46,7 +46,7 @@ def report(
         random_experts: also measure word errors with frames sent to random experts (slow).
     """
     from omnirouter.cli.evaluate import named_manifests
-    from omnirouter.data.manifests import read_manifest
+    from omnirouter.data.manifest import read_manifest
     from omnirouter.evaluate.published import EvalSet
     from omnirouter.evaluate.score import require_words
     from omnirouter.evaluate.significance import named_files
@@ -130,7 +130,7 @@ def analyze(
     """
     from omnirouter.analysis.analyze import analyze as run_analysis
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.data.manifests import read_manifests
+    from omnirouter.data.manifest import read_manifests
     from omnirouter.evaluate.significance import named_files
 
     require_writable(output_dir / "routing.json")

@@ -13,9 +13,19 @@ from statistics import mean
 from typing import Any, Literal
 
 from omnirouter.config import BadInput, RunConfig, count_parameters
-from omnirouter.report.devices import GB, DeviceKind, KindName, device_kind
 from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes
-from omnirouter.report.rates import MATMULS, PARTS, Rates, peak_rates, read_measured, work
+from omnirouter.report.rates import (
+    GB,
+    MATMULS,
+    PARTS,
+    DeviceKind,
+    KindName,
+    Rates,
+    device_kind,
+    peak_rates,
+    read_measured,
+    work,
+)
 from omnirouter.train.builder import planned_model
 from omnirouter.train.optim import learning_rate
 from omnirouter.train.parallel import STATE_BYTES
