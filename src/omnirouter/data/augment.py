@@ -29,8 +29,7 @@ from omnirouter.audio.folders import find_audio
 from omnirouter.audio.reader import load_audio, resample, sound_length
 from omnirouter.config import AugmentConfig, BadInput, FeatureConfig
 from omnirouter.data.cut_audio import plain_file, read_cut
-from omnirouter.data.manifest import find_manifests, open_manifest, utterance
-from omnirouter.data.shar import is_shar
+from omnirouter.data.manifest import find_manifests, is_shar, open_manifest, utterance
 
 LONGEST_RESPONSE_S = 10.0  # what is longer is no impulse response
 
