@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from exports import rates, recognizers
+from exports import rates, reader, recognizers
 from lhotse import CutSet
 from numpy.random import default_rng
 from small_english import ANCHOR, all_sets, history, machine
@@ -261,7 +261,8 @@ def speed(checkpoint: Checkpoint, speech: Path) -> dict[str, float]:
     audio = [np.asarray(load_audio(c.recording.sources[0].source, RATE), np.float32) for c in cuts]
     with tempfile.TemporaryDirectory() as folder:
         export(checkpoint, Path(folder))
-        return rates(recognizers(checkpoint, Path(folder), threads=1), audio, RATE)
+        found = recognizers(checkpoint, Path(folder), threads=1)
+        return rates({name: reader(r) for name, r in found.items()}, audio, RATE)
 
 
 def card(values: dict[str, Any]) -> str:

@@ -236,7 +236,12 @@ def _others(target: Path) -> list[Path]:
     return [entry for entry in entries if entry.name not in FILES]
 
 
-def _read(folder: str | Path) -> _Contents:
+def checkpoint_folder(folder: str | Path) -> Path:
+    """Folder of a whole checkpoint that is given as for `load_checkpoint`.
+
+    Raises:
+        BadInput: it is no folder, or a file is missing.
+    """
     path = resolve_model(folder)
     if not path.exists() and previous_path(path).is_dir():
         path = previous_path(path)
@@ -250,6 +255,11 @@ def _read(folder: str | Path) -> _Contents:
             best = path / "best"
             hint = f"; did you mean {best}?" if (best / name).is_file() else ""
             raise BadInput(f"{folder}: {name} is missing, this is not a whole checkpoint{hint}")
+    return path
+
+
+def _read(folder: str | Path) -> _Contents:
+    path = checkpoint_folder(folder)
     config, meta = _read_config(path / CONFIG)
     tokenizer = Tokenizer.load(path / TOKENIZER)
     _require_fit(config, tokenizer, str(path))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ from omnirouter.text import UNKNOWN, Tokenizer
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NOT_PLAIN = re.compile(r"\S*[^a-z\s]\S*").findall
 BINARY = ".klm"  # suffix of KenLM's binary form beside an ARPA file, which is read at once
 RESCORED = 20  # texts that a scorer judges, unless more are asked for
 TOKENS_TRIED = 30  # most probable pieces of a frame that the beam search looks at
@@ -227,9 +225,10 @@ class BeamSearch:
         # kept, since the decoder only borrows them
         self._lm = _language_model(config.language_model, Dictionary(list(spelled)), bonuses)
         self._trie = decoder.Trie(tokenizer.vocab_size, BLANK)
-        start = self._lm.start(False)
+        start, insert = self._lm.start(False), self._trie.insert
         with _no_collection():
             cleans = list(spelled.values())
+            scores = [self._lm.score(start, number)[1] for number in range(len(cleans))]
             spellings = tokenizer.encode_all(cleans)
             for number, (clean, ids) in enumerate(zip(cleans, spellings, strict=True)):
                 if clean in hot and UNKNOWN in ids:
@@ -238,7 +237,7 @@ class BeamSearch:
                         "letters that it has, or leave it out"
                     )
                 if ids and UNKNOWN not in ids:
-                    self._trie.insert(ids, number, self._lm.score(start, number)[1])
+                    insert(ids, number, scores[number])
         self._trie.smear(decoder.SmearingMode.MAX)
         options = decoder.LexiconDecoderOptions(
             beam_size=config.beam_size,
@@ -374,10 +373,11 @@ def _spelled(config: BeamSearchOptions, tokenizer: Tokenizer, hot: set[str]) -> 
     words = _words_of(config.language_model, config.lm_words)
     spelled = dict(zip(words, words, strict=True))
     # words of plain small letters, nearly all, are as any tokenizer leaves them
-    for word in _NOT_PLAIN(" ".join(words)):
-        spelled[word] = tokenizer.normalize(word)
-        if not spelled[word]:
-            del spelled[word]
+    for word in words:
+        if not (word.isascii() and word.isalpha() and word.islower()):
+            spelled[word] = tokenizer.normalize(word)
+            if not spelled[word]:
+                del spelled[word]
     return spelled | {word: word for word in sorted(hot - set(spelled.values()))}
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,10 +109,11 @@ def test_all_three_models_see_the_same_data(tmp_path: Path) -> None:
     assert len(alike) == 1
 
 
-def test_one_bad_run_stops_the_others_with_its_message(tmp_path: Path) -> None:
-    """Side by side, an error in one process is the error of the whole."""
+@pytest.fixture
+def endless(tmp_path: Path) -> RunConfig:
+    """A tiny run that does not end by itself."""
     manifests = make_demo_corpus(tmp_path / "corpus", SMALL, progress=False)
-    good = RunConfig(
+    return RunConfig(
         out=str(tmp_path / "good"),
         model=ModelConfig(
             routing="omni",
@@ -122,6 +129,40 @@ def test_one_bad_run_stops_the_others_with_its_message(tmp_path: Path) -> None:
         device="cpu",
         steps=100_000,
     )
-    bad = replace(good, out=str(tmp_path / "bad"), model=replace(good.model, vocab_size=9_999))
+
+
+def test_one_bad_run_stops_the_others_with_its_message(tmp_path: Path, endless: RunConfig) -> None:
+    """Side by side, an error in one process is the error of the whole."""
+    bad = replace(
+        endless, out=str(tmp_path / "bad"), model=replace(endless.model, vocab_size=9_999)
+    )
     with pytest.raises(BadInput, match="vocab_size"):
-        train_side_by_side({"good": good, "bad": bad})
+        train_side_by_side({"good": endless, "bad": bad})
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_killed_parent_leaves_no_training_behind(
+    tmp_path: Path, endless: RunConfig, name: str
+) -> None:
+    """However the main process ends, and it alone is told to, its runs save and end."""
+    runs = {name: replace(endless, out=str(tmp_path / name)) for name in ("one", "two")}
+    (tmp_path / "runs").write_bytes(pickle.dumps(runs))
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import pickle, sys\n"
+        "from omnirouter.report.parallel_runs import train_side_by_side\n"
+        "if __name__ == '__main__':\n"
+        "    train_side_by_side(pickle.load(open(sys.argv[1], 'rb')))\n"
+    )
+    command = [sys.executable, str(script), str(tmp_path / "runs")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True) as process:
+        started = [tmp_path / name / "metrics.jsonl" for name in runs]
+        deadline = time.monotonic() + 120
+        while not all(path.is_file() and path.stat().st_size for path in started):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(getattr(signal, name))
+        process.communicate(timeout=50)  # its standard error is open as long as any of them lives
+    for name in runs:
+        assert list((tmp_path / name / "checkpoints").glob("step-*.pt"))

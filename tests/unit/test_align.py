@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 import omnirouter
 from omnirouter.checkpoint import Checkpoint
+from omnirouter.cli.align import _read
 from omnirouter.config import PRETRAINED_DIR, BadInput, VadOptions
 from omnirouter.serve import align as room
 from omnirouter.serve.align import align
@@ -93,3 +96,11 @@ def test_a_textgrid_has_no_gaps_and_no_overlaps() -> None:
     for (_, end), (start, _) in pairwise(spans):
         assert start in (end, 0.0)
     assert 'text = "d"' in grid and grid.count("intervals: size = ") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_the_text_may_come_through_a_pipe(tmp_path: Path) -> None:
+    """As of `<(command)`, which is a path and no regular file."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    threading.Thread(target=pipe.write_text, args=("good morning",), daemon=True).start()
+    assert _read(str(pipe)) == "good morning"

@@ -14,11 +14,14 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+import soundfile
 
 import omnirouter
 from omnirouter import pretrained
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
-from omnirouter.config import BadInput, OmnirouterError, VadOptions
+from omnirouter.cli import main
+from omnirouter.config import PRETRAINED_DIR, BadInput, OmnirouterError, VadOptions
+from omnirouter.pseudo_labels.teacher import TeacherConfig
 from omnirouter.serve import hub
 from omnirouter.serve.transcriber import Transcriber
 
@@ -157,6 +160,50 @@ def test_load_takes_a_name(
     monkeypatch.setattr("omnirouter.pretrained.fetch", fetch)
     assert omnirouter.load("org/model").checkpoint.config == checkpoint.config
     assert asked == ["org/model"]
+
+
+TAKING_A_MODEL = (
+    "transcribe {audio} --model {model}",
+    "transcribe {audio} --stream --model {model}",
+    "align {audio} hello --model {model}",
+    "serve --model {model} --port 0",
+    "serve --model mine={model} --port 0",
+    "evaluate {model} {manifest}",
+    "analyze {model} {manifest} --output-dir {out}",
+    "analyze mine={model} {manifest} --output-dir {out}",
+    "average {model} {model} --output-dir {out}",
+    "upcycle {model} --output-dir {out}",
+    "export {model} --output-dir {out}",
+    "train {recipe} --init {model}",
+)
+
+
+@pytest.mark.parametrize("command", TAKING_A_MODEL)
+def test_every_command_takes_a_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    """All ask the Hub for `org/name`, and tell in the same words that there is no folder."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("a.wav", np.zeros(1600), 16_000)
+    Path("m.jsonl").write_text('{"audio_filepath": "a.wav", "text": "hello"}\n')
+    Path("r.yaml").write_text("{preset: omni-small, data: {train: m.jsonl}, out: run, steps: 1}\n")
+
+    def fetch(name: str) -> Path:
+        raise BadInput(f"{name} was asked for")
+
+    monkeypatch.setattr("omnirouter.pretrained.fetch", fetch)
+    given = {"audio": "a.wav", "manifest": "m.jsonl", "recipe": "r.yaml", "out": "out"}
+    assert main(command.format(model="org/name", **given).split()) == 2
+    assert "org/name was asked for" in capsys.readouterr().err
+    assert main(command.format(model="english", **given).split()) == 2
+    assert "english: is not a folder; give the one" in capsys.readouterr().err
+
+
+def test_the_bundled_model_teaches_by_its_name() -> None:
+    assert TeacherConfig(teacher="english-small").teacher == str(PRETRAINED_DIR.absolute())
 
 
 def test_what_is_not_there(stand_in: StandIn, checkpoint: Checkpoint) -> None:

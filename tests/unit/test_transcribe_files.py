@@ -175,6 +175,17 @@ def test_a_bad_file_among_separate_channels(
     assert found[0] == found[2]
 
 
+def test_progress_covers_all_channels(tmp_path: Path, checkpoints: dict[str, Checkpoint]) -> None:
+    soundfile.write(tmp_path / "a.wav", np.concatenate([noise(1), noise(2)], axis=1), RATE)
+    recognizer = Transcriber(checkpoints["omni"], listening=VadOptions(vad="off"))
+    told: list[tuple[float, float]] = []
+    recognizer.transcribe(
+        tmp_path / "a.wav", channels="separate", progress=lambda *seconds: told.append(seconds)
+    )
+    seconds = soundfile.info(tmp_path / "a.wav").duration
+    assert told == [(seconds / 2, seconds), (seconds, seconds)]
+
+
 @pytest.fixture
 def client(served: list[ServedModel]) -> Iterator[TestClient]:
     with TestClient(create_app(served, Limits())) as client:

@@ -50,7 +50,9 @@ def align(
     from omnirouter.serve.align import align as run_alignment
     from omnirouter.serve.transcript import as_textgrid
 
-    recognizer = recognizer_of(model, compute, listening, BeamSearchOptions())
+    recognizer = recognizer_of(
+        model, compute, listening, BeamSearchOptions(language_model=Path("none"))
+    )
     with console.progress(audio, None, "s") as progress:
         update = from_totals(progress)
         found = run_alignment(
@@ -72,7 +74,7 @@ def _read(text: str) -> str:
     """The text of a file, or the words that were given."""
     path = Path(text)
     try:
-        if not path.is_file():
+        if path.is_dir() or not path.exists():
             if len(text.split()) < 2 and path.suffix:
                 raise BadInput(f"text: there is no file {text}")
             return text

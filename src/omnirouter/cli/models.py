@@ -122,7 +122,7 @@ def upcycle(dense: str, config: UpcycleConfig, *, output_dir: Path) -> int:
     """
     from omnirouter.train.upcycle import upcycle_checkpoint
 
-    count = count_parameters(upcycle_checkpoint(resolve_model(dense), output_dir, config).config)
+    count = count_parameters(upcycle_checkpoint(dense, output_dir, config).config)
     sizes = f"{count.active / 1e6:.2f} M of {count.total / 1e6:.2f} M parameters active"
     print(f"{config.num_experts} experts, {sizes}: {output_dir}")
     print(f"next: omnirouter train RECIPE --init {output_dir}")

@@ -136,7 +136,8 @@ def analyze(
     require_writable(output_dir / "routing.json")
     folders = named_files(checkpoints)
     utterances = read_manifests([cuts])
-    models = {name: load_checkpoint(path, compute.torch_device()) for name, path in folders.items()}
+    device = compute.torch_device()
+    models = {name: load_checkpoint(path.as_posix(), device) for name, path in folders.items()}
     if len(models) == 1 and "=" not in checkpoints[0]:
         models = {model.config.routing: model for model in models.values()}
     each = min(options.limit or 10**9, sum(1 for _ in utterances))

@@ -5,10 +5,12 @@ Processes are spawned: espeak-ng must not be forked, and neither must a parent t
 
 from __future__ import annotations
 
+import _thread
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -121,13 +123,25 @@ def _make_each(make: Callable[[Item], Result], items: list[Item]) -> list[Result
 def _start_worker() -> None:
     """Leave Ctrl-C to the main process, and end when that has ended, however it did."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent(grace_s: float = 0.0) -> None:
+    """Let this process end when the one that spawned it has ended, however it did.
+
+    Args:
+        grace_s: time in which it may save what it has, interrupted as by Ctrl-C.
+    """
+    threading.Thread(target=_end_with_parent, args=(grace_s,), daemon=True).start()
+
+
+def _end_with_parent(grace_s: float) -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None  # only workers run this
+    assert parent is not None  # only spawned processes run this
     parent.join()
+    if grace_s:
+        _thread.interrupt_main()
+        time.sleep(grace_s)
     os._exit(1)
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from omnirouter.audio.downmix import HighPass
 from omnirouter.config import BadInput, OmnirouterError, missing_extra
+from omnirouter.pretrained import BUNDLED, resolve_model
 from omnirouter.pseudo_labels.filters import LabeledSegment
 
 RATE = 16_000
@@ -36,7 +37,7 @@ class TeacherConfig:
 
     Attributes:
         teacher: name of a Whisper model that faster-whisper fetches, the folder of any model
-            converted to CTranslate2, with its tokenizer.json, or an own checkpoint.
+            converted to CTranslate2, with its tokenizer.json, an own checkpoint, or english-small.
         language: code of the language to keep, such as `en`; recordings in another one are skipped.
             `any` keeps all, and so does an own checkpoint, which tells no languages.
         max_seconds: longest segment; Whisper takes 30 s at once.
@@ -86,7 +87,8 @@ class SegmentHypothesis:
 
 def located(teacher: str) -> str:
     """A teacher's folder by its whole path, which workers elsewhere know too; a name as it is."""
-    return str(Path(teacher).absolute()) if Path(teacher).is_dir() else teacher
+    folder = resolve_model(teacher) if teacher == BUNDLED else Path(teacher)
+    return str(folder.absolute()) if folder.is_dir() else teacher
 
 
 def is_checkpoint(teacher: str) -> bool:

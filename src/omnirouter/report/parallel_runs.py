@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -18,12 +19,13 @@ from typing import Any
 from rich.console import Console
 
 from omnirouter.config import OmnirouterError, RunConfig
-from omnirouter.data.multiprocess import available_cores
+from omnirouter.data.multiprocess import available_cores, end_with_parent
 from omnirouter.progress import ProgressBoard
 from omnirouter.train import TrainResult, train
 from omnirouter.train.reporter import STEP, ProgressReporter
 
 SEND_EVERY_S = 0.5
+GRACE_S = 60.0  # in which a run finishes its step and saves, once the main process has gone
 THREADS = "OMP_NUM_THREADS"  # read once, when torch is imported
 
 
@@ -65,22 +67,30 @@ def train_side_by_side(
     context = multiprocessing.get_context("spawn")
     outbox: Any = context.Queue()
     threads = max(1, available_cores() // len(runs))
-    with _environment(THREADS, str(threads)):
-        processes = {
-            name: context.Process(target=_work, args=(name, config, outbox), name=name)
-            for name, config in runs.items()
-        }
-        for process in processes.values():
-            process.start()
+    processes = {
+        name: context.Process(target=_work, args=(name, config, outbox), name=name)
+        for name, config in runs.items()
+    }
     try:
+        with _environment(THREADS, str(threads)):
+            for process in processes.values():
+                process.start()
         return _follow(processes, runs, outbox, console)
+    except KeyboardInterrupt:
+        _interrupt(processes)
+        raise
+    except BaseException:
+        _stop(processes)
+        raise
     finally:
         for process in processes.values():
-            process.join()
+            if process.pid is not None:
+                process.join()
 
 
 def _work(name: str, config: RunConfig, outbox: Any) -> None:
-    """One run, in its own process."""
+    """One run, in its own process, which ends with the main one."""
+    end_with_parent(GRACE_S)
     started = (Path(config.out) / "config.yaml").exists()
     try:
         result = train(config, resume=started, reporter=Relay(config.steps, name, outbox))
@@ -109,8 +119,9 @@ def _follow(
             except queue.Empty:
                 _require_alive(processes, results)
                 continue
-            except KeyboardInterrupt:  # the processes have it too: they save, then report
+            except KeyboardInterrupt:  # the processes save, then report
                 interrupted = True
+                _interrupt(processes)
                 continue
             if kind == "step":
                 board.update(name, *rest)
@@ -119,7 +130,6 @@ def _follow(
             elif kind == "done":
                 results[name] = rest[0]
             else:
-                _stop(processes)
                 raise rest[0]
     if interrupted or any(result.stopped == "interrupted" for result in results.values()):
         raise KeyboardInterrupt
@@ -129,11 +139,17 @@ def _follow(
 def _require_alive(processes: Mapping[str, BaseProcess], results: Mapping[str, Any]) -> None:
     for name, process in processes.items():
         if name not in results and process.exitcode not in (None, 0):
-            _stop(processes)
             raise OmnirouterError(
                 f"{name}: its process ended with status {process.exitcode} (killed, or out of "
                 "memory); run the same command again to go on from the last checkpoint"
             )
+
+
+def _interrupt(processes: Mapping[str, BaseProcess]) -> None:
+    """Pass Ctrl-C on: from a terminal they have it already, and two at once count as one."""
+    for process in processes.values():
+        if process.is_alive() and process.pid is not None and os.name == "posix":
+            os.kill(process.pid, signal.SIGINT)
 
 
 def _stop(processes: Mapping[str, BaseProcess]) -> None:

@@ -270,7 +270,7 @@ class Recognizer(ABC):
             return
         with AudioReader(source, rate, track=session.track) as stream:
             session.total = stream.duration or 0.0
-            count = stream.channels if session.separate else 1
+            session.channels = count = stream.channels if session.separate else 1
             session.opened(stream, count)
             if count == 1:
                 yield stream.blocks(), stream.notes
@@ -438,6 +438,7 @@ class TranscriptionSession:
         self.source, self.sample_rate = source, sample_rate
         self.separate, self.track = separate, track
         self.total = 0.0  # seconds, as far as known
+        self.channels = 1  # that are transcribed one after the other
         self.parts: list[WindowStitcher] = []  # one for each channel, or for all
         self.error: BadInput | None = None
         self._progress, self._stitcher = progress, stitcher
@@ -455,8 +456,10 @@ class TranscriptionSession:
 
     def added(self, part: WindowStitcher, seconds: float) -> None:
         """A window has been transcribed; with it all before `seconds` of its channel is."""
-        if self._progress is not None and part is self.parts[0]:
-            self._progress(seconds, max(self.total, seconds))
+        if self._progress is not None:
+            total = max(self.total, seconds)
+            done = self.parts.index(part) * total + seconds
+            self._progress(done / self.channels, total)
 
     def count(self, part: WindowStitcher, blocks: Iterator[Samples]) -> Iterator[Samples]:
         """Hand on the blocks of a channel, counting them."""

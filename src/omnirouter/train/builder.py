@@ -22,7 +22,7 @@ from omnirouter.audio.features import (
     log_mel_spectrogram,
     normalize_level,
 )
-from omnirouter.checkpoint import TOKENIZER, load_checkpoint
+from omnirouter.checkpoint import TOKENIZER, checkpoint_folder, load_checkpoint
 from omnirouter.config import (
     BadInput,
     FeatureConfig,
@@ -176,7 +176,7 @@ def build_tokenizer(config: RunConfig, folder: Path, *, resume: bool) -> Tokeniz
     if config.tokenizer.path:
         tokenizer = Tokenizer.load(_model_file(config.tokenizer.path))
     elif config.init:
-        tokenizer = Tokenizer.load(_model_file(config.init))
+        tokenizer = Tokenizer.load(checkpoint_folder(config.init) / TOKENIZER)
     else:
         drawn = reservoir(_sentences(config), config.tokenizer.sentences, config.seed)
         tokenizer = train_tokenizer(drawn, config.model.vocab_size)

@@ -29,6 +29,7 @@ from omnirouter.data.manifest import read_manifest
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.layers import EncoderBlock, Experts
 from omnirouter.model.routing import RoutingContext
+from omnirouter.pretrained import resolve_model
 
 log = logging.getLogger(__name__)
 
@@ -213,14 +214,14 @@ def recordings(manifest: str, features: FeatureConfig, seed: int) -> StackedFram
     return StackedFrames(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def upcycle_checkpoint(folder: Path, out: Path, config: UpcycleConfig) -> CTCEncoder:
+def upcycle_checkpoint(folder: str | Path, out: Path, config: UpcycleConfig) -> CTCEncoder:
     """Read a dense checkpoint, write the model with experts to `out`, and return it.
 
     Raises:
         BadInput: as `upcycle`; `folder` is no checkpoint, or `out` is the same or something else.
         OmnirouterError: `out` cannot be written.
     """
-    if out.resolve() == folder.resolve():
+    if out.resolve() == resolve_model(folder).resolve():
         raise BadInput(f"out: {out} is the dense checkpoint itself; choose another folder")
     checkpoint = load_checkpoint(folder)
     try:

@@ -306,7 +306,7 @@ class _Experts(torch.autograd.Function):
             if rows > size:  # what is summed over rows must not see the next expert's
                 d_y = torch.cat([d_y, d_y.new_zeros(rows - size, d)])
             d_down_bias[n] = d_y.sum(0)
-            product(d_y.t(), h, d_down[n])
+            product(d_y.t().contiguous(), h, d_down[n])  # AMX is slow on a transposed matrix
             d_h = room.view(-1)[: rows * f].view(rows, f)
             product(d_y if scale == 1 else d_y * scale, down[n], d_h)
             # an element that ReLU or dropout made zero passes nothing on; the others were scaled
