@@ -32,13 +32,13 @@ import numpy as np
 import numpy.typing as npt
 from small_english import machine
 
-from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import analyze_routing
 from omnirouter.analysis.random_experts import random_expert_test
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import (
     PRESETS,
     OmnirouterError,
+    RandomExpertConfig,
     RouterConfig,
     RouterLossConfig,
     RunConfig,

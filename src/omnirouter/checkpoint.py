@@ -43,7 +43,7 @@ def quantize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: an encoder's `state_dict`.
 
     Returns:
-        What `restored` reads; a row of zeros stays one.
+        What `dequantize` reads; a row of zeros stays one.
     """
     found = {}
     for name, t in state.items():

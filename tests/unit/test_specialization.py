@@ -14,7 +14,6 @@ from scipy.stats import entropy
 from torch import nn
 
 from omnirouter.analysis import plots
-from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.analyze import analyze
 from omnirouter.analysis.random_experts import (
     ExpertSampler,
@@ -37,7 +36,14 @@ from omnirouter.analysis.specialization import (
     shared_choices,
 )
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RouterConfig
+from omnirouter.config import (
+    AnalysisOptions,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    RandomExpertConfig,
+    RouterConfig,
+)
 from omnirouter.data.manifest import read_manifest
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.router_variants import TopKRouter

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute, require_writable
-from omnirouter.config import BadInput
+from omnirouter.config import AnalysisOptions, BadInput, RandomExpertConfig
 
 if TYPE_CHECKING:
     from omnirouter.analysis.collect import RoutingNumbers
