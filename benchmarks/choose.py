@@ -24,7 +24,7 @@ from lhotse import CutSet
 
 from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint
 from omnirouter.config import BLANK, BeamSearchOptions
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.decoding import BeamSearch, Decoder
 from omnirouter.evaluate.score import score_groups
 

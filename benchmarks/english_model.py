@@ -40,21 +40,26 @@ from numpy.random import default_rng
 from small_english import ANCHOR, all_sets, history, machine
 
 from omnirouter.audio.reader import load_audio
-from omnirouter.checkpoint import Checkpoint, average_checkpoints, load_checkpoint, save_checkpoint
+from omnirouter.checkpoint import (
+    Checkpoint,
+    average_checkpoints,
+    load_checkpoint,
+    quantize,
+    save_checkpoint,
+)
 from omnirouter.config import (
     PRETRAINED_DIR,
     PRETRAINED_LANGUAGE_MODEL,
     BeamSearchOptions,
     count_parameters,
 )
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.decoding import BeamSearch, Decoder
 from omnirouter.evaluate.score import score
-from omnirouter.quantization import quantize
 from omnirouter.serve.export import export
-from omnirouter.synthesis.conditions import CONDITIONS
-from omnirouter.synthesis.held_out import HeldOutText
-from omnirouter.synthesis.neural_voices import lexicon
+from omnirouter.synthesis.demo_corpus import CONDITIONS
+from omnirouter.synthesis.grammar import HeldOutText
+from omnirouter.synthesis.voices import lexicon
 from omnirouter.text import normalize_text
 
 RATE = 16_000

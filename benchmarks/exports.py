@@ -37,7 +37,7 @@ from omnirouter.config import (
     BeamSearchOptions,
     VadOptions,
 )
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.decoding import BeamSearch
 from omnirouter.files import write_text
 from omnirouter.metrics.wer import error_rate

@@ -35,7 +35,7 @@ from common.program import main, options
 
 from omnirouter.config import AugmentConfig, DataConfig, FeatureConfig
 from omnirouter.data.dataloader import PART_CUTS, SAMPLED_AHEAD, AsrDataLoader
-from omnirouter.data.manifests import read_training
+from omnirouter.data.manifest import read_training
 from omnirouter.report import timing
 
 PACKAGES = ("lhotse", "soundfile", "soxr")

@@ -39,7 +39,7 @@ from omnirouter.config import DataConfig, FeatureConfig, SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.dataloader import AsrDataLoader
-from omnirouter.data.manifests import read_manifest, read_training
+from omnirouter.data.manifest import read_manifest, read_training
 from omnirouter.data.tokenizer_training import VocabularyConfig, build_vocabulary, read_texts
 from omnirouter.report import timing
 

@@ -19,8 +19,7 @@ from common.program import benchmark
 
 from omnirouter.config import ROUTINGS, RunConfig, family
 from omnirouter.report import timing
-from omnirouter.report.memory_estimate import activation_bytes, states, working_bytes
-from omnirouter.report.rates import measured_rates, work
+from omnirouter.report.rates import activation_bytes, measured_rates, states, work, working_bytes
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "performance.md"

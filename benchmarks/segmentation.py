@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from omnirouter.audio.reader import AudioError
 from omnirouter.data.dataset import read_cut
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.pseudo_labels.teacher import RATE, TeacherConfig, find_speech
 
 Spans = list[tuple[float, float]]

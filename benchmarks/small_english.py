@@ -28,7 +28,7 @@ import yaml
 
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import count_parameters
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.decoding import Decoder
 from omnirouter.evaluate.score import score, score_groups
 from omnirouter.train.run_dir import rows_of

@@ -32,19 +32,19 @@ import numpy as np
 import numpy.typing as npt
 from small_english import machine
 
-from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import analyze_routing
 from omnirouter.analysis.random_experts import random_expert_test
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import (
     PRESETS,
     OmnirouterError,
+    RandomExpertConfig,
     RouterConfig,
     RouterLossConfig,
     RunConfig,
     UpcycleConfig,
 )
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.files import write_text
 from omnirouter.metrics.health import find_spikes

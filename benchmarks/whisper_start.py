@@ -39,7 +39,7 @@ from omnirouter.audio.features import (
 from omnirouter.audio.reader import load_audio
 from omnirouter.checkpoint import save_checkpoint
 from omnirouter.config import FeatureConfig, ModelConfig
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.model import CTCEncoder
 from omnirouter.model.layers import ConvSubsampling
 from omnirouter.text import Tokenizer

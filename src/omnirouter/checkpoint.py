@@ -4,6 +4,9 @@ A new checkpoint is written and flushed beside the old one, the old one is moved
 takes its name, and only then the old one is removed. Whenever the process dies, a whole checkpoint
 is left: under its name, or (between the two renames) under `previous_path`, where `load_checkpoint`
 looks too.
+
+Weights may lie in int8: every row of a matrix as whole numbers and the one factor that scales them,
+which moves a value by at most 1/254 of the largest of its row. Products are in floating point.
 """
 
 from __future__ import annotations
@@ -24,8 +27,50 @@ from omnirouter.config import BadInput, ModelConfig
 from omnirouter.files import clear_leftovers, copy_entry, flush, previous_path, write_atomically
 from omnirouter.model import CTCEncoder
 from omnirouter.pretrained import BUNDLED, CHECKPOINT_FILES, resolve_model
-from omnirouter.quantization import dequantize
 from omnirouter.text import Tokenizer
+
+LARGEST = 127
+SCALE = ":scale"  # behind a tensor's name: that of its rows' factors
+SMALLEST_MATRIX = 4096  # elements; what has fewer stays as it is: biases, norms, routers
+
+
+def quantize(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model, its matrices in int8 beside their factors, all else in float32.
+
+    Routers stay exact whatever their size: rounding would flip close decisions.
+
+    Args:
+        state: an encoder's `state_dict`.
+
+    Returns:
+        What `dequantize` reads; a row of zeros stays one.
+    """
+    found = {}
+    for name, t in state.items():
+        large = t.ndim >= 2 and t.numel() >= SMALLEST_MATRIX and t.is_floating_point()
+        if not large or name.startswith("routers."):
+            found[name] = t
+        else:
+            scale = t.float().abs().amax(dim=-1, keepdim=True) / LARGEST
+            whole = t.float() / scale.clamp_min(torch.finfo(torch.float32).tiny)
+            found[name], found[name + SCALE] = whole.round().to(torch.int8), scale
+    return found
+
+
+def dequantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as a checkpoint holds them, in float32 where they are int8 with factors.
+
+    Half of such a pair is no tensor of a model: int8 values without factors that fit are left out,
+    factors without values stay, and whoever looks for the tensors of a model names them.
+    """
+    found = {name: t for name, t in tensors.items() if t.dtype != torch.int8}
+    for name, whole in tensors.items():
+        if whole.dtype != torch.int8 or name + SCALE not in found:
+            continue
+        if found[name + SCALE].shape == (*whole.shape[:-1], 1):
+            found[name] = whole.float() * found.pop(name + SCALE).float()
+    return found
+
 
 FORMAT = 1
 CONFIG, TOKENIZER, WEIGHTS = FILES = CHECKPOINT_FILES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.score import score, score_groups
 from omnirouter.serve.load import load
 from omnirouter.train import train

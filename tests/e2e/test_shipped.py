@@ -22,7 +22,7 @@ from omnirouter.config import (
     PRETRAINED_LANGUAGE_MODEL,
     VadOptions,
 )
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.decoding import BeamSearch
 from omnirouter.evaluate.score import score
 from omnirouter.serve.chunking import LONGEST_S

@@ -20,8 +20,8 @@ import uvicorn
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import AttentionContext, FeatureConfig, ModelConfig, VadOptions
 from omnirouter.model import CTCEncoder
+from omnirouter.serve.http.app import bound
 from omnirouter.serve.http.app_state import ServedModel
-from omnirouter.serve.http.server import bound
 from omnirouter.serve.transcriber import Transcriber
 from omnirouter.text import Tokenizer, train_tokenizer
 

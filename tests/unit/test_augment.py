@@ -15,12 +15,21 @@ import soundfile
 from omnirouter.audio.features import num_frames
 from omnirouter.audio.reader import resample
 from omnirouter.config import AugmentConfig, BadInput, DataConfig, FeatureConfig
-from omnirouter.data.augment import Augmenter, add_noise, mix, reverberate
+from omnirouter.data.augment import (
+    SOUND_M_S,
+    Augmenter,
+    NoisePool,
+    add_noise,
+    draw_room,
+    gsm,
+    mix,
+    mu_law,
+    reverberate,
+    simulate,
+    telephone,
+)
 from omnirouter.data.dataloader import AsrDataLoader
-from omnirouter.data.manifests import read_manifest
-from omnirouter.data.noise import NoisePool
-from omnirouter.data.rir import SOUND_M_S, draw_room, simulate
-from omnirouter.data.telephone import gsm, mu_law, telephone
+from omnirouter.data.manifest import read_manifest
 
 RATE = 16_000
 FEATURES = FeatureConfig()

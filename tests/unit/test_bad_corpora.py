@@ -26,13 +26,13 @@ from omnirouter.config import DataConfig, FeatureConfig, OmnirouterError
 from omnirouter.corpora.validate import prepare_manifests
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.dataloader import AsrDataLoader
-from omnirouter.data.manifests import read_manifest
-from omnirouter.pseudo_labels import backends, pipeline, store
+from omnirouter.data.manifest import read_manifest
+from omnirouter.pseudo_labels import backends, pipeline
+from omnirouter.pseudo_labels import relabel as relabel_module
+from omnirouter.pseudo_labels.backends import find_sources
 from omnirouter.pseudo_labels.filters import LabeledSegment
 from omnirouter.pseudo_labels.pipeline import pseudo_label
-from omnirouter.pseudo_labels.relabel import relabel
-from omnirouter.pseudo_labels.source_files import find_sources
-from omnirouter.pseudo_labels.store import StoredHypothesis, open_store
+from omnirouter.pseudo_labels.relabel import StoredHypothesis, open_store, relabel
 from omnirouter.pseudo_labels.teacher import SegmentHypothesis as HeardInFile
 from omnirouter.pseudo_labels.teacher import TeacherConfig
 from omnirouter.text import train_tokenizer
@@ -324,7 +324,7 @@ def test_a_database_on_a_full_disk_is_one_line(
         raise sqlite3.OperationalError("database or disk is full")
 
     relabel(src / "train.jsonl", tmp_path / "fine", TeacherConfig(), teacher=Stub())
-    monkeypatch.setattr(store.HypothesisStore, "add", fails)
+    monkeypatch.setattr(relabel_module.HypothesisStore, "add", fails)
     with pytest.raises(OmnirouterError, match=r"heard\.sqlite: database or disk is full"):
         relabel(src / "train.jsonl", tmp_path / "out", TeacherConfig(), teacher=Stub())
     assert not list((tmp_path / "out").glob("cuts*"))

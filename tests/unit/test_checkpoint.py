@@ -20,7 +20,9 @@ from omnirouter import checkpoint
 from omnirouter.checkpoint import (
     FILES,
     average_checkpoints,
+    dequantize,
     load_checkpoint,
+    quantize,
     save_checkpoint,
 )
 from omnirouter.config import (
@@ -33,7 +35,6 @@ from omnirouter.config import (
 )
 from omnirouter.files import previous_path, write_atomically
 from omnirouter.model import CTCEncoder
-from omnirouter.quantization import dequantize, quantize
 from omnirouter.text import Tokenizer, train_tokenizer
 
 CONFIG = ModelConfig(

@@ -37,7 +37,7 @@ from omnirouter.data.dataloader import (
     explain_dead_worker,
 )
 from omnirouter.data.dataset import SampledBatch, ctc_frames, utterance_seed
-from omnirouter.data.manifests import read_manifest, read_training
+from omnirouter.data.manifest import read_manifest, read_training
 from omnirouter.text import Tokenizer, train_tokenizer
 
 RATE = 16_000

@@ -17,8 +17,8 @@ import soundfile
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.data.multiprocess import in_parallel, shown
 from omnirouter.synthesis import demo_corpus, voices
-from omnirouter.synthesis.conditions import CONDITIONS
 from omnirouter.synthesis.demo_corpus import (
+    CONDITIONS,
     SPLITS,
     DemoCorpusConfig,
     make_demo_corpus,

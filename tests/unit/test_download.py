@@ -18,11 +18,10 @@ import pytest
 
 from omnirouter.cli import main
 from omnirouter.config import OmnirouterError
+from omnirouter.corpora import download as download_module
 from omnirouter.corpora import download as module
-from omnirouter.corpora import sources
-from omnirouter.corpora.download import Remote, download
+from omnirouter.corpora.download import DOWNLOADABLE, Remote, download, remotes
 from omnirouter.corpora.registry import CORPORA
-from omnirouter.corpora.sources import DOWNLOADABLE, remotes
 
 DATA = bytes(range(256)) * 4000
 
@@ -334,7 +333,7 @@ def test_prepare_downloads(
     remote = Remote(
         url=server.url("dev-clean-2.tar.gz"), md5=md5(server.files["dev-clean-2.tar.gz"])
     )
-    monkeypatch.setitem(sources.FIXED, "mini-librispeech", (remote,))
+    monkeypatch.setitem(download_module.FIXED, "mini-librispeech", (remote,))
     src, out = tmp_path / "src", tmp_path / "out"
     assert main(["prepare", "mini-librispeech", str(src), str(out), "--download"]) == 0
     assert "dev-clean-2" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from omnirouter.audio.downmix import HighPass, decide, downmix, mean_weights
 from omnirouter.audio.reader import AudioReader, NamedFile, channel_weights, load_audio
 from omnirouter.corpora.validate import write_split
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 
 RATE = 16_000
 RNG = np.random.default_rng(0)

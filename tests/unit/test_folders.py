@@ -13,8 +13,8 @@ import soundfile
 
 from omnirouter.audio.folders import find_audio, is_audio
 from omnirouter.audio.reader import load_audio
-from omnirouter.data.noise import NoisePool
-from omnirouter.pseudo_labels.source_files import find_sources
+from omnirouter.data.augment import NoisePool
+from omnirouter.pseudo_labels.backends import find_sources
 
 RATE = 16_000
 SOUND = 0.1 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)

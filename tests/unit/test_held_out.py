@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from omnirouter.config import BadInput
-from omnirouter.synthesis.held_out import SENTENCE, SHARED_RUN, HeldOutText
+from omnirouter.synthesis.grammar import SENTENCE, SHARED_RUN, HeldOutText
 
 TRANSCRIPTS = [
     "yes",

@@ -22,7 +22,7 @@ from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import PRETRAINED_DIR, BadInput, OmnirouterError, VadOptions
 from omnirouter.pseudo_labels.teacher import TeacherConfig
-from omnirouter.serve import hub
+from omnirouter.serve import transcriber
 from omnirouter.serve.transcriber import Transcriber
 
 META = {
@@ -130,7 +130,7 @@ def checkpoint(checkpoints: dict[str, Checkpoint]) -> Checkpoint:
 
 
 def test_what_is_published_can_be_loaded(stand_in: StandIn, checkpoint: Checkpoint) -> None:
-    url = hub.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
+    url = transcriber.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
     assert url == f"{stand_in.url}/org/model/commit/{COMMIT}"
     assert stand_in.made == ["model"]
     names = {"README.md", "config.json", "tokenizer.model", "model.safetensors"}
@@ -149,7 +149,7 @@ def test_what_is_published_can_be_loaded(stand_in: StandIn, checkpoint: Checkpoi
 def test_load_takes_a_name(
     stand_in: StandIn, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
+    transcriber.push(checkpoint, "org/model", token="none", endpoint=stand_in.url)
     asked: list[str] = []
     real = pretrained.fetch
 
@@ -212,9 +212,9 @@ def test_what_is_not_there(stand_in: StandIn, checkpoint: Checkpoint) -> None:
     with pytest.raises(OmnirouterError, match="cannot be reached"):
         pretrained.fetch("org/model", endpoint="http://127.0.0.1:9")
     with pytest.raises(BadInput, match="is called org/name"):
-        hub.push(checkpoint, "model", endpoint=stand_in.url)
+        transcriber.push(checkpoint, "model", endpoint=stand_in.url)
     with pytest.raises(OmnirouterError, match="not published"):
-        hub.push(checkpoint, "org/model", token="none", endpoint="http://127.0.0.1:9")
+        transcriber.push(checkpoint, "org/model", token="none", endpoint="http://127.0.0.1:9")
 
 
 def test_a_folder_here_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +229,10 @@ def test_a_folder_here_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_card_tells_the_run_s_figures(checkpoint: Checkpoint) -> None:
-    text = hub.card(checkpoint, "org/model")
+    text = transcriber.card(checkpoint, "org/model")
     assert text.startswith("---\nlibrary_name: omnirouter\n")
     assert "| word error rate on the run's development set | 12.3% |" in text
     assert "| training steps | 1200 |" in text
     assert "| audio seen in training, repeats counted | 5.5 h |" in text
-    bare = hub.card(replace(checkpoint, meta={}), "org/model")
+    bare = transcriber.card(replace(checkpoint, meta={}), "org/model")
     assert "error rate on" not in bare

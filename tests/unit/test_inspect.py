@@ -13,7 +13,7 @@ import soundfile
 
 from omnirouter.cli import main
 from omnirouter.data.inspect import KINDS, CorpusInspection, inspect_cuts
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.report.inspect_page import histogram, page
 
 RATE = 16_000

@@ -15,9 +15,15 @@ from lhotse import CutSet
 from lhotse.utils import fastcopy
 
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data import manifests
-from omnirouter.data.manifest import Manifest, utterance
-from omnirouter.data.manifests import UniqueIds, read_manifest, read_manifests, read_training
+from omnirouter.data import manifest as manifest_module
+from omnirouter.data.manifest import (
+    Manifest,
+    UniqueIds,
+    read_manifest,
+    read_manifests,
+    read_training,
+    utterance,
+)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -109,7 +115,7 @@ def test_ids_are_kept_apart_beyond_what_fits_in_memory_at_once() -> None:
     database = sqlite3.connect("")
     database.close()
     with pytest.raises(OmnirouterError, match="set SQLITE_TMPDIR to a folder with space"):
-        manifests._unseen(database, "x")
+        manifest_module._unseen(database, "x")
 
 
 def test_cuts_that_are_passed_are_not_made_and_change_nothing(

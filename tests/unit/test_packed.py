@@ -12,7 +12,7 @@ import torch
 
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import ModelConfig
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate import score as scoring
 from omnirouter.model import CTCEncoder
 from omnirouter.model.kernels import packed, prepack

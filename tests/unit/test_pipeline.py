@@ -25,12 +25,12 @@ from lhotse.utils import fastcopy
 
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.files import only_writer
 from omnirouter.pseudo_labels import backends, pipeline
+from omnirouter.pseudo_labels.backends import SourceFile, find_sources
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, longest_loop, rejection
 from omnirouter.pseudo_labels.pipeline import PseudoLabelSummary, pseudo_label
-from omnirouter.pseudo_labels.source_files import SourceFile, find_sources
 from omnirouter.pseudo_labels.teacher import (
     RATE,
     SegmentHypothesis,

@@ -26,10 +26,8 @@ from omnirouter.config import (
     count_parameters,
 )
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
-from omnirouter.report.devices import H100
-from omnirouter.report.memory_estimate import activation_bytes, states
 from omnirouter.report.plan import Setting, plan, step_time
-from omnirouter.report.rates import PARTS, measured_rates
+from omnirouter.report.rates import H100, PARTS, activation_bytes, measured_rates, states
 from omnirouter.train.optim import build_optimizers, update
 from omnirouter.train.step import explain_oom
 

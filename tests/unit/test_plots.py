@@ -14,11 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from omnirouter.analysis import drawing, plots
-from omnirouter.analysis.analysis_options import READINGS
-from omnirouter.analysis.phone_classes import KINDS
 from omnirouter.analysis.random_experts import RandomExpertResult, RandomExpertSetting
-from omnirouter.analysis.specialization import Specialization
-from omnirouter.config import FeatureConfig
+from omnirouter.analysis.specialization import KINDS, Specialization
+from omnirouter.config import READINGS, FeatureConfig
 from omnirouter.metrics.expert_load import best_mapping
 
 Figure = drawing.Figure

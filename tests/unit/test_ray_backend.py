@@ -17,10 +17,9 @@ import soundfile
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.pseudo_labels import backends
-from omnirouter.pseudo_labels.backends import run_on_ray
+from omnirouter.pseudo_labels.backends import SourceFile, find_sources, run_on_ray
 from omnirouter.pseudo_labels.filters import LabeledSegment
 from omnirouter.pseudo_labels.pipeline import pseudo_label
-from omnirouter.pseudo_labels.source_files import SourceFile, find_sources
 from omnirouter.pseudo_labels.teacher import SegmentHypothesis, TeacherConfig
 
 CONFIG = TeacherConfig(device="cpu", threads=1)

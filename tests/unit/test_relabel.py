@@ -21,7 +21,7 @@ from lhotse import CutSet, SupervisionSegment
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import BadInput, OmnirouterError
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.pseudo_labels import relabel as module
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment
 from omnirouter.pseudo_labels.relabel import Relabeled, relabel, seconds_missing

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
-from omnirouter.data.manifests import read_manifest
+from omnirouter.config import RandomExpertConfig
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import SetResult, score_groups
 from omnirouter.evaluate.tables import WerTable, of_results, per_cent, to_markdown, to_rich

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from lhotse import CutSet
 
-from omnirouter.analysis.phone_classes import fields_of
+from omnirouter.analysis.specialization import fields_of
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import BadInput
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.score import SetResult, score, score_batches, score_groups
 from omnirouter.evaluate.score_utterances import evaluation_loader, field_of
 from omnirouter.metrics.wer import error_rate

@@ -413,7 +413,7 @@ def test_names_of_models(tmp_path: Any) -> None:
 def test_an_export_is_served_without_torch() -> None:
     """Routes and command import neither torch nor lhotse by themselves."""
     program = (
-        "import sys, omnirouter.serve.http.app, omnirouter.serve.http.server, omnirouter.cli.serve;"
+        "import sys, omnirouter.serve.http.app, omnirouter.serve.http.app, omnirouter.cli.serve;"
         "assert not {'torch', 'lhotse'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

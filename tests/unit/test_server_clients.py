@@ -26,10 +26,9 @@ from starlette.testclient import TestClient
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import Access, Limits, own_names
-from omnirouter.serve.http.app import create_app
+from omnirouter.serve.http.app import bound, create_app
 from omnirouter.serve.http.app_state import ServedModel
 from omnirouter.serve.http.jobs import Job
-from omnirouter.serve.http.server import bound
 
 Running = Callable[[Any], AbstractContextManager[str]]
 KEY = "a key of sixteen letters or more"

@@ -155,7 +155,7 @@ def test_the_command_serves_what_transcribe_prints(
         with TestClient(app, base_url="http://127.0.0.1") as client:
             answers.append(client.post(ROUTE, data=form, files=files).json()["text"])
 
-    monkeypatch.setattr("omnirouter.serve.http.server.run_server", run)
+    monkeypatch.setattr("omnirouter.serve.http.app.run_server", run)
     assert main(["serve", *options, "--port", "0"]) == 0
     assert printed and answers == [printed]
 

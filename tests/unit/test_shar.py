@@ -23,11 +23,17 @@ from omnirouter.config import BadInput, DataConfig, FeatureConfig, OmnirouterErr
 from omnirouter.corpora import shar_export
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import SplitReport, prepare_manifests
-from omnirouter.data import cut_audio, shar
+from omnirouter.data import cut_audio
+from omnirouter.data import manifest as manifest_module
 from omnirouter.data.cut_audio import read_cut
 from omnirouter.data.dataloader import AsrDataLoader
-from omnirouter.data.manifests import read_manifest, read_manifests, read_training
-from omnirouter.data.shar import SharManifest, is_shar
+from omnirouter.data.manifest import (
+    SharManifest,
+    is_shar,
+    read_manifest,
+    read_manifests,
+    read_training,
+)
 from omnirouter.data.tokenizer_training import read_texts
 from omnirouter.files import _temporary_name
 
@@ -221,8 +227,10 @@ def test_shards_that_are_passed_are_not_opened(
 ) -> None:
     cuts = read_training([str(pack(corpus, tmp_path / "out").path)])
     whole = list(cuts)
-    walk, opened = shar._members, []
-    monkeypatch.setattr(shar, "_members", lambda path: [opened.append(path.name), walk(path)][1])
+    walk, opened = manifest_module._members, []
+    monkeypatch.setattr(
+        manifest_module, "_members", lambda path: [opened.append(path.name), walk(path)][1]
+    )
     assert list(cuts.data.passing(3)) == [None] * 3 + whole[3:]
     assert opened == ["recording.000001.tar", "recording.000002.tar"]
 

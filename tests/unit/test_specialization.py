@@ -14,9 +14,7 @@ from scipy.stats import entropy
 from torch import nn
 
 from omnirouter.analysis import plots
-from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.analyze import analyze
-from omnirouter.analysis.phone_classes import KINDS, kinds_of, letters_of, quiet_frames
 from omnirouter.analysis.random_experts import (
     ExpertSampler,
     RandomExpertResult,
@@ -25,17 +23,28 @@ from omnirouter.analysis.random_experts import (
     wrapped_routers,
 )
 from omnirouter.analysis.specialization import (
+    KINDS,
     FrameRecords,
     adjacent_cosines,
     collect_specialization,
     interpret,
+    kinds_of,
+    letters_of,
     mean_run,
     mutual_information,
+    quiet_frames,
     shared_choices,
 )
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import BadInput, FeatureConfig, ModelConfig, RouterConfig
-from omnirouter.data.manifests import read_manifest
+from omnirouter.config import (
+    AnalysisOptions,
+    BadInput,
+    FeatureConfig,
+    ModelConfig,
+    RandomExpertConfig,
+    RouterConfig,
+)
+from omnirouter.data.manifest import read_manifest
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.router_variants import TopKRouter
 from omnirouter.model.routing import RoutingContext

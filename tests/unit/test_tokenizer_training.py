@@ -22,8 +22,7 @@ from omnirouter.config import (
     RunConfig,
     TokenizerConfig,
 )
-from omnirouter.data.manifest import utterance
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest, utterance
 from omnirouter.data.tokenizer_training import (
     VocabularyConfig,
     VocabularyReport,

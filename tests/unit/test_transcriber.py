@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import omnirouter
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.config import BLANK, PRESETS, PRETRAINED_DIR, BadInput, VadOptions
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.score import score
 from omnirouter.model import EncoderOutput
 from omnirouter.serve.chunking import LONGEST_S

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from omnirouter.corpora.prepare import CLEAN_UP, clean_up
 from omnirouter.corpora.registry import CORPORA
-from omnirouter.corpora.transcripts import CLEAN_UP, clean_up
 
 
 @pytest.mark.parametrize(

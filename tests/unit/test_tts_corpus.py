@@ -15,9 +15,9 @@ import soundfile
 
 from omnirouter.config import BadInput, OmnirouterError
 from omnirouter.corpora.validate import SplitReport
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.synthesis import tts_corpus
-from omnirouter.synthesis.held_out import SENTENCE, SHARED_RUN, HeldOutText
+from omnirouter.synthesis.grammar import SENTENCE, SHARED_RUN, HeldOutText
 from omnirouter.synthesis.tts_corpus import (
     FESTIVAL_VOICES,
     FLITE_VOICES,

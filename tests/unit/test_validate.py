@@ -20,7 +20,7 @@ from omnirouter.config import BadInput, OmnirouterError, SharConfig
 from omnirouter.corpora.shar_export import export_shar
 from omnirouter.corpora.validate import SplitReport, prepare_manifests, split_name
 from omnirouter.data.cut_audio import read_cut
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.files import only_writer
 from omnirouter.synthesis.tts_corpus import TtsCorpusConfig
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lhotse import CutSet
 
-from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.analysis.collect import (
     LayerPair,
     RoutingNumbers,
@@ -31,6 +30,7 @@ from omnirouter.analysis.random_experts import RandomExpertResult, random_expert
 from omnirouter.analysis.specialization import Specialization, collect_specialization
 from omnirouter.audio.features import log_mel_spectrogram
 from omnirouter.checkpoint import Checkpoint
+from omnirouter.config import AnalysisOptions, RandomExpertConfig
 from omnirouter.evaluate.score import require_words
 from omnirouter.evaluate.score_utterances import (
     Precision,

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from omnirouter.analysis.analysis_options import READINGS
 from omnirouter.analysis.drawing import (
     WIDTHS,
     Axes,
@@ -37,7 +36,7 @@ from omnirouter.analysis.drawing import (
 )
 from omnirouter.analysis.random_experts import RandomExpertResult
 from omnirouter.analysis.specialization import Specialization
-from omnirouter.config import FeatureConfig
+from omnirouter.config import READINGS, FeatureConfig
 from omnirouter.metrics.expert_load import Floats, Ints
 from omnirouter.metrics.health import find_spikes
 

@@ -19,11 +19,10 @@ import torch
 from lhotse import CutSet
 from torch import Tensor, nn
 
-from omnirouter.analysis.analysis_options import RandomExpertConfig, Reading
 from omnirouter.analysis.collect import require_one_expert
 from omnirouter.audio.features import extract_features
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import BadInput
+from omnirouter.config import BadInput, RandomExpertConfig, Reading
 from omnirouter.decoding import greedy
 from omnirouter.evaluate.score import require_readable
 from omnirouter.evaluate.score_utterances import (

@@ -33,7 +33,7 @@ def bench(
         json: print a JSON object: processor, paths, ratios, machine and versions.
     """
     from omnirouter.cli import tune_allocator
-    from omnirouter.report.bench import measure, report
+    from omnirouter.report.timing import measure, report
 
     for name in names or ():
         known = name.replace("_", "-") in PROGRAMS

@@ -55,7 +55,7 @@ def evaluate(
     """
     from omnirouter.checkpoint import load_checkpoint
     from omnirouter.cli import console
-    from omnirouter.data.manifests import read_manifest
+    from omnirouter.data.manifest import read_manifest
     from omnirouter.decoding import decoder_for
 
     if output is not None and hypotheses is not None and output.resolve() == hypotheses.resolve():
@@ -152,8 +152,7 @@ def _expanded(pattern: str) -> list[tuple[Path, bool]]:
     Of a folder's folders, for which True stands beside them, test splits alone.
     """
     from omnirouter.corpora.validate import is_manifest
-    from omnirouter.data.manifests import find_manifests
-    from omnirouter.data.shar import is_shar
+    from omnirouter.data.manifest import find_manifests, is_shar
 
     folder = Path(pattern)
     if not folder.is_dir() or is_shar(folder):

@@ -35,7 +35,7 @@ def inspect(
         json: print a JSON object.
     """
     from omnirouter.data.inspect import inspect_cuts
-    from omnirouter.data.manifests import read_manifests
+    from omnirouter.data.manifest import read_manifests
     from omnirouter.data.multiprocess import available_cores
     from omnirouter.files import write_text
     from omnirouter.report.inspect_page import page

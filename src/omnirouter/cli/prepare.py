@@ -128,9 +128,8 @@ def _require_corpus(name: str) -> None:
 
 
 def _download(corpus: str, src: Path) -> None:
-    from omnirouter.corpora.download import download
+    from omnirouter.corpora.download import DOWNLOADABLE, download, remotes
     from omnirouter.corpora.registry import CORPORA
-    from omnirouter.corpora.sources import DOWNLOADABLE, remotes
 
     if corpus not in DOWNLOADABLE:
         how = f": get it from {CORPORA[corpus].obtain}" if corpus in CORPORA else ""

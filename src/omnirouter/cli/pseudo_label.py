@@ -71,10 +71,9 @@ def pseudo_label(
         json: print the summary as JSON.
     """
     from omnirouter.audio.folders import find_audio
-    from omnirouter.pseudo_labels.backends import find_backend
+    from omnirouter.pseudo_labels.backends import find_backend, find_sources
     from omnirouter.pseudo_labels.pipeline import NothingKept, PseudoLabelSummary
     from omnirouter.pseudo_labels.pipeline import pseudo_label as run
-    from omnirouter.pseudo_labels.source_files import find_sources
     from omnirouter.pseudo_labels.teacher import require_teacher
 
     if not src.exists():

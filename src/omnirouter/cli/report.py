@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omnirouter.analysis.analysis_options import AnalysisOptions, RandomExpertConfig
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, Compute, require_writable
-from omnirouter.config import BadInput
+from omnirouter.config import AnalysisOptions, BadInput, RandomExpertConfig
 
 if TYPE_CHECKING:
     from omnirouter.analysis.collect import RoutingNumbers
@@ -46,7 +45,7 @@ def report(
         random_experts: also measure word errors with frames sent to random experts (slow).
     """
     from omnirouter.cli.evaluate import named_manifests
-    from omnirouter.data.manifests import read_manifest
+    from omnirouter.data.manifest import read_manifest
     from omnirouter.evaluate.published import EvalSet
     from omnirouter.evaluate.score import require_words
     from omnirouter.evaluate.significance import named_files
@@ -130,7 +129,7 @@ def analyze(
     """
     from omnirouter.analysis.analyze import analyze as run_analysis
     from omnirouter.checkpoint import load_checkpoint
-    from omnirouter.data.manifests import read_manifests
+    from omnirouter.data.manifest import read_manifests
     from omnirouter.evaluate.significance import named_files
 
     require_writable(output_dir / "routing.json")

@@ -114,9 +114,8 @@ def serve(
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise missing_extra(f"serve needs {missing[0]}", "serve")
-    from omnirouter.serve.http.app import create_app
+    from omnirouter.serve.http.app import bound, create_app, run_server
     from omnirouter.serve.http.app_state import parse_model_args
-    from omnirouter.serve.http.server import bound, run_server
 
     places = parse_model_args([part for part in model.split(",") if part.strip()] or [BUNDLED])
     access = network.access()

@@ -33,7 +33,7 @@ from omnirouter.corpora.validate import (
     write_splits,
 )
 from omnirouter.data.cut_audio import Unusable, from_archive
-from omnirouter.data.manifests import UniqueIds, open_manifest
+from omnirouter.data.manifest import UniqueIds, open_manifest
 from omnirouter.data.multiprocess import in_parallel
 from omnirouter.files import clear_leftovers, json_line, remove, replacing, writing_to
 from omnirouter.progress import Progress

@@ -32,8 +32,7 @@ from omnirouter.data.cut_audio import (
     require_inside,
     text_of,
 )
-from omnirouter.data.manifests import UniqueIds, open_manifest
-from omnirouter.data.shar import is_shar
+from omnirouter.data.manifest import UniqueIds, is_shar, open_manifest
 from omnirouter.files import clear_leftovers, json_line, only_writer, replacing, writing_to
 from omnirouter.progress import Progress
 from omnirouter.text import normalize_text

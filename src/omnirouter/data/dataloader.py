@@ -9,20 +9,22 @@ sampled again for that; of the cuts before it only the ids are read.
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -37,9 +39,78 @@ from torch.utils.data import DataLoader
 
 from omnirouter.config import AugmentConfig, BadInput, DataConfig, FeatureConfig, OmnirouterError
 from omnirouter.data.dataset import AsrDataset, Batch, Rejected, RejectLog, SampledBatch
-from omnirouter.data.manifests import UniqueIds
-from omnirouter.data.prefetch import prefetch, without_collections
+from omnirouter.data.manifest import UniqueIds
 from omnirouter.text import Tokenizer
+
+T = TypeVar("T")
+POLL_S = 0.1  # how often a thread looks whether it is still wanted
+
+
+def prefetch(
+    source: Iterator[T],
+    depth: int,
+    name: str,
+    stop: threading.Event,
+    until: threading.Event | None = None,
+) -> Generator[T, None, None]:
+    """Prefetch an iterator in a background thread, up to `depth` items ahead.
+
+    The thread begins when the first item is asked for. It ends with the source, which gives no
+    None, or when this iterator is closed; then `stop` is set, so that the source may look at it.
+    An error of the source is raised where its item would have come. `until` ends the waiting for
+    an item, for iterators that are used by a thread themselves.
+    """
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(depth)
+    work = (source, ready, stop)
+    thread = threading.Thread(target=_fill, args=work, name=name, daemon=True)
+    thread.start()
+    try:
+        while until is None or not until.is_set():
+            try:
+                item = ready.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _fill(
+    source: Iterator[T], ready: queue.Queue[T | BaseException | None], stop: threading.Event
+) -> None:
+    def put(item: T | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=POLL_S)
+            except queue.Full:
+                continue
+
+    try:
+        for item in source:
+            put(item)
+            if stop.is_set():
+                return
+        put(None)
+    except BaseException as error:  # raised again where the items are used
+        put(error)
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Hold Python's search for reference cycles, which takes long where many objects are made."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
 
 __all__ = ["AsrDataLoader", "Batch", "RankSharding", "RejectLog", "Rejected"]
 

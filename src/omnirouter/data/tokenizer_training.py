@@ -121,7 +121,7 @@ def read_texts(sources: Sequence[str]) -> Iterator[str]:
     Raises:
         BadInput: one cannot be read.
     """
-    from omnirouter.data.manifests import find_manifests, open_manifest  # bring torch with them
+    from omnirouter.data.manifest import find_manifests, open_manifest  # bring torch with them
 
     for pattern in sources:
         for path in find_manifests(pattern):

@@ -29,9 +29,8 @@ from omnirouter.files import (
     writing_to,
 )
 from omnirouter.progress import Progress
-from omnirouter.pseudo_labels.backends import Backend, run_locally
+from omnirouter.pseudo_labels.backends import Backend, SourceFile, run_locally
 from omnirouter.pseudo_labels.filters import FILTERS, FilterConfig, LabeledSegment, rejection
-from omnirouter.pseudo_labels.source_files import SourceFile
 from omnirouter.pseudo_labels.teacher import (
     SegmentHypothesis,
     TeacherConfig,

@@ -10,11 +10,13 @@ goes on where it stopped.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lhotse import SupervisionSegment
@@ -33,13 +35,12 @@ from omnirouter.corpora.validate import (
     write_split,
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
-from omnirouter.data.manifests import AnyManifest, UniqueIds, open_manifest
+from omnirouter.data.manifest import AnyManifest, UniqueIds, open_manifest
 from omnirouter.files import only_writer, write_json_lines, writing_to
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
 from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
 from omnirouter.pseudo_labels.pipeline import check_settings, has_settings
-from omnirouter.pseudo_labels.store import HypothesisStore, StoredHypothesis, open_store
 from omnirouter.pseudo_labels.teacher import (
     ANY,
     RATE,
@@ -48,6 +49,60 @@ from omnirouter.pseudo_labels.teacher import (
     find_speech,
     load_teacher,
 )
+
+
+class StoredHypothesis(NamedTuple):
+    """Transcript of an utterance by the teacher."""
+
+    text: str
+    log_prob: float
+    no_speech: float
+
+
+class HypothesisStore:
+    """SQLite database of transcripts by split and id; what is in it survives a kill."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._database = sqlite3.connect(path)
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS heard (split TEXT, id BLOB, text TEXT, log_prob REAL, "
+            "no_speech REAL, PRIMARY KEY (split, id)) WITHOUT ROWID"
+        )
+
+    def get(self, split: str, id: str) -> StoredHypothesis | None:
+        """Transcript of an utterance, None if there is none yet."""
+        query = "SELECT text, log_prob, no_speech FROM heard WHERE split = ? AND id = ?"
+        row = self._database.execute(query, (split, _key(id))).fetchone()
+        return None if row is None else StoredHypothesis(*row)
+
+    def add(self, split: str, found: dict[str, StoredHypothesis]) -> None:
+        """Keep several at once, all or none."""
+        rows = [(split, _key(id), *heard) for id, heard in found.items()]
+        with self._database:
+            self._database.executemany("INSERT OR REPLACE INTO heard VALUES (?, ?, ?, ?, ?)", rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+
+def _key(id: str) -> bytes:
+    return id.encode("utf-8", "surrogatepass")  # a file's name may be no UTF-8
+
+
+@contextmanager
+def open_store(path: Path | None) -> Iterator[HypothesisStore]:
+    """The database in a file, made if it is not there; an empty one in memory for None.
+
+    Raises:
+        OmnirouterError: the file is no such database, or the disk is full or cannot be written.
+    """
+    try:
+        with closing(HypothesisStore(":memory:" if path is None else path)) as store:
+            yield store
+    except sqlite3.Error as error:
+        raise OmnirouterError(f"{path}: {error}") from error
+
 
 STAMP, HEARD, FAILED = "relabel.json", "heard.sqlite", "failed.jsonl"
 REFERENCE = "reference"  # field of the supervision that keeps the corpus's own transcript

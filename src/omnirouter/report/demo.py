@@ -35,7 +35,7 @@ from omnirouter.config import (
     RunConfig,
     count_parameters,
 )
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.data.multiprocess import available_cores
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import score

@@ -9,7 +9,6 @@ from typing import Any
 
 from lhotse import CutSet
 
-from omnirouter.analysis.analysis_options import RandomExpertConfig
 from omnirouter.analysis.analyze import (
     StripExample,
     analyze_routing,
@@ -20,7 +19,7 @@ from omnirouter.analysis.collect import RoutingNumbers, require_one_expert, samp
 from omnirouter.analysis.random_experts import RandomExpertResult, random_expert_test
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
-from omnirouter.config import BadInput, ModelConfig
+from omnirouter.config import BadInput, ModelConfig, RandomExpertConfig
 from omnirouter.evaluate.score import SetResult, score
 from omnirouter.evaluate.score_utterances import Precision
 from omnirouter.progress import Progress

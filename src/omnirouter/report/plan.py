@@ -1,6 +1,6 @@
 """Predict what a run needs: memory of each device, time of a step, days.
 
-Nothing is measured: memory is from `memory_estimate.py`, times from work and rates of `rates.py`.
+Nothing is measured: memory, work and rates are those of `rates.py`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,22 @@ from statistics import mean
 from typing import Any, Literal
 
 from omnirouter.config import BadInput, RunConfig, count_parameters
-from omnirouter.report.devices import GB, DeviceKind, KindName, device_kind
-from omnirouter.report.memory_estimate import States, activation_bytes, states, working_bytes
-from omnirouter.report.rates import MATMULS, PARTS, Rates, peak_rates, read_measured, work
+from omnirouter.report.rates import (
+    GB,
+    MATMULS,
+    PARTS,
+    DeviceKind,
+    KindName,
+    Rates,
+    States,
+    activation_bytes,
+    device_kind,
+    peak_rates,
+    read_measured,
+    states,
+    work,
+    working_bytes,
+)
 from omnirouter.train.builder import planned_model
 from omnirouter.train.optim import learning_rate
 from omnirouter.train.parallel import STATE_BYTES

@@ -13,8 +13,8 @@ from omnirouter.serve.inputs import Audio
 from omnirouter.serve.recognizer import (
     TAIL_S,
     LogProbs,
-    Progress,
     Recognizer,
+    SecondsDone,
     TranscriptionSession,
     WindowStitcher,
 )
@@ -26,7 +26,7 @@ SHOWN = 5  # words that cannot be spelled
 
 
 def align(
-    recognizer: Recognizer, audio: Audio, text: str, *, progress: Progress | None = None
+    recognizer: Recognizer, audio: Audio, text: str, *, progress: SecondsDone | None = None
 ) -> Transcript:
     """Find where each word of a text is said.
 

@@ -44,7 +44,7 @@ TAIL_S = 0.12
 AHEAD = 2  # windows of one recording that wait for a model which others use too
 
 LogProbs = NDArray[np.float32]  # [T, V]
-Progress = Callable[[float, float], None]
+SecondsDone = Callable[[float, float], None]
 Channels = Literal["mix", "separate"]
 Submit = Callable[[Samples], Future[LogProbs]]
 
@@ -113,7 +113,7 @@ class Recognizer(ABC):
         sample_rate: int | None = None,
         channels: Channels = "mix",
         track: int | None = None,
-        progress: Progress | None = None,
+        progress: SecondsDone | None = None,
     ) -> list[Transcript]: ...
 
     @overload
@@ -124,7 +124,7 @@ class Recognizer(ABC):
         sample_rate: int | None = None,
         channels: Channels = "mix",
         track: int | None = None,
-        progress: Progress | None = None,
+        progress: SecondsDone | None = None,
     ) -> Transcript: ...
 
     def transcribe(
@@ -134,7 +134,7 @@ class Recognizer(ABC):
         sample_rate: int | None = None,
         channels: Channels = "mix",
         track: int | None = None,
-        progress: Progress | None = None,
+        progress: SecondsDone | None = None,
     ) -> Transcript | list[Transcript]:
         """Recognize speech of any length.
 
@@ -432,7 +432,7 @@ class TranscriptionSession:
         sample_rate: int | None = None,
         separate: bool = False,
         track: int | None = None,
-        progress: Progress | None = None,
+        progress: SecondsDone | None = None,
         stitcher: type[WindowStitcher] = WindowStitcher,
     ) -> None:
         self.source, self.sample_rate = source, sample_rate

@@ -4,7 +4,7 @@ For more sounds and words than the recordings at hand. Sentences of text files a
 a shuffled order, so that corpora with the seeds 0, 1, 2, ... (shards) have different ones until all
 are used; some are joined, some cut short, and on request short phrases (names, numbers, dates,
 spelled letters, commands, single words) come between them. The voices: hibari and Kokoro, which
-sound natural (`neural_voices.py`), espeak-ng, and where their commands are installed flite and
+sound natural (`voices.py`), espeak-ng, and where their commands are installed flite and
 festival. Each utterance has its own voice, speed, pitch and tone. Everything follows from the seed,
 the texts and the voices.
 """
@@ -39,27 +39,23 @@ from omnirouter.files import (
     write_json_lines,
     writing_to,
 )
-from omnirouter.synthesis.conditions import CONDITIONS, record
-from omnirouter.synthesis.demo_corpus import drawn_seed, write_wave
-from omnirouter.synthesis.held_out import HeldOutText
-from omnirouter.synthesis.neural_voices import SAMPLE_RATE as NEURAL_RATE
-from omnirouter.synthesis.neural_voices import (
-    Hibari,
-    Kokoro,
-    draw_kokoro,
-    kokoro_styles,
-    lexicon,
-    require_neural,
-)
-from omnirouter.synthesis.phrases import Phrase, PhraseMaker
+from omnirouter.synthesis.demo_corpus import CONDITIONS, drawn_seed, record, write_wave
+from omnirouter.synthesis.grammar import HeldOutText, Phrase, PhraseMaker
 from omnirouter.synthesis.voices import (
+    NEURAL_RATE,
     SAMPLE_RATE,
     VARIANTS,
+    Hibari,
+    Kokoro,
     NoSound,
     Speech,
     Wave,
+    draw_kokoro,
+    kokoro_styles,
+    lexicon,
     normalize,
     require_espeak,
+    require_neural,
     speak,
 )
 from omnirouter.text import normalize_text
@@ -164,7 +160,7 @@ def make_tts_corpus(
 
     Utterances that are there already are kept, so an interrupted call goes on where it stopped.
     A line that is a transcript of the manifests `without`, or shares eight words in a row with
-    one, is not read. `kokoro` is the folder of its voices; see `neural_voices.kokoro_styles`.
+    one, is not read. `kokoro` is the folder of its voices; see `voices.kokoro_styles`.
 
     Returns:
         The manifest, and as rejected the lines that were skipped, and utterances of which a voice

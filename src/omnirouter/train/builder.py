@@ -32,7 +32,7 @@ from omnirouter.config import (
     dotted,
 )
 from omnirouter.data.dataloader import AsrDataLoader
-from omnirouter.data.manifests import read_manifests, read_training
+from omnirouter.data.manifest import read_manifests, read_training
 from omnirouter.data.tokenizer_training import read_texts, reservoir
 from omnirouter.model import CTCEncoder
 from omnirouter.model.router_variants import HashRouter
@@ -42,7 +42,9 @@ from omnirouter.train.distributed import DistributedContext
 from omnirouter.train.optim import build_optimizers
 from omnirouter.train.parallel import ParallelModel
 from omnirouter.train.reporter import ProgressReporter, start_line, too_large_a_step
-from omnirouter.train.resume import (
+from omnirouter.train.run_dir import RunDir
+from omnirouter.train.state import (
+    TrainState,
     changes_on_resume,
     digests,
     load_state,
@@ -50,8 +52,6 @@ from omnirouter.train.resume import (
     require_resumable,
     resumed_config,
 )
-from omnirouter.train.run_dir import RunDir
-from omnirouter.train.state import TrainState
 from omnirouter.train.step import ExtraLossFactory, TrainStep
 from omnirouter.train.validation import Validator
 

@@ -25,7 +25,7 @@ from omnirouter.checkpoint import load_checkpoint, save_checkpoint
 from omnirouter.config import BadInput, DataConfig, FeatureConfig, ModelConfig, UpcycleConfig
 from omnirouter.data.dataloader import AsrDataLoader
 from omnirouter.data.dataset import RejectLog
-from omnirouter.data.manifests import read_manifest
+from omnirouter.data.manifest import read_manifest
 from omnirouter.model import CTCEncoder, Router
 from omnirouter.model.layers import EncoderBlock, Experts
 from omnirouter.model.routing import RoutingContext

@@ -138,12 +138,12 @@ def forward(
     offsets: ExpertOffsets,
     dropout: KernelDropout | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Each expert's layer over its own rows, where `usable` says so.
+    """Each expert's layer over its own rows, where `is_supported` says so.
 
     Args:
         x_RD: bfloat16, sorted by expert.
         weights: up_NFD, up_bias_NF, down_NDF and down_bias_ND, in float32; instead of the two
-            matrices also their `words`.
+            matrices also what `pack_weights` makes of them.
         offsets: rows of the experts.
         dropout: of the hidden units.
 
