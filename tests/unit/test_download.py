@@ -287,11 +287,11 @@ def test_an_interrupted_unpacking_shows_nothing(
     server.files["a.tar.gz"] = tar(a=b"1", b=b"2")
     remote = Remote(url=server.url("a.tar.gz"))
 
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module, "_merge", interrupted)
+        patched.setattr(module.shutil, "copytree", interrupted)
         download([remote], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
     download([remote], tmp_path)

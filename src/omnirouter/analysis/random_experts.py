@@ -31,7 +31,7 @@ from omnirouter.evaluate.score_utterances import (
     evaluating,
     evaluation_loader,
 )
-from omnirouter.metrics.wer import CONFIDENCE, edit_counts
+from omnirouter.metrics.wer import edit_counts, percentile_interval
 from omnirouter.model import CTCEncoder, Routing
 from omnirouter.model.routing import RoutingContext
 from omnirouter.progress import Progress
@@ -234,8 +234,7 @@ def _setting(
         utterances, drawn = rng.integers(size, size=size), rng.integers(seeds, size=seeds)
         if below := base_U[utterances].sum():
             changes.append(errors_SU[drawn][:, utterances].sum() / seeds / below - 1)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(changes, [tail, 1 - tail]) if changes else (np.nan, np.nan)
+    low, high = percentile_interval(np.array(changes)) if changes else (np.nan, np.nan)
     by_seed = [float(e.sum() / base - 1) if base else float("nan") for e in errors_SU]
     return RandomExpertSetting(
         reading=reading,

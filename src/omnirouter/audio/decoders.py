@@ -210,7 +210,6 @@ class FFmpegDecoder:
             raise NoAudioError from error
 
     def _choose(self, track: int | None) -> int:
-        """Index of the track to read among the sound tracks."""
         import av
 
         streams = self._container.streams

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import tarfile
 import time
@@ -129,7 +130,6 @@ def fetch(remote: Remote, folder: Path, add: Progress) -> Path:
 
 
 def _fetch_rest(url: str, part: Path, add: Progress) -> None:
-    """Append to `part` what is missing of it."""
     have = part.stat().st_size if part.exists() else 0
     try:
         response = _open(url, have)
@@ -230,18 +230,10 @@ def _unpack(archive: Path, folder: Path) -> None:
         archive.unlink()
         raise OmnirouterError(f"{archive}: broken archive, removed; download it again") from error
     else:
-        _merge(hidden, folder)
+        # renamed file by file: some archives share folders
+        shutil.copytree(hidden, folder, symlinks=True, copy_function=os.replace, dirs_exist_ok=True)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _merge(source: Path, target: Path) -> None:
-    for path in source.iterdir():
-        there = target / path.name
-        if path.is_dir() and there.is_dir():
-            _merge(path, there)
-        else:
-            path.replace(there)
 
 
 OPENSLR = "https://www.openslr.org/resources"

@@ -332,7 +332,6 @@ def _cut(recording: Recording | None, supervision: SupervisionSegment) -> Cut:
 
 
 def _recordings(manifests: Mapping[str, Mapping[str, Any]]) -> Splits:
-    """Whole files, without words."""
     return {
         name: [r.to_cut() for r in sorted(parts["recordings"], key=lambda r: r.id)]
         for name, parts in sorted(manifests.items())

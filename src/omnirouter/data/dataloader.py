@@ -258,7 +258,6 @@ class AsrDataLoader:
     def _sampler(
         self, cuts: Iterator[Any], bins: list[float], epoch: int, part: int
     ) -> DynamicBucketingSampler:
-        """The sampler of a part of an epoch."""
         sampler = DynamicBucketingSampler(
             cuts,
             constraint=_PackedSeconds(max_duration=self.data.device_seconds),

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from omnirouter.config import BadInput
 from omnirouter.evaluate.score import SetResult
-from omnirouter.metrics.wer import CONFIDENCE, edit_counts, rate_of_counts
+from omnirouter.metrics.wer import edit_counts, percentile_interval, rate_of_counts, resampled_sums
 from omnirouter.text import Apostrophes, whisper_normalize
 
 RESAMPLES = 1000
@@ -224,14 +224,16 @@ def compare(
     if not all(paired[key] for key in common):
         return difference
     generator = np.random.default_rng(0)
-    drawn = np.stack([_rates(_resampled(counts[key], generator)) for key in common], axis=1)
+    drawn = np.stack(
+        [_rates(resampled_sums(counts[key], generator, RESAMPLES)) for key in common], axis=1
+    )
     # draws without an error of the baseline where it makes some have no relative change
     drawn = drawn[(drawn[..., 1] > 0)[:, whole[:, 1] > 0].all(axis=1)]
     drawn_changes, drawn_of_mean = _changes(drawn)
     return replace(
         difference,
-        interval=_interval(drawn_changes),
-        interval_of_mean=_interval(drawn_of_mean),
+        interval=percentile_interval(drawn_changes),
+        interval_of_mean=percentile_interval(drawn_of_mean),
         p=_two_sided(drawn_of_mean),
     )
 
@@ -256,13 +258,6 @@ def _paired(key: str, system: SetRate, baseline: SetRate) -> npt.NDArray[np.int6
     return np.array(rows, dtype=np.int64).T
 
 
-def _resampled(counts_3U: npt.NDArray[np.int64], generator: np.random.Generator) -> Floats:
-    """Sums over resampled utterances, [R, 3]."""
-    size = counts_3U.shape[1]
-    draws = (generator.integers(size, size=size) for _ in range(RESAMPLES))
-    return np.stack([counts_3U[:, draw].sum(axis=1) for draw in draws])
-
-
 def _rates(sums: npt.NDArray[Any]) -> Floats:
     """Error rates of system and baseline from [..., 3] sums, [..., 2]."""
     rates: Floats = sums[..., :2] / np.maximum(sums[..., 2:], 1)
@@ -281,12 +276,6 @@ def _changes(rates_RS2: Floats) -> tuple[Floats, Floats]:
         (baseline > 0).sum(axis=1), 1
     )
     return mean, of_mean
-
-
-def _interval(values_R: Floats) -> tuple[float, float]:
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values_R, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _two_sided(values_R: Floats) -> float:

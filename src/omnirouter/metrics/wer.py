@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omnirouter.config import TextConfig
 from omnirouter.text import PUNCTUATION, Apostrophes, normalize_text, whisper_normalize
@@ -197,14 +198,25 @@ def edit_counts(
 def _interval(
     errors: Sequence[int], lengths: Sequence[int], resamples: int, seed: int
 ) -> tuple[float, float]:
-    generator = np.random.default_rng(seed)
     counts = np.array([errors, lengths], dtype=np.int64)
-    utterances = counts.shape[1]
-    draws = (generator.integers(utterances, size=utterances) for _ in range(resamples))
-    sums = np.stack([counts[:, draw].sum(axis=1) for draw in draws])
+    sums = resampled_sums(counts, np.random.default_rng(seed), resamples)
     with_words = sums[sums[:, 1] > 0]
     if not len(with_words):
         return float("nan"), float("nan")
+    return percentile_interval(with_words[:, 0] / with_words[:, 1])
+
+
+def resampled_sums(
+    counts_KU: NDArray[np.int64], generator: np.random.Generator, resamples: int
+) -> NDArray[np.int64]:
+    """Sums of K counts over U utterances drawn with replacement, [resamples, K]."""
+    size = counts_KU.shape[1]
+    draws = (generator.integers(size, size=size) for _ in range(resamples))
+    return np.stack([counts_KU[:, draw].sum(axis=1) for draw in draws])
+
+
+def percentile_interval(values: NDArray[Any]) -> tuple[float, float]:
+    """The 95% interval of resampled values."""
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(with_words[:, 0] / with_words[:, 1], [tail, 1 - tail])
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

@@ -227,8 +227,6 @@ def identity(cut: Cut) -> str:
 
 
 class _UtteranceTranscriber:
-    """A teacher for utterances."""
-
     teacher: Teacher
 
     def __init__(self, config: TeacherConfig, segments: bool) -> None:

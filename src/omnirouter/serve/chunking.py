@@ -120,7 +120,6 @@ class _Regions:
         self._forget(max(keep, self._sent))
 
     def finish(self) -> Iterator[Chunk]:
-        """The end of the audio."""
         if self._spoken:
             yield from self._close()
 

@@ -162,15 +162,14 @@ class Recognizer(ABC):
         several = isinstance(audio, list) and not all(isinstance(n, int | float) for n in audio)
         sources: Any = audio if several else [audio]
         tell = None if progress is None or several else lambda _, *seconds: progress(*seconds)
-        found = []
-        for _, result in self.transcribe_many(
+        found = self.transcribe_many(
             sources, sample_rate=sample_rate, channels=channels, track=track, progress=tell
-        ):
-            found.append(result)
-        for result in found:
+        )
+        results = [result for _, result in found]
+        for result in results:
             if isinstance(result, BadInput):
                 raise result
-        transcripts = [result for result in found if isinstance(result, Transcript)]
+        transcripts = [result for result in results if isinstance(result, Transcript)]
         return transcripts if several else transcripts[0]
 
     def transcribe_many(
@@ -255,7 +254,7 @@ class Recognizer(ABC):
             counted = session.count(part, blocks)
             regions = speech_chunks(counted, rate) if detects else single_chunk(counted)
             for window in windows(regions, rate, self.features.frame_samples):
-                if self._audible(window.samples):
+                if not self._is_silent(window.samples):
                     yield part, window
 
     def _channels(
@@ -283,10 +282,10 @@ class Recognizer(ABC):
         setting = self.listening.vad
         return setting == "silero" or (setting == "auto" and vad.available())
 
-    def _audible(self, samples: Samples) -> bool:
-        """Tell if there is anything to recognize; normalization would blow up rounding noise."""
+    def _is_silent(self, samples: Samples) -> bool:
+        """Tell if there is nothing to recognize; normalization would blow up rounding noise."""
         least = round(self.features.window_s * self.features.sample_rate)
-        return len(samples) >= least and float(np.ptp(samples)) > SILENCE
+        return len(samples) < least or float(np.ptp(samples)) <= SILENCE
 
     def decode(self, log_probs_TV: LogProbs) -> Hypothesis:
         """The pieces of one stretch and the frames where they peak."""
@@ -493,7 +492,6 @@ class _Waiting(NamedTuple):
 
 
 def _without(session: TranscriptionSession, waiting: deque[_Waiting]) -> deque[_Waiting]:
-    """Give up the windows of a recording."""
     for one in waiting:
         if one.session is session:
             one.future.cancel()
@@ -508,7 +506,6 @@ class _Batch:
         self._held: list[tuple[Samples, Future[LogProbs]]] = []
 
     def submit(self, samples: Samples) -> Future[LogProbs]:
-        """Take a window."""
         self._held.append((samples, future := Future[LogProbs]()))
         seconds = sum(len(s) for s, _ in self._held) / self._recognizer.features.sample_rate
         if seconds >= self._recognizer.listening.batch_seconds:
@@ -516,7 +513,6 @@ class _Batch:
         return future
 
     def run(self) -> None:
-        """Run the model over what is held and still wanted."""
         held = [(samples, future) for samples, future in self._held if not future.cancelled()]
         self._held = []
         if held:
@@ -526,7 +522,6 @@ class _Batch:
 
 
 def _merged(begun: Word, rest: Word) -> Word:
-    """A word that a seam had parted."""
     return Word(
         start=begun.start,
         end=rest.end,

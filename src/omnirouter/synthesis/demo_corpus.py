@@ -256,12 +256,10 @@ def drawn_seed(seed: int, split: str, index: int) -> int:
 
 
 def _make(out: Path, utterance: DemoUtterance) -> float:
-    """Write the audio of an utterance; return its duration in seconds."""
     return write_wave(out / utterance.path, render(utterance))
 
 
 def _row(utterance: DemoUtterance, duration: float) -> dict[str, Any]:
-    """One line of a manifest."""
     return {
         "audio_filepath": utterance.path,
         "text": utterance.speech.text,

@@ -330,7 +330,6 @@ class _Order:
         return np.random.default_rng(seed).permutation(len(self.lengths))
 
     def take(self) -> int:
-        """Give the next sentence's number."""
         if self.place >= len(self.order):
             self.round, self.place = self.round + 1, 0
             self.order = self._shuffled()
@@ -429,14 +428,7 @@ def _natural(passage: TtsUtterance, rng: Generator, styles: Path | None) -> Wave
     return np.asarray(soxr.resample(samples, NEURAL_RATE * warp, SAMPLE_RATE), np.float32)
 
 
-@cache
-def _hibari() -> Hibari:
-    return Hibari()
-
-
-@cache
-def _kokoro(styles: Path | None) -> Kokoro:
-    return Kokoro(styles)
+_hibari, _kokoro = cache(Hibari), cache(Kokoro)  # each loaded once in a process
 
 
 def _recorded(text: str, voice: str, stretch: float) -> Wave:
@@ -478,7 +470,6 @@ def _make(out: Path, seed: int, treated: bool, styles: Path | None, passage: Tts
 
 
 def _row(passage: TtsUtterance, duration: float, seed: int) -> dict[str, Any]:
-    """One line of the manifest."""
     return {
         "id": f"reading-{seed}-{passage.index:06d}",
         "audio_filepath": passage.path,

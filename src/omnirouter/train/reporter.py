@@ -83,7 +83,6 @@ def start_line(config: RunConfig, size: DataSize, world: DistributedContext) -> 
 
 
 def _duration(seconds: float) -> str:
-    """Seconds as a person reads them."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.3g} min" if seconds < 3600 else f"{seconds / 3600:.3g} h"

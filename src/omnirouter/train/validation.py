@@ -186,7 +186,6 @@ class Validator:
             shutil.rmtree(self.folder.path / name, ignore_errors=True)
 
     def _save(self, path: Path, network: CTCEncoder, progress: TrainProgress, wer: float) -> None:
-        """Write a checkpoint folder."""
         if not self.world.first:
             return
         meta = {

@@ -222,7 +222,6 @@ def _peaks(samples: Samples, rate: int) -> NDArray[np.float32]:
 
 
 def _shades(mel_KM: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-mel as shades from 0 to 255."""
     if not mel_KM.size:
         return mel_KM
     low, high = np.percentile(mel_KM, [DARKEST, BRIGHTEST])

@@ -78,14 +78,12 @@ class _Heard:
     room: asyncio.Event = field(default_factory=asyncio.Event)
 
     def add(self, data: bytes) -> None:
-        """Some have come."""
         self.data += data
         self.left -= len(data)
         self.changed.set()
         self._look()
 
     def take(self) -> bytes:
-        """Those of the next turn."""
         data = bytes(self.data[:TURN_BYTES])
         del self.data[:TURN_BYTES]
         self.busy = True
@@ -100,15 +98,12 @@ class _Heard:
 
 
 class _Live:
-    """One stream."""
-
     def __init__(self, socket: WebSocket) -> None:
         self._socket = socket
         self._service: AppState = socket.app.state.service
         self._words: list[Word] = []
 
     async def run(self) -> None:
-        """From the first sample to the last word."""
         name = self._socket.query_params.get("model", "")
         served = self._service.find(name, streaming=True)
         rate = _rate_of(self._socket.query_params.get("sample_rate", ""))
