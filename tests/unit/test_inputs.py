@@ -86,6 +86,8 @@ def test_rates_and_channels(model: Transcriber, samples: np.ndarray[Any, Any], p
         (np.zeros((2, 16_000)), r"turn it around with .T"),
         (np.zeros((2, 2, 2)), "mono samples"),
         (io.StringIO("text"), "is opened as text"),
+        (None, "audio: give a path, .* not NoneType"),
+        (3, "audio: give a path, .* not int"),
         (b"", "audio"),
         (b"no audio at all", "audio"),
         (["nowhere.wav", "nowhere.wav"], "nowhere.wav"),

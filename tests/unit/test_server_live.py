@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,15 @@ def test_who_may_stream(models: list[ServedModel]) -> None:
         headers = {"authorization": f"Bearer {KEY}"}
         with client.websocket_connect(address, headers=headers) as socket:
             assert socket.receive_json()["type"] == "ready"
+        sent = base64.urlsafe_b64encode(KEY.encode()).decode().rstrip("=")
+        for key, right in ((sent, True), (sent[:-4], False), ("!", False)):  # as a page sends it
+            protocols = ["omnirouter", f"bearer.{key}"]
+            with (
+                nullcontext() if right else pytest.raises(WebSocketDisconnect),
+                client.websocket_connect(address, subprotocols=protocols) as socket,
+            ):
+                assert socket.accepted_subprotocol == "omnirouter"
+                assert socket.receive_json()["type"] == "ready"
 
 
 def test_over_the_network(

@@ -102,6 +102,8 @@ def test_suggestions_are_near() -> None:
     assert did_you_mean("--formt", ["--format"]) == "; did you mean --format?"
     assert did_you_mean("peak_lr", ["optim.peak_lr"]) == "; did you mean optim.peak_lr?"
     assert did_you_mean("trans", ["train", "transcribe"]) == "; did you mean transcribe?"
+    both = ["--language-model", "--language", "--beam-size"]
+    assert did_you_mean("--lang", both) == "; did you mean --language?"
     for far in ("--form", "--temperature", "--best_of", "--task"):
         assert did_you_mean(far, ["--force", "--batch-seconds", "--out", "--hot-words"]) == ""
 

@@ -136,8 +136,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     tails = {plain.rsplit(".", 1)[-1]: name for plain, name in reversed(whole.items())}
     plain = _plain(word)
     begun = [name for key, name in whole.items() if key.startswith(plain)]
-    if len(plain) > 2 and len(begun) == 1:
-        return f"; did you mean {begun[0]}?"
+    if len(plain) > 2 and begun and all(name.startswith(min(begun)) for name in begun):
+        return f"; did you mean {min(begun)}?"
     for part, names in ((plain, whole), (plain.rsplit(".", 1)[-1], tails)):
         if near := difflib.get_close_matches(part, names, 1, NEAR):
             return f"; did you mean {names[near[0]]}?"

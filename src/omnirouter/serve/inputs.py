@@ -46,6 +46,9 @@ def resolve_audio(audio: Any, rate: int, sample_rate: int | None = None) -> Any:
             raise BadInput(f"{name}: is opened as text; open it with mode 'rb'")
         return NamedFile(audio if audio.seekable() else spool(audio), name)
     values = _array(audio)
+    if values.ndim == 0 or values.dtype.kind not in "biufc":
+        kinds = "a path, a file opened for reading bytes, the bytes of a file, or samples"
+        raise BadInput(f"audio: give {kinds}, not {type(audio).__name__}")
     sample_rate = rate if sample_rate is None else sample_rate
     require_rate(sample_rate)
     if values.ndim != 2 or values.shape[1] == 1:

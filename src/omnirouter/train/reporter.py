@@ -67,8 +67,11 @@ def start_line(config: RunConfig, size: DataSize, world: DistributedContext) -> 
     active = f" ({count.active / 1e6:.3g} M active)" if count.active < count.total else ""
     more = "" if size.whole else "more than "
     step_s = data.batch_hours * 3600
+    name = config.preset or config.model.routing
+    if config.init:  # whose architecture it is
+        name = f"{config.model.routing} from {config.init}"
     parts = [
-        f"{config.preset or config.model.routing}, {count.total / 1e6:.3g} M parameters{active}",
+        f"{name}, {count.total / 1e6:.3g} M parameters{active}",
         f"vocabulary {config.model.vocab_size}",
         f"{more}{size.utterances:,} utterances, {_duration(size.seconds)}",
         f"{_duration(step_s)} of audio a step",
@@ -103,5 +106,5 @@ def too_large_a_step(config: RunConfig, size: DataSize) -> str | None:
     return (
         f"warning: a step takes {_duration(step_s)} of audio, data.train has "
         f"{_duration(size.seconds)}: every step sees all of it {step_s / size.seconds:.3g} "
-        "times; set data.batch_seconds (40 for a few hours of speech)"
+        "times; set data.batch_seconds lower (40 suits a few hours of speech)"
     )

@@ -7,8 +7,10 @@ browser: those name another origin, or (after the site's name was pointed here) 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -85,6 +87,7 @@ class AccessMiddleware:
         if not path.startswith(CLOSED):
             return None
         given = headers.get("authorization", "").encode("utf-8", "surrogateescape")
+        given = given or _key_among_protocols(headers)
         wanted = f"Bearer {self._access.api_key}".encode()
         if hmac.compare_digest(given, wanted):
             return None
@@ -101,6 +104,16 @@ class AccessMiddleware:
             message = "a server without a key serves no pages of other sites"
             return ApiError(403, message, code="wrong_origin")
         return None
+
+
+def _key_among_protocols(headers: Headers) -> bytes:
+    """`Bearer KEY` of a browser's WebSocket, which offers `bearer.` and the key in base64url."""
+    for offered in headers.get("sec-websocket-protocol", "").split(","):
+        kind, _, key = offered.strip().partition(".")
+        if kind == "bearer":
+            with suppress(ValueError):
+                return b"Bearer " + base64.urlsafe_b64decode(key + "=" * (-len(key) % 4))
+    return b""
 
 
 class _Answer:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # at run time it needs torch, which a server of exported mode
 router = APIRouter()
 
 ROUTE = "/v1/audio/stream"
+PROTOCOL = "omnirouter"  # offered by pages, beside their key
 PCM_BYTES = 2  # of a sample
 TURN_BYTES = 2**16  # given to the model at a time: others get their turn in between
 MOST_BYTES = 2**20  # that wait for a turn
@@ -44,7 +45,8 @@ Result = TypeVar("Result")
 @router.websocket(ROUTE)
 async def live(socket: WebSocket) -> None:
     """Recognize speech while it comes; `model` and `sample_rate` stand in the address."""
-    await socket.accept()
+    offered = socket.scope.get("subprotocols", ())
+    await socket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
     try:
         with suppress(WebSocketDisconnect):
             await _Live(socket).run()

@@ -38,7 +38,7 @@ function complain(error, name) {
   $("error").hidden = !error;
   let message = error ? error.message : "";
   if (error?.status === 401) {
-    message = `Enter the API key of this server${$("key").value ? "; it is another one than this" : ""}.`;
+    message = $("key").value ? "This is not the API key of this server." : "Enter the API key of this server.";
     $("key-label").hidden = false;
     $("key").focus();
   } else if (error && name) message = `${name}: ${message.replace(/^file: /, "")}`;
@@ -240,9 +240,9 @@ async function record() {
       live?.push(part);
     });
     const card = cards.find(({ id }) => id === $("model").value);
-    if (card?.streams && !$("key").value) {
+    if (card?.streams) {
       $("live").hidden = false;
-      live = new Live(card.id, recording.rate, $("live"));
+      live = new Live(card.id, recording.rate, $("live"), $("key").value);
     }
     $("timer").textContent = clock(0);
     $("recording").hidden = false;

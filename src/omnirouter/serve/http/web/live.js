@@ -1,14 +1,15 @@
 // Words of a streaming model while somebody speaks.
 
 export class Live {
-  // `place` is the element that shows them.
-  constructor(model, rate, place) {
+  // `place` is the element that shows them; `key` is sent as a protocol: a page can set no header.
+  constructor(model, rate, place, key) {
     Object.assign(this, { place, said: [], waiting: [] });
     place.textContent = "Listening …";
     const query = new URLSearchParams({ model, sample_rate: Math.round(rate) });
     const address = new URL(`v1/audio/stream?${query}`, location.href);
     address.protocol = address.protocol.replace("http", "ws");
-    this.socket = new WebSocket(address);
+    const sent = btoa(key).replace(/\+/g, "-").replace(/\//g, "_").replace(/=/g, "");
+    this.socket = new WebSocket(address, key ? ["omnirouter", `bearer.${sent}`] : []);
     this.socket.binaryType = "arraybuffer";
     this.socket.onopen = () => this.waiting.splice(0).forEach((part) => this.socket.send(part));
     this.socket.onmessage = (event) => this.#take(JSON.parse(event.data));
