@@ -97,7 +97,8 @@ class AttentionContext:
     chunk: int = 0
     left: int = 0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise `BadInput` for what a model cannot have."""
         for name in ("chunk", "left"):
             if getattr(self, name) < 0:
                 raise BadInput(
@@ -237,6 +238,7 @@ class ModelConfig:
                 )
 
     def _check_context(self) -> None:
+        self.attention_context.check()
         if not self.streams:
             return
         if self.features.normalisation != "global":
