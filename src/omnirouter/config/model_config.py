@@ -97,16 +97,16 @@ class AttentionContext:
     chunk: int = 0
     left: int = 0
 
-    def problem(self) -> str | None:
-        """Problem, in one line that starts with the key to change; None if there is none."""
+    def __post_init__(self) -> None:
         for name in ("chunk", "left"):
             if getattr(self, name) < 0:
-                return f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
+                raise BadInput(
+                    f"attention_context.{name}: 0 frames or more, not {getattr(self, name)}"
+                )
         if self.left and not self.chunk:
-            return (
+            raise BadInput(
                 "attention_context.chunk: frames before a chunk (left) need chunks; set chunk too"
             )
-        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,112 +168,92 @@ class ModelConfig:
     longest_wave: float = field(default=10_000.0, metadata={"added": True})
 
     def __post_init__(self) -> None:
-        checks = (
-            self._sizes(),
-            self._waves(),
-            self._stem(),
-            self._experts(),
-            self._probabilities(),
-            self._context(),
-        )
-        for problem in checks:
-            if problem:
-                raise BadInput(problem)
+        self._check_sizes()
+        self._check_stem()
+        self._check_experts()
+        self._check_context()
 
-    def _sizes(self) -> str | None:
+    def _check_sizes(self) -> None:
         for name in ("dim", "ffn_dim", "num_layers", "num_experts"):
             if getattr(self, name) < 1:
-                return f"{name}: must be at least 1, not {getattr(self, name)}"
+                raise BadInput(f"{name}: must be at least 1, not {getattr(self, name)}")
         if self.vocab_size < 2:
-            return f"vocab_size: blank and one piece make 2, not {self.vocab_size}"
+            raise BadInput(f"vocab_size: blank and one piece make 2, not {self.vocab_size}")
         if self.local_width < 0 or (self.local_width and self.local_width % 2 == 0):
-            return f"local_width: an odd number of frames, or 0 for none, not {self.local_width}"
+            raise BadInput(
+                f"local_width: an odd number of frames, or 0 for none, not {self.local_width}"
+            )
         if self.num_heads is not None and self.num_heads < 1:
-            return f"num_heads: must be at least 1, not {self.num_heads}"
+            raise BadInput(f"num_heads: must be at least 1, not {self.num_heads}")
         if self.dim % self.heads or (self.dim // self.heads) % 2:
-            return (
+            raise BadInput(
                 f"num_heads: {self.heads} heads do not divide dim {self.dim} into even parts; "
                 "choose num_heads or dim so that dim / num_heads is an even number"
             )
-        return None
-
-    def _waves(self) -> str | None:
+        for name in ("dropout", "layer_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise BadInput(f"{name}: a probability in [0, 1), not {getattr(self, name)}")
         if not 1 < self.longest_wave < math.inf:
-            return f"longest_wave: a number above 1, not {self.longest_wave}"
-        return None
+            raise BadInput(f"longest_wave: a number above 1, not {self.longest_wave}")
 
-    def _stem(self) -> str | None:
+    def _check_stem(self) -> None:
         if self.stem == "linear":
-            return None
+            return
         if self.features.stack % 2:
-            return (
+            raise BadInput(
                 "features.stack: the second of the convolutions (stem) takes every other mel "
                 f"frame, so an even number, not {self.features.stack}"
             )
         if self.streams or self.embedder is not None:
-            return (
+            raise BadInput(
                 "stem: convolutions look into the frame that follows, so they go neither with an "
                 "attention_context nor with SpeechMoE; set stem: linear (with init: begin from a "
                 "model that has one)"
             )
-        return None
 
-    def _experts(self) -> str | None:
+    def _check_experts(self) -> None:
         if self.routing == "dense":
-            return (
-                None
-                if self.num_experts == 1
-                else (
+            if self.num_experts != 1:
+                raise BadInput(
                     f"num_experts: a dense model has 1, not {self.num_experts}; "
                     "set num_experts: 1 or routing: switch or omni"
                 )
-            )
+            return
         for name in ("dim", "ffn_dim"):
             if getattr(self, name) % 8:
-                return (
+                raise BadInput(
                     f"{name}: with experts a multiple of 8 (grouped matrix products need rows of "
                     f"16 bytes), not {getattr(self, name)}"
                 )
-        if problem := self.router.problem(self.routing, self.num_experts, self.num_layers):
-            return problem
+        self.router.check(self.routing, self.num_experts, self.num_layers)
         if self.router_of_layer is not None and self.router.experts_every > 1:
             raise BadInput("router_of_layer: does not go with router.experts_every; leave one out")
         if self.router_of_layer is not None:
             routers = set(self.router_of_layer)
             if len(self.router_of_layer) != self.num_layers or routers != set(range(len(routers))):
-                return (
+                raise BadInput(
                     f"router_of_layer: needs {self.num_layers} router numbers, counted from 0 "
                     "without gaps"
                 )
-        return None
 
-    def _probabilities(self) -> str | None:
-        for name in ("dropout", "layer_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                return f"{name}: a probability in [0, 1), not {getattr(self, name)}"
-        return None
-
-    def _context(self) -> str | None:
-        if problem := self.attention_context.problem():
-            return problem
+    def _check_context(self) -> None:
         if not self.streams:
-            return None
+            return
         if self.features.normalisation != "global":
-            return (
+            raise BadInput(
                 "features.normalisation: with an attention_context it must be global; a stream "
                 "does not know the mean of what is still to come"
             )
         if self.features.analysis == "whisper":
-            return (
+            raise BadInput(
                 "features.analysis: with an attention_context it must be kaldi; whisper looks for "
                 "the largest value of the whole utterance"
             )
         if self.routing in WHOLE_UTTERANCE:
-            return (
+            raise BadInput(
                 f"attention_context.chunk: routing: {self.routing} looks at the whole utterance; "
                 "choose another routing, or leave attention_context out"
             )
-        return None
 
     @property
     def streams(self) -> bool:

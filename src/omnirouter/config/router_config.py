@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from omnirouter.errors import BadInput
+
 RoutingKind = Literal[
     "dense",
     "switch",
@@ -72,50 +74,56 @@ class RouterConfig:
         known = zip(GROUP_FIELDS, (self.domains, self.accents), strict=True)
         return {name: values for name, values in known if values}
 
-    def problem(self, routing: RoutingKind, num_experts: int, num_layers: int) -> str | None:
-        """Problem of these routers in a model with this `routing`; None if there is none.
-
-        One line that starts with the key to change.
-        """
+    def check(self, routing: RoutingKind, num_experts: int, num_layers: int) -> None:
+        """Raise `BadInput` for what these routers cannot be in a model with this `routing`."""
         for name in ("codes", "embedding_dim", "embedding_layers", "group_dim"):
             if getattr(self, name) < 1:
-                return f"router.{name}: must be at least 1, not {getattr(self, name)}"
+                raise BadInput(f"router.{name}: must be at least 1, not {getattr(self, name)}")
         if self.embedding_dim % (2 if self.embedding_dim < 128 else 64):
-            return (
+            raise BadInput(
                 "router.embedding_dim: an even number, from 128 on a multiple of 64, not "
                 f"{self.embedding_dim}"
             )
         if not 1 <= self.top_k <= num_experts:
-            return f"router.top_k: between 1 and num_experts {num_experts}, not {self.top_k}"
+            raise BadInput(
+                f"router.top_k: between 1 and num_experts {num_experts}, not {self.top_k}"
+            )
         if self.top_k > 1 and routing in ("hash", "base"):
-            return f"router.top_k: routing: {routing} sends a frame to one expert; set top_k: 1"
+            raise BadInput(
+                f"router.top_k: routing: {routing} sends a frame to one expert; set top_k: 1"
+            )
         if self.balance_bias and routing not in SOFTMAX_ROUTERS:
-            return (
+            raise BadInput(
                 f"router.balance_bias: routing: {routing} has no use for it; leave it out, or set "
                 f"routing to one of {', '.join(SOFTMAX_ROUTERS)}"
             )
         if not 0 <= self.layers_per_router <= num_layers:
-            return (
+            raise BadInput(
                 f"router.layers_per_router: between 0 and num_layers {num_layers}, not "
                 f"{self.layers_per_router}"
             )
         if routing == "speechmoe2" and not self.groups:
-            return "router.domains: speechmoe2 needs the values of field domain, or router.accents"
-        return self._problem_of_experts(routing, num_layers)
+            raise BadInput(
+                "router.domains: speechmoe2 needs the values of field domain, or router.accents"
+            )
+        self._check_experts(routing, num_layers)
 
-    def _problem_of_experts(self, routing: RoutingKind, num_layers: int) -> str | None:
+    def _check_experts(self, routing: RoutingKind, num_layers: int) -> None:
         if self.normalize_gates and (self.top_k < 2 or routing not in SOFTMAX_ROUTERS):
-            return "router.normalize_gates: gates of one expert would be 1; set top_k: 2 or more"
+            raise BadInput(
+                "router.normalize_gates: gates of one expert would be 1; set top_k: 2 or more"
+            )
         if not 0 <= self.jitter < 1:
-            return f"router.jitter: 0 or more and below 1, not {self.jitter}"
+            raise BadInput(f"router.jitter: 0 or more and below 1, not {self.jitter}")
         if not 1 <= self.experts_every <= num_layers:
-            return (
+            raise BadInput(
                 f"router.experts_every: between 1 and num_layers {num_layers}, not "
                 f"{self.experts_every}"
             )
         if self.experts_every > 1 and self.layers_per_router:
-            return "router.experts_every: does not go with layers_per_router; leave one out"
-        return None
+            raise BadInput(
+                "router.experts_every: does not go with layers_per_router; leave one out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +150,7 @@ class RouterLossConfig:
     bias_rate: float = 0.001
     frozen_from: int = 0
 
-    def problem(self) -> str | None:
-        """A weight that cannot be, in one line that starts with its key; None if all can."""
+    def __post_init__(self) -> None:
         for weight in fields(self):
-            if not 0 <= getattr(self, weight.name) < math.inf:
-                return f"router_losses.{weight.name}: 0 or more, not {getattr(self, weight.name)}"
-        return None
+            if not 0 <= (value := getattr(self, weight.name)) < math.inf:
+                raise BadInput(f"router_losses.{weight.name}: 0 or more, not {value}")

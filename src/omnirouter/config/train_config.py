@@ -77,30 +77,30 @@ class AugmentConfig:
         counts = ("frequency_masks", "frequency_width", "time_masks", "time_width")
         others = ("time_ratio", "masks_from_step")
         require_numbers(self, "augment.", dict.fromkeys((*counts, *others), 0))
-        for problem in (self._ranges(), self._sounds()):
-            if problem:
-                raise BadInput(problem)
+        self._check_ranges()
 
-    def _ranges(self) -> str | None:
+    def _check_ranges(self) -> None:
         for name in ("noise_probability", "reverb_probability", "telephone_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                return f"augment.{name}: a share in [0, 1], not {getattr(self, name)}"
+                raise BadInput(f"augment.{name}: a share in [0, 1], not {getattr(self, name)}")
         for name in ("noise_snr_db", "volume_db"):
             if not all(map(math.isfinite, getattr(self, name))):
-                return f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
+                raise BadInput(
+                    f"augment.{name}: finite numbers of dB, not {list(getattr(self, name))}"
+                )
         if not all(0 < factor < math.inf for factor in self.vtlp):
-            return f"augment.vtlp: factors above 0, not {list(self.vtlp)}"
+            raise BadInput(f"augment.vtlp: factors above 0, not {list(self.vtlp)}")
         if not all(SPEEDS[0] <= factor <= SPEEDS[1] for factor in self.speeds):
             low, high = SPEEDS
-            return f"augment.speeds: factors from {low:g} to {high:g}, not {list(self.speeds)}"
-        return None
-
-    def _sounds(self) -> str | None:
+            raise BadInput(
+                f"augment.speeds: factors from {low:g} to {high:g}, not {list(self.speeds)}"
+            )
         if self.noise and not (self.noise_snr_db and self.noise_probability):
-            return "augment.noise: set noise_snr_db and noise_probability too, or nothing gets it"
+            raise BadInput(
+                "augment.noise: set noise_snr_db and noise_probability too, or nothing gets it"
+            )
         if self.rirs and not self.reverb_probability:
-            return "augment.rirs: set reverb_probability too, or nothing gets them"
-        return None
+            raise BadInput("augment.rirs: set reverb_probability too, or nothing gets them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,8 +303,6 @@ class RunConfig:
         turns = ("steps", "validate_every", "checkpoint_every", "log_every", "max_skipped")
         others = ("seed", "load_balance_weight", "patience", "average")
         require_numbers(self, "", dict.fromkeys(turns, 1) | dict.fromkeys(others, 0))
-        if problem := self.router_losses.problem():
-            raise BadInput(problem)
         if not 0 <= self.consistency < math.inf:
             raise BadInput(f"consistency: a weight of 0 or more, not {self.consistency}")
         if self.model.streams and self.augment.cape:
