@@ -58,6 +58,17 @@ def test_python_parses(text: str) -> None:
                 assert hasattr(omnirouter, alias.name)
 
 
+def test_an_encoder_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wherever the docs build an encoder, they show a call of it, which runs."""
+    texts = [text for page in PAGES for _, text in FENCE.findall(page.read_text("utf-8"))]
+    built = [text for text in texts if "= CTCEncoder(" in text]
+    assert built
+    for text in built:
+        assert "log_probs" in text
+        exec(compile(text, "docs", "exec"), {})
+        assert "torch.Size" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", blocks("sh"))
 def test_commands_and_options_exist(text: str) -> None:
     """A shell block calls commands there are, with options they have."""
