@@ -149,9 +149,10 @@ def test_a_killed_parent_leaves_no_training_behind(
     (tmp_path / "runs").write_bytes(pickle.dumps({"one": endless}))
     script = tmp_path / "script.py"
     script.write_text(
-        "import pickle, sys\n"
+        "import pickle, signal, sys\n"
         "from omnirouter.report.parallel_runs import train_side_by_side\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it\n"
         "    train_side_by_side(pickle.load(open(sys.argv[1], 'rb')))\n"
     )
     command = [sys.executable, str(script), str(tmp_path / "runs")]
