@@ -74,8 +74,9 @@ HEADER = """# english-small
 The model `omnirouter transcribe` and `omnirouter.load()` use when none is named: an Omni-router
 CTC Transformer (arXiv 2507.05724) for English. It began as the encoder of OpenAI's Whisper base:
 each of its feed-forward layers became two experts, one router serves them all, and from a few hours
-of recordings it learned to hear what Whisper hears and to write by CTC. It is good for trying the
-program and for fine-tuning; of clear read speech it gives a draft.
+of recordings, and texts read aloud by synthetic voices, it learned to hear what Whisper hears and
+to write by CTC. It is good for trying the program and for fine-tuning; of clear read speech it
+gives a draft.
 """
 FOOTER = """
 ## Data and licenses
@@ -92,9 +93,12 @@ Recordings (5.4 hours): parts of LibriSpeech train-clean-100 (CC BY 4.0), adults
 domain); some cut at words and put together anew, some one after the other for up to 25 s; and 0.4
 hours of coffee orders from Picovoice's speech-to-intent benchmark (Apache-2.0), which have no
 transcripts and were written down by Whisper base. Text read aloud by espeak-ng and flite (a tenth
-of the audio, in the last part a fifth): the examples of WordNet 3.0's glosses (WordNet 3.0
+of the audio, then a fifth): the examples of WordNet 3.0's glosses (WordNet 3.0
 Copyright 2006 by Princeton University, all rights reserved; free to use, copy, modify and
-distribute). The language model is made from the text of LibriSpeech train-clean-100, LJSpeech and
+distribute). In the last two parts more than half of the audio is text read aloud by
+hibari-tts (seven tenths of that; Apache-2.0), flite, espeak-ng, Kokoro-82M (Apache-2.0) and
+festival: those examples, sentences of the transcripts named below, phrases, numbers and names. None
+of it shares a sentence, or eight words in a row, with a set above. The language model is made from the text of LibriSpeech train-clean-100, LJSpeech and
 CMU Arctic, those examples, and that of the second-language recordings. The development speakers
 chose the checkpoints and the weights of the search, so figures on `dev` are a little low. What
 omnirouter adds to Whisper's weights is under the license of omnirouter.
@@ -115,7 +119,8 @@ most (`omnirouter upcycle --start apart`).
 ## Again from the beginning
 
 See the headers of `distil.yaml`, `taught.yaml`, `longer.yaml` and `thirty.yaml` in
-`recipes/small-english/whisper`; then `words` (of the two texts, the everyday sentences twice, and
+`recipes/small-english/whisper` and of `omni.yaml` and `more.yaml` in
+`recipes/small-english/natural`; then `words` (of the two texts, the everyday sentences twice, and
 three times the texts of the second-language recordings), `take`, `measure` and `speed` of
 `benchmarks/english_model.py`.
 
@@ -215,8 +220,12 @@ def take(checkpoints: list[Path], language_model: Path | None) -> None:
     meta["mean_of"] = [path.parent.name for path in checkpoints]
     meta["runs"] = history(checkpoints[-1].parent)
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder, "words")
-        shutil.copyfile(language_model or PRETRAINED_LANGUAGE_MODEL, kept)
+        kept = Path(folder, PRETRAINED_LANGUAGE_MODEL.name)
+        if language_model:
+            shutil.copyfile(language_model, kept)
+        else:  # and its binary form
+            for path in PRETRAINED_DIR.glob(f"{kept.name}*"):
+                shutil.copyfile(path, Path(folder, path.name))
         shutil.rmtree(PRETRAINED_DIR)
         save_checkpoint(
             PRETRAINED_DIR,
@@ -225,7 +234,7 @@ def take(checkpoints: list[Path], language_model: Path | None) -> None:
             tokenizer=found.tokenizer,
             meta=meta,
         )
-        shutil.copyfile(kept, PRETRAINED_LANGUAGE_MODEL)
+        shutil.copytree(folder, PRETRAINED_DIR, dirs_exist_ok=True)
 
 
 def telephone(cuts: CutSet, folder: Path) -> Path:

@@ -91,6 +91,8 @@ def history(run: Path) -> list[dict[str, Any]]:
     """The runs that led to a model, the one it started from (`init`) first."""
     if not (run / "config.yaml").exists():  # a mean, grown, or upcycled
         meta = load_checkpoint(run / "best" if (run / "best").is_dir() else run).meta
+        if "mean_of" in meta:  # the model of the package
+            return [*meta["runs"], {"out": run.name, "mean_of": meta["mean_of"]}]
         if "upcycled_from" in meta:
             return [{"out": run.name, "dense": meta["dense"]}]
         if "grown_from" in meta:

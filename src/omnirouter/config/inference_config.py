@@ -96,9 +96,9 @@ class BeamSearchOptions:
 
     language_model: Path | None = None
     lm_words: Path | None = None
-    lm_weight: float = 1.2
+    lm_weight: float = 1.4
     word_score: float = 0.5
-    blank_penalty: float = 1.2
+    blank_penalty: float = 1.0
     beam_size: int = 100
     hot_words: str = ""
     hot_word_score: float = 5.0
