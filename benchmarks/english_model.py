@@ -93,15 +93,15 @@ Recordings (5.4 hours): parts of LibriSpeech train-clean-100 (CC BY 4.0), adults
 domain); some cut at words and put together anew, some one after the other for up to 25 s; and 0.4
 hours of coffee orders from Picovoice's speech-to-intent benchmark (Apache-2.0), which have no
 transcripts and were written down by Whisper base. Text read aloud by espeak-ng and flite (a tenth
-of the audio, then a fifth): the examples of WordNet 3.0's glosses (WordNet 3.0
-Copyright 2006 by Princeton University, all rights reserved; free to use, copy, modify and
-distribute). In the last two parts more than half of the audio is text read aloud by
-hibari-tts (seven tenths of that; Apache-2.0), flite, espeak-ng, Kokoro-82M (Apache-2.0) and
-festival: those examples, sentences of the transcripts named below, phrases, numbers and names. None
-of it shares a sentence, or eight words in a row, with a set above. The language model is made from the text of LibriSpeech train-clean-100, LJSpeech and
-CMU Arctic, those examples, and that of the second-language recordings. The development speakers
-chose the checkpoints and the weights of the search, so figures on `dev` are a little low. What
-omnirouter adds to Whisper's weights is under the license of omnirouter.
+of the audio, then a fifth): the examples of WordNet 3.0's glosses (WordNet 3.0 Copyright 2006 by
+Princeton University, all rights reserved; free to use, copy, modify and distribute). In the last
+two parts more than half of the audio is text read aloud by hibari-tts (seven tenths of that;
+Apache-2.0), flite, espeak-ng, Kokoro-82M (Apache-2.0) and festival: those examples, sentences of
+the transcripts named below, phrases, numbers and names. None of it shares a sentence, or eight
+words in a row, with a set above. The language model is made from the text of LibriSpeech train-
+clean-100, LJSpeech and CMU Arctic, those examples, and that of the second-language recordings. The
+development speakers chose the checkpoints and the weights of the search, so figures on `dev` are a
+little low. What omnirouter adds to Whisper's weights is under the license of omnirouter.
 
 ## What it is bad at
 
