@@ -30,8 +30,8 @@ from omnirouter.serve.load import load
 
 MEBIBYTE = 2**20
 RATE = 16_000
-SYNTHETIC_WER = 0.3
-SPEECH_WER = 0.42
+SYNTHETIC_WER = 0.2
+SPEECH_WER = 0.38
 
 pytestmark = pytest.mark.skipif(
     not PRETRAINED_DIR.is_dir(), reason="no model comes with this version"
