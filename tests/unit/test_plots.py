@@ -221,6 +221,16 @@ def test_a_peak_keeps_its_height() -> None:
     assert any(label.endswith("0k") for label in labels) and "e" not in "".join(labels)
 
 
+def test_steps_are_whole_even_where_there_is_one() -> None:
+    """A run that was validated once has a tick at that step, and none at 2.88."""
+    figure = drawing.Figure()
+    axis = figure.add_subplot()
+    axis.plot([3], [100.0])
+    drawing.count_steps(axis)
+    figure.canvas.draw()
+    assert all(float(tick).is_integer() for tick in axis.get_xticks())
+
+
 @pytest.mark.parametrize(
     ("share", "text"), [(0.0, "0"), (0.0001, "<1%"), (0.0049, "<1%"), (0.006, "1%"), (0.5, "50%")]
 )

@@ -234,6 +234,9 @@ def test_utterances_become_filtered_segments_as_pseudo_labels_do(
     assert again.report.utterances == 3
     with pytest.raises(BadInput, match="was made with another teacher or segmentation"):
         run(src, out)
+    monkeypatch.setattr(module, "find_speech", lambda samples, config: [])
+    with pytest.raises(BadInput, match=r"can be used; segments are made where speech is found$"):
+        run(src, tmp_path / "silent", segments=FilterConfig())  # nothing failed, no list is named
 
 
 def test_filters_are_for_segments(corpus: Path, tmp_path: Path, model: Path) -> None:

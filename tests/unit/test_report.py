@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
@@ -204,6 +205,15 @@ def test_page_is_whole_small_and_needs_nothing_else(
     assert "url(" not in html.replace("url(#", "")
     assert len(page.ids) == len(set(page.ids))
     assert len(html.encode()) < 3_000_000
+
+
+def test_utterances_stand_in_rows_in_their_order(models: list[ModelReport], tmp_path: Path) -> None:
+    """Columns of text would put the third beside the first, above a blank."""
+    html = write(tmp_path / "report.html", models)
+    (strips,) = re.findall(r'<div class="strips">(.*?)</div>', html, re.DOTALL)
+    numbers = re.findall(r"<figcaption>Utterance (\d+)", strips)
+    assert numbers == [str(n + 1) for n in range(len(numbers))] != []
+    assert ".strips { display: grid;" in html
 
 
 def test_page_says_what_was_measured(models: list[ModelReport], tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_the_papers_claims_on_libriheavy() -> None:
     assert "|  | dev-clean* | dev-other* | test-clean | test-other |" in text
     assert "| paper: omni-559m against switch-559m | -5.3% | -13.1% | -4.8% | -8.8% |" in text
     assert "13.1% and 8.8% against Switch" in text
+    assert "from the paper's rounded rates" in text
     assert "11.2%" not in text
 
 
@@ -124,6 +125,16 @@ def test_a_mean_is_of_two_sets_or_more() -> None:
     for names, shown in ((["a"], False), (["a", "b"], True)):
         built = tables.build({"omni": rates(dict.fromkeys(names, 0.1))}, None)
         assert ("| mean |" in tables.to_markdown(built)) == shown
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [(0.0535, "5.4"), (0.0585, "5.9"), (0.0645, "6.5"), (0.05349, "5.3"), (1.0, "100.0")],
+)
+def test_halves_are_rounded_alike(fraction: float, text: str) -> None:
+    """Means of two rates with one decimal end in halves, which binary fractions miss."""
+    assert tables.per_cent(fraction) == text
+    assert (tables.change(fraction), tables.change(-fraction)) == (f"+{text}%", f"-{text}%")
 
 
 def test_both_relative_changes() -> None:
@@ -256,7 +267,9 @@ def test_markdown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (cells[1], cells[3], cells[4], cells[5]) == ("4.2", "3.9", "–", "3.3")
     assert cells[6].startswith("**") and cells[7] == "–"
     (mean,) = [line for line in lines if line.startswith("| mean |")]
-    assert mean.split("|")[2].strip() == "11.3"  # (18.5 + 4.2) / 2, as only these two are ours
+    assert (
+        mean.split("|")[2].strip() == "11.4"
+    )  # 11.35 = (18.5 + 4.2) / 2, as only these two are ours
     assert any(line.startswith("| omni-246m against dense | 2 |") for line in lines)
     assert any(line.startswith("| paper: omni-246m against dense-140m | 2 |") for line in lines)
 

@@ -246,7 +246,7 @@ def number_matrix(axis: Axes, shape: tuple[int, ...], rows: str, columns: str) -
 
 def count_steps(axis: Axes) -> None:
     """Label the x axis with steps as 250k."""
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
     axis.set_xlabel("step")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_HALF_UP, Decimal
 from itertools import combinations
 from typing import Any
 
@@ -223,12 +224,18 @@ def _claim(layout: PublishedTable, counted: Sequence[str]) -> str:
 
 def per_cent(fraction: float) -> str:
     """A fraction in per cent with one decimal; a dash if it is NaN."""
-    return MISSING if math.isnan(fraction) else f"{100 * fraction:.1f}"
+    return MISSING if math.isnan(fraction) else f"{_rounded(fraction):.1f}"
 
 
 def change(fraction: float) -> str:
     """A relative change with its sign, such as `-8.2%`; a dash if it is NaN."""
-    return MISSING if math.isnan(fraction) else f"{100 * fraction:+.1f}%"
+    return MISSING if math.isnan(fraction) else f"{_rounded(fraction):+.1f}%"
+
+
+def _rounded(fraction: float) -> Decimal:
+    """Per cent with one decimal, halves away from zero: 5.35 is 5.4, as 5.85 is 5.9."""
+    exact = Decimal(repr(round(100 * fraction, 9)))
+    return exact.quantize(Decimal("0.1"), ROUND_HALF_UP) if exact.is_finite() else exact
 
 
 def interval(rate: SetRate | None) -> str:
@@ -368,7 +375,12 @@ def notes(table: WerTable) -> list[str]:
             "Relative changes in both ways in use: mean of the sets' changes, and change of the "
             "mean rate; p of the latter, two-sided, by a paired bootstrap."
         )
-        lines += [table.claim] if table.claim else []
+        if table.claim:
+            lines.append(table.claim)
+            lines.append(
+                "The paper's rows are computed from the paper's rounded rates and may differ from "
+                "its own figures in the last digit."
+            )
     return lines
 
 

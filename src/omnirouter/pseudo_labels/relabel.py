@@ -184,8 +184,11 @@ def relabel(
             except NothingUsable as error:
                 unusable.append(str(error))
     if unusable:
-        why = "; ".join(unusable)
-        raise NothingUsable(f"{why}; for utterances that failed see {out / FAILED}")
+        if failed:
+            unusable.append(f"for utterances that failed see {out / FAILED}")
+        elif segments is not None:
+            unusable.append("segments are made where speech is found")
+        raise NothingUsable("; ".join(unusable))
     return written, failed
 
 
