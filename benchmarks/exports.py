@@ -139,6 +139,17 @@ def compared(
     return {"wer": {name: row.rate for name, row in rows.items()}, "difference": largest}
 
 
+def report(values: dict[str, Any]) -> str:
+    """Speed of every recognizer, and its errors on the utterances that were timed, as Markdown."""
+    rates_of, wrong = values["rtfx"], values["wer"]
+    rows = [
+        [name, *(f"{rates_of[n][name]:.1f}" for n in sorted(rates_of)), f"{100 * wrong[name]:.1f}"]
+        for name in wrong
+    ]
+    heads = [f"times real time, {n} thread{'s' * (n != '1')}" for n in sorted(rates_of)]
+    return timing.table(["recognizer", *heads, "WER, %"], rows)
+
+
 def main() -> None:
     """Export, measure, write, print."""
     parser = argparse.ArgumentParser(
@@ -155,7 +166,10 @@ def main() -> None:
     cuts = list(read_manifest(options.speech / "dev.jsonl"))[: options.utterances]
     audio = [np.asarray(load_audio(c.recording.sources[0].source, rate), np.float32) for c in cuts]
     versions = ("onnxruntime", "faster-whisper", "pocketsphinx")
-    values = timing.machine("cpu", versions) | {"model": options.model.name}
+    values = timing.machine("cpu", versions) | {
+        "benchmark": "exports",
+        "model": options.model.name,
+    }
     with tempfile.TemporaryDirectory() as name:
         export(checkpoint, Path(name))
         sizes = {"torch": options.model / "model.safetensors"} | {

@@ -73,6 +73,11 @@ EXPECTED = (
         "python benchmarks/transcribe.py --family 290m --rounds 3",
     ),
     Expected(
+        "recognition",
+        "Recognition, the model of the package beside others, every sixth utterance of dev, CPU",
+        "python benchmarks/exports.py --whisper FOLDER --out benchmarks/results/recognition.json",
+    ),
+    Expected(
         "start",
         "From the command to the text, with and without the language model, CPU",
         "python benchmarks/start.py",
