@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from classical import recognize_samples
 from common.program import RESULTS
 
 from omnirouter.audio.reader import Samples, load_audio
@@ -71,7 +72,6 @@ def others(
     checkpoint: Checkpoint, exported: Path, whisper: Path, threads: int
 ) -> dict[str, Reader]:
     """Ours with its language model, faster-whisper and pocketsphinx on so many threads."""
-    import pocketsphinx
     from faster_whisper import WhisperModel
 
     model = WhisperModel(
@@ -83,16 +83,6 @@ def others(
             np.asarray(samples, np.float32), language="en", beam_size=beam
         )
         return " ".join(segment.text.strip() for segment in segments)
-
-    sphinx = pocketsphinx.Decoder(samprate=16_000, loglevel="FATAL")
-
-    def by_sphinx(samples: Samples) -> str:
-        sphinx.start_utt()
-        pcm = (np.asarray(samples).clip(-1, 1) * 32767).astype("<i2").tobytes()
-        sphinx.process_raw(pcm, full_utt=True)
-        sphinx.end_utt()
-        found = sphinx.hyp()
-        return "" if found is None else str(found.hypstr)
 
     search = BeamSearch(
         checkpoint.tokenizer, BeamSearchOptions(language_model=PRETRAINED_LANGUAGE_MODEL)
@@ -107,7 +97,7 @@ def others(
     return {name: reader(recognizer) for name, recognizer in ours.items()} | {
         f"faster-whisper {whisper.name}, greedy": lambda samples: heard(samples, 1),
         f"faster-whisper {whisper.name}, beam 5": lambda samples: heard(samples, 5),
-        "pocketsphinx (one thread)": by_sphinx,
+        "pocketsphinx (one thread)": recognize_samples,
     }
 
 

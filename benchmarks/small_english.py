@@ -14,16 +14,10 @@ audio (256 pieces, SpecAugment, AdamW, greedy); its figures come with the speech
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
@@ -31,6 +25,7 @@ from omnirouter.config import count_parameters
 from omnirouter.data.manifest import read_manifest
 from omnirouter.decoding import Decoder
 from omnirouter.evaluate.score import score, score_groups
+from omnirouter.report import timing
 from omnirouter.train.run_dir import rows_of
 
 RECIPES = {
@@ -134,19 +129,9 @@ def table(models: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    packages = ("torch", "lhotse", "numpy", "sentencepiece", "jiwer", "whisper-normalizer")
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU",
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "commit": commit.stdout.strip(),
-        "command": "python " + " ".join(sys.argv),
-        "threads": torch.get_num_threads(),
-    }
+    """Describe what the figures were measured on."""
+    packages = ("lhotse", "numpy", "sentencepiece", "jiwer", "whisper-normalizer")
+    return timing.machine("cpu", packages)
 
 
 def main() -> None:

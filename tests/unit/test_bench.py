@@ -227,3 +227,10 @@ def test_the_page_shows_what_was_measured(
     spec.loader.exec_module(page)
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.page(text) == text
+
+
+def test_a_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["--speech", "/data/speech", "--audio", "../a.wav", "--out", "/tmp/r.json", "x/y.json"]
+    monkeypatch.setattr(sys, "argv", ["/clone/benchmarks/exports.py", *given])
+    command = timing.machine("cpu", ())["command"]
+    assert command == "python benchmarks/exports.py --speech speech --audio a.wav x/y.json"

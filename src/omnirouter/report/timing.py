@@ -177,8 +177,9 @@ def machine(device: str, packages: Iterable[str]) -> dict[str, Any]:
 
 
 def _command(arguments: list[str]) -> str:
-    """Command line as typed, without folders, which mean nothing on another machine."""
+    """Command line as typed; of paths outside of this folder the names, all that others know."""
     program, rest = Path(arguments[0]), list(arguments[1:])
+    rest = [Path(a).name if Path(a).is_absolute() or a.startswith("..") else a for a in rest]
     for number in range(len(rest) - 1, -1, -1):
         if rest[number] == "--out":
             del rest[number : number + 2]

@@ -456,9 +456,9 @@ class TranscriptionSession:
     def added(self, part: WindowStitcher, seconds: float) -> None:
         """A window has been transcribed; with it all before `seconds` of its channel is."""
         if self._progress is not None:
-            total = max(self.total, seconds)
-            done = self.parts.index(part) * total + seconds
-            self._progress(done / self.channels, total)
+            self.total = max(self.total, seconds)
+            done = self.parts.index(part) * self.total + seconds
+            self._progress(done / self.channels, self.total)
 
     def count(self, part: WindowStitcher, blocks: Iterator[Samples]) -> Iterator[Samples]:
         """Hand on the blocks of a channel, counting them."""

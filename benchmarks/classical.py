@@ -3,7 +3,7 @@
 Question: how far is a small neural model from a classical recognizer with a large language model?
 
     pip install -c constraints.txt pocketsphinx
-    python benchmarks/sphinx.py runs/pocketsphinx --speech data/small-english
+    python benchmarks/classical.py runs/pocketsphinx --speech data/small-english
 
 Recognized utterances are kept in the folder, so a killed run goes on. Each set that is finished is
 written to benchmarks/results/pocketsphinx.json, which `english_model.py measure` sets beside our
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from small_english import TESTS, machine
 
-from omnirouter.audio.reader import load_audio
+from omnirouter.audio.reader import Samples, load_audio
 from omnirouter.data.multiprocess import in_parallel, shown
 from omnirouter.metrics.wer import edit_counts, rate_of_counts
 
@@ -42,8 +42,12 @@ def decoder() -> Any:
 
 def recognize(path: str) -> str:
     """The words of a file."""
-    samples = np.asarray(load_audio(path, RATE))
-    pcm = (samples.clip(-1, 1) * 32767).astype("<i2").tobytes()
+    return recognize_samples(load_audio(path, RATE))
+
+
+def recognize_samples(samples: Samples) -> str:
+    """The words of samples at 16 kHz."""
+    pcm = (np.asarray(samples).clip(-1, 1) * 32767).astype("<i2").tobytes()
     sphinx = decoder()
     sphinx.start_utt()
     sphinx.process_raw(pcm, full_utt=True)
@@ -98,7 +102,7 @@ def main() -> None:
     given.folder.mkdir(parents=True, exist_ok=True)
     sets = sets_of(given.speech)
     if unknown := set(given.sets or ()) - set(sets):
-        raise SystemExit(f"sphinx: --sets: no such set: {', '.join(sorted(unknown))}")
+        raise SystemExit(f"classical: --sets: no such set: {', '.join(sorted(unknown))}")
     found: dict[str, Any] = {}
     if RESULTS.exists():
         found = json.loads(RESULTS.read_text(encoding="utf-8"))["sets"]
