@@ -185,6 +185,20 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> C
     )
 
 
+def torch_device(device: str) -> str:
+    """A device by the name that users give: `cpu`, `cuda`, `cuda:N`, or `auto`.
+
+    Raises:
+        BadInput: there is no such name, or no such device here.
+    """
+    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+        raise BadInput(f"device: auto, cpu or cuda, not {device!r}")
+    available = device != "cpu" and torch.cuda.is_available()
+    if device.startswith("cuda") and not available:
+        raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+    return device if device != "auto" else "cuda" if available else "cpu"
+
+
 def average_checkpoints(folders: Sequence[str | Path], out: str | Path) -> None:
     """Write a checkpoint whose weights are the mean of others, taken in float32.
 

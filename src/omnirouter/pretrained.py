@@ -83,12 +83,11 @@ def is_hub_name(model: str | Path) -> bool:
     )
 
 
-def fetch(name: str, *, revision: str | None = None, endpoint: str | None = None) -> Path:
+def fetch(name: str, *, endpoint: str | None = None) -> Path:
     """Download a checkpoint from the Hub, or find it in the local cache.
 
     Args:
         name: `org/name`.
-        revision: branch, tag or commit; the main branch if None.
         endpoint: address of the Hub; huggingface_hub's own (HF_ENDPOINT) if None.
 
     Returns:
@@ -105,11 +104,11 @@ def fetch(name: str, *, revision: str | None = None, endpoint: str | None = None
 
     try:
         folder = huggingface_hub.snapshot_download(
-            name, revision=revision, endpoint=endpoint, allow_patterns=[*CHECKPOINT_FILES, CARD]
+            name, endpoint=endpoint, allow_patterns=[*CHECKPOINT_FILES, CARD]
         )
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         raise BadInput(
-            f"{name}: no such folder, and no such model (or revision) on the Hub, or it is private"
+            f"{name}: no such folder, and no such model on the Hub, or it is private"
         ) from error
     except errors.HFValidationError as error:
         raise BadInput(f"{name}: is no name of a model ({one_line(error)})") from error

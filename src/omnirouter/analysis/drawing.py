@@ -306,17 +306,17 @@ def text_width(text: str, size: float) -> float:
     return float(TextPath((0, 0), text, size=size, prop=FontProperties()).get_extents().width)
 
 
-def shorten(text: str, inches: float, size: float = TITLE) -> str:
-    """A text that fits a width: whole words and an ellipsis; letters only of a single long word."""
+def shorten(text: str, inches: float) -> str:
+    """A title that fits a width: whole words and an ellipsis; letters only of one long word."""
     text = " ".join(text.replace("$", r"\$").split())
-    if text_width(text, size) <= 72 * inches:
+    if text_width(text, TITLE) <= 72 * inches:
         return text
     words = text.split(" ")
-    while len(words) > 1 and text_width(" ".join(words) + " …", size) > 72 * inches:
+    while len(words) > 1 and text_width(" ".join(words) + " …", TITLE) > 72 * inches:
         words.pop()
     short = " ".join(words)
     if len(words) == 1:
-        while short and text_width(short + "…", size) > 72 * inches:
+        while short and text_width(short + "…", TITLE) > 72 * inches:
             short = short[:-1]
         return f"{short}…"
     return f"{short} …"

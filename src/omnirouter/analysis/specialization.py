@@ -32,6 +32,7 @@ from omnirouter.metrics.expert_load import (
     Ints,
     adjacent_cramers_v,
     align_layers,
+    contingency,
 )
 from omnirouter.model import EncoderOutput, Router
 from omnirouter.progress import Progress
@@ -270,12 +271,6 @@ def mutual_information(table: npt.NDArray[Any]) -> float:
     return float((joint[some] * np.log2(joint[some] / expected[some])).sum())
 
 
-def cross_table(first_T: Ints, second_T: Ints, shape: tuple[int, int]) -> Ints:
-    """Counts of pairs, int64 of this shape."""
-    codes = first_T.astype(np.int64) * shape[1] + second_T
-    return np.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape)
-
-
 def mean_run(expert_T: Ints, offsets: Ints) -> float:
     """Mean number of frames that one expert keeps in a row; a run ends with its utterance."""
     if not len(expert_T):
@@ -306,9 +301,8 @@ def interpret(
     letter_T, quiet_T = np.concatenate(seen.letters), np.concatenate(seen.quiet)
     kind_T = kinds_of(letter_T, quiet_T)
     aligned_LT = align_layers(experts_LT, num_experts, labels_LN)
-    tables = [cross_table(kind_T, e_T, (len(KINDS), num_experts)) for e_T in aligned_LT]
+    tables = [contingency(kind_T, e_T, num_experts, len(KINDS)) for e_T in aligned_LT]
     spoken_T = (letter_T > 0) & ~quiet_T
-    size = (27, num_experts)
     counts_LNT = (aligned_LT[:, None] == np.arange(num_experts)[:, None]).sum(axis=0)  # [N, T]
     kinds_C = np.bincount(kind_T, minlength=len(KINDS))
     shares_C = kinds_C[kinds_C > 0] / max(1, kinds_C.sum())
@@ -322,7 +316,7 @@ def interpret(
             mutual_information(np.stack([table[0], table[1:].sum(axis=0)])) for table in tables
         ],
         letter_bits=[
-            mutual_information(cross_table(letter_T[spoken_T], e_T[spoken_T], size))
+            mutual_information(contingency(letter_T[spoken_T], e_T[spoken_T], num_experts, 27))
             for e_T in aligned_LT
         ],
         kind_entropy=float(-(shares_C * np.log2(shares_C)).sum()),
@@ -364,7 +358,7 @@ def _fields(
     # experts of each utterance once, [L][B, N]: permuting utterances is then cheap
     utterance_T = np.repeat(np.arange(len(lengths_B)), lengths_B)
     by_utterance = [
-        cross_table(utterance_T, e_T, (len(lengths_B), num_experts)) for e_T in experts_LT
+        contingency(utterance_T, e_T, num_experts, len(lengths_B)) for e_T in experts_LT
     ]
     rng, found = np.random.default_rng(0), {}
     for name in FIELDS:

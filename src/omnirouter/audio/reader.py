@@ -506,9 +506,7 @@ class AudioReader:
                     self._sources.append(part)
         elif ignore_length:
             with suppress(NoAudioError):
-                self._sources = [
-                    FFmpegDecoder(self._file, self.name, self._track, self.notes, True)
-                ]
+                self._sources = [self._ffmpeg(self._file, ignore_length=True)]
                 self._say("goes on behind where its header says that it ends")
         if not self._sources:
             self._sources = [self._decoder(self._file, self._size)]

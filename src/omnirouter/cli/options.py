@@ -44,12 +44,11 @@ class Compute:
         """
         import torch
 
-        available = self.device != "cpu" and torch.cuda.is_available()
-        if self.device == "cuda" and not available:
-            raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
+        from omnirouter.checkpoint import torch_device
+
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        return "cuda" if available else "cpu"
+        return torch_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,13 +56,13 @@ class NoisePool:
     def __len__(self) -> int:
         return len(self.cuts)
 
-    def refuse_longer(self, seconds: float = LONGEST_RESPONSE_S) -> None:
-        """Raise `BadInput` if a sound is longer: it is no impulse response."""
+    def require_responses(self) -> None:
+        """Raise `BadInput` if a sound is too long for an impulse response."""
         for cut in self.cuts:
-            if cut.duration > seconds:
+            if cut.duration > LONGEST_RESPONSE_S:
                 raise BadInput(
                     f"{self.key}: {cut.id} lasts {cut.duration:.0f} s; impulse responses are "
-                    f"shorter than {seconds:g} s"
+                    f"shorter than {LONGEST_RESPONSE_S:g} s"
                 )
 
     def stretch(self, samples: int, rng: Generator) -> NDArray[np.float32]:
@@ -73,7 +73,7 @@ class NoisePool:
         """
         cut = self._draw(rng)
         seconds, place = samples / self.sample_rate, rng.random()
-        if cut.duration > seconds:
+        if cut.duration > LONGEST_RESPONSE_S:
             start = place * (cut.duration - seconds)
             cut = cut.truncate(offset=start, duration=seconds, preserve_id=True)
             return np.resize(read_cut(cut, self.sample_rate), samples)
@@ -226,7 +226,7 @@ class Augmenter:
             self.noise = NoisePool("augment.noise", augment.noise, features.sample_rate)
         if augment.rirs:
             self.responses = NoisePool("augment.rirs", augment.rirs, features.sample_rate)
-            self.responses.refuse_longer()
+            self.responses.require_responses()
 
     def __call__(self, waveform: Wave, seed: int, *, least_frames: int = 0) -> Wave:
         """Augment an utterance [samples] by its seed; the result may be of another length.

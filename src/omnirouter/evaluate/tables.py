@@ -252,9 +252,10 @@ def _mean(values: Sequence[float]) -> float:
 # --- writing ---
 
 
-def to_rich(table: WerTable, title: str = "Word error rate, %") -> Table:
+def to_rich(table: WerTable) -> Table:
     """Our rates for a terminal: the best of each row in bold, 95% intervals beside them."""
-    grid = Table(title=title, caption="beside each rate: its 95% interval", caption_justify="left")
+    about = "beside each rate: its 95% interval"
+    grid = Table(title="Word error rate, %", caption=about, caption_justify="left")
     grid.add_column("")
     for row in table.rows:
         grid.add_column(row.name, justify="right")

@@ -29,10 +29,14 @@ def usage(expert_A: Ints, num_experts: int) -> Floats:
     return shares
 
 
-def contingency(first_T: Ints, second_T: Ints, num_experts: int) -> Ints:
-    """Frames that expert i of one layer and j of another both took, int64 [N, N] (Fig. 4)."""
+def contingency(first_T: Ints, second_T: Ints, num_experts: int, rows: int = 0) -> Ints:
+    """Frames that expert i of one layer and j of another both took, int64 [N, N] (Fig. 4).
+
+    With `rows` the first values are not experts but any below that number: int64 [rows, N].
+    """
+    shape = (rows or num_experts, num_experts)
     codes = first_T.astype(np.int64) * num_experts + second_T
-    return np.bincount(codes, minlength=num_experts**2).reshape(num_experts, num_experts)
+    return np.bincount(codes, minlength=shape[0] * shape[1]).reshape(shape)
 
 
 def cramers_v(table: Ints) -> float:

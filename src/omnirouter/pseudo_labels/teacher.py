@@ -25,6 +25,8 @@ from omnirouter.config import BadInput, OmnirouterError, missing_extra
 from omnirouter.pretrained import BUNDLED, resolve_model
 from omnirouter.pseudo_labels.filters import LabeledSegment
 
+Spans = Sequence[tuple[float, float]]  # begin and end of stretches of a recording, in seconds
+
 RATE = 16_000
 LANGUAGE_SECONDS = 90.0  # of speech, from which the language is told
 LONGEST_S = 30.0  # Whisper's window
@@ -147,23 +149,34 @@ class Teacher(ABC):
         segments = self.transcribe_spans(samples, spans, language)
         return SegmentHypothesis(language, probability, speech, segments)
 
-    @abstractmethod
     def transcribe_spans(
-        self,
-        samples: NDArray[np.float32],
-        spans: Sequence[tuple[float, float]],
-        language: str | None = None,
+        self, samples: NDArray[np.float32], spans: Spans, language: str | None = None
     ) -> list[LabeledSegment]:
         """Transcribe each span (seconds); one without words gives an empty text.
 
         Raises:
             OmnirouterError: the model fails.
         """
+        found = self._transcribe(samples, spans, language)
+        return [
+            LabeledSegment(
+                start=round(start, 3),
+                end=round(end, 3),
+                text=text,
+                log_prob=log_prob,
+                no_speech=no_speech,
+            )
+            for (start, end), (text, log_prob, no_speech) in zip(spans, found, strict=True)
+        ]
 
     @abstractmethod
-    def _language(
-        self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
-    ) -> tuple[str, float]:
+    def _transcribe(
+        self, samples: NDArray[np.float32], spans: Spans, language: str | None
+    ) -> list[tuple[str, float, float]]:
+        """For each span its text, log-probability and probability that nobody speaks."""
+
+    @abstractmethod
+    def _language(self, samples: NDArray[np.float32], spans: Spans) -> tuple[str, float]:
         """Code of the language that is spoken, and its probability."""
 
 
@@ -198,9 +211,7 @@ class WhisperTeacher(Teacher):
         self._model = model
         self._pipeline = BatchedInferencePipeline(model)
 
-    def _language(
-        self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
-    ) -> tuple[str, float]:
+    def _language(self, samples: NDArray[np.float32], spans: Spans) -> tuple[str, float]:
         if not self._model.model.is_multilingual:
             return "en", 1.0
         parts, seconds = [], 0.0
@@ -214,13 +225,9 @@ class WhisperTeacher(Teacher):
         )
         return str(language), float(probability)
 
-    def transcribe_spans(
-        self,
-        samples: NDArray[np.float32],
-        spans: Sequence[tuple[float, float]],
-        language: str | None = None,
-    ) -> list[LabeledSegment]:
-        """Segments as faster-whisper transcribes them, in batches."""
+    def _transcribe(
+        self, samples: NDArray[np.float32], spans: Spans, language: str | None
+    ) -> list[tuple[str, float, float]]:
         options: dict[str, Any] = {
             "language": language or (None if self.config.language == ANY else self.config.language),
             "clip_timestamps": [{"start": start, "end": end} for start, end in spans],
@@ -233,20 +240,14 @@ class WhisperTeacher(Teacher):
             heard = [(s.start, s.text, s.avg_logprob, s.no_speech_prob) for s in found]
         except RuntimeError as error:  # CTranslate2: out of memory, no device
             raise OmnirouterError(f"the teacher failed: {' '.join(str(error).split())}") from error
-        segments = []
+        results = []
         for start, end in spans:
             # one for each span, but a model may put time marks into its text
             inside = [h for h in heard if start - 0.01 <= h[0] < end - 0.01]
-            segments.append(
-                LabeledSegment(
-                    start=round(start, 3),
-                    end=round(end, 3),
-                    text="".join(text for _, text, _, _ in inside).strip(),
-                    log_prob=float(np.mean([h[2] for h in inside])) if inside else 0.0,
-                    no_speech=float(max((h[3] for h in inside), default=1.0)),
-                )
-            )
-        return segments
+            text = "".join(text for _, text, _, _ in inside).strip()
+            log_prob = float(np.mean([h[2] for h in inside])) if inside else 0.0
+            results.append((text, log_prob, float(max((h[3] for h in inside), default=1.0))))
+        return results
 
 
 class OwnTeacher(Teacher):
@@ -262,14 +263,11 @@ class OwnTeacher(Teacher):
     def __init__(self, config: TeacherConfig) -> None:
         import torch
 
-        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.checkpoint import load_checkpoint, torch_device
         from omnirouter.model.kernels import prepack
 
         self.config = config
-        cuda = torch.cuda.is_available()
-        if config.device == "cuda" and not cuda:
-            raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
-        self._device = "cuda" if cuda and config.device != "cpu" else "cpu"
+        self._device = torch_device(config.device)
         self._half = config.compute_type == "bfloat16"
         checkpoint = load_checkpoint(config.teacher, self._device)
         self._features, self._tokenizer = checkpoint.config.features, checkpoint.tokenizer
@@ -277,25 +275,20 @@ class OwnTeacher(Teacher):
         if self._device == "cpu":
             self._model = prepack(self._model, torch.bfloat16 if self._half else torch.float32)
 
-    def _language(
-        self, samples: NDArray[np.float32], spans: Sequence[tuple[float, float]]
-    ) -> tuple[str, float]:
+    def _language(self, samples: NDArray[np.float32], spans: Spans) -> tuple[str, float]:
         return ("" if self.config.language == ANY else self.config.language), 1.0
 
-    def transcribe_spans(
-        self,
-        samples: NDArray[np.float32],
-        spans: Sequence[tuple[float, float]],
-        language: str | None = None,
-    ) -> list[LabeledSegment]:
-        """Segments by the best path; log-probabilities are those of the pieces' peaks."""
+    def _transcribe(
+        self, samples: NDArray[np.float32], spans: Spans, language: str | None
+    ) -> list[tuple[str, float, float]]:
+        """By the best path; log-probabilities are those of the pieces' peaks."""
         import torch
 
         from omnirouter.audio.features import extract_features
         from omnirouter.audio.reader import resample
         from omnirouter.decoding import greedy
 
-        segments: list[LabeledSegment] = []
+        results: list[tuple[str, float, float]] = []
         for first in range(0, len(spans), self.config.batch_size):
             batch = spans[first : first + self.config.batch_size]
             parts = [samples[int(start * RATE) : int(end * RATE)] for start, end in batch]
@@ -312,18 +305,10 @@ class OwnTeacher(Teacher):
                 raise OmnirouterError(f"the teacher failed: {reason}") from error
             hypotheses = greedy(output.log_probs, output.lengths, self._tokenizer)
             own = output.log_probs.float().cpu().split(output.lengths.tolist())
-            for (start, end), hypothesis, log_probs_TV in zip(batch, hypotheses, own, strict=True):
+            for hypothesis, log_probs_TV in zip(hypotheses, own, strict=True):
                 peaks = log_probs_TV[list(hypothesis.frames), list(hypothesis.ids)]
-                segments.append(
-                    LabeledSegment(
-                        start=round(start, 3),
-                        end=round(end, 3),
-                        text=hypothesis.text,
-                        log_prob=float(peaks.mean()) if len(peaks) else 0.0,
-                        no_speech=0.0,
-                    )
-                )
-        return segments
+                results.append((hypothesis.text, float(peaks.mean()) if len(peaks) else 0.0, 0.0))
+        return results
 
 
 def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tuple[float, float]]:
@@ -349,9 +334,7 @@ def find_speech(samples: NDArray[np.float32], config: TeacherConfig) -> list[tup
     return join_spans([(s["start"] / RATE, min(s["end"] / RATE, end)) for s in found], config)
 
 
-def join_spans(
-    spans: Sequence[tuple[float, float]], config: TeacherConfig
-) -> list[tuple[float, float]]:
+def join_spans(spans: Spans, config: TeacherConfig) -> list[tuple[float, float]]:
     """Join neighbors up to the longest segment; drop what stays too short."""
     joined: list[tuple[float, float]] = []
     for start, end in spans:

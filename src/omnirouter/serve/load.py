@@ -89,12 +89,12 @@ def open_model(
     else:
         import torch
 
-        from omnirouter.checkpoint import load_checkpoint
+        from omnirouter.checkpoint import load_checkpoint, torch_device
         from omnirouter.serve.transcriber import Transcriber
 
         if threads is not None:
             torch.set_num_threads(threads)
-        checkpoint = load_checkpoint(path, _torch_device(device))
+        checkpoint = load_checkpoint(path, torch_device(device))
         recognizer = Transcriber(checkpoint, precision=precision, listening=listening)
         bundled = is_bundled(path)
     search = search or BeamSearchOptions()
@@ -107,14 +107,3 @@ def open_model(
 def is_bundled(path: str | Path | None) -> bool:
     """The checkpoint is the one that comes with omnirouter."""
     return path is not None and Path(path).resolve() == PRETRAINED_DIR.resolve()
-
-
-def _torch_device(device: str) -> str:
-    import torch
-
-    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
-        raise BadInput(f"device: auto, cpu or cuda, not {device!r}")
-    available = device != "cpu" and torch.cuda.is_available()
-    if device.startswith("cuda") and not available:
-        raise BadInput("device: PyTorch finds no CUDA device here; use cpu or auto")
-    return device if device != "auto" else "cuda" if available else "cpu"
