@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from omnirouter.analysis import analyze as analyze_module
-from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
+from omnirouter.analysis.analyze import analyze_routing, choose_examples
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import RandomExpertConfig
@@ -159,7 +159,9 @@ def models(checkpoints: dict[str, Checkpoint], manifest: Path) -> list[ModelRepo
     for name, checkpoint in checkpoints.items():
         metrics = [{"step": 10 * i, "kind": "train", "ctc": 90 - 3.0 * i} for i in range(20)]
         metrics += [{"step": 50, "kind": "validation", "wer": 0.9, "loss": 50.0}]
-        found = analyze_routing(checkpoint, cuts) if checkpoint.config.routing != "dense" else None
+        found = None
+        if checkpoint.config.routing != "dense":
+            found = analyze_routing(checkpoint, cuts, examples=examples)
         if found is not None:
             routing = {
                 "expert_usage": found.numbers.usage,
@@ -177,9 +179,7 @@ def models(checkpoints: dict[str, Checkpoint], manifest: Path) -> list[ModelRepo
                 metrics=metrics,
                 steps=200,
                 train_seconds=61.5,
-                routing=found.numbers if found else None,
-                specialization=found.specialization if found else None,
-                strips=strip_examples(checkpoint, examples),
+                analysis=found,
             )
         )
     return made
@@ -223,8 +223,9 @@ def test_page_says_what_was_measured(models: list[ModelReport], tmp_path: Path) 
     for model in models:
         for condition in CONDITIONS:
             assert per_cent(model.results[condition.name].wer) in text
-        if model.routing is not None:
-            assert f"{model.routing.cramers_v_mean:.2f} for {model.name}" in text
+        if model.analysis is not None:
+            mean = model.analysis.numbers.cramers_v_mean
+            assert f"{mean:.2f} for {model.name}" in text
     for words in ("Noise <loud>", "omnirouter demo <nothing else>", "1 test utterance", "experts"):
         assert words in text
     for words in ("What the experts do", "by chance", "Omni: condition", "3 of layer 1 is <dead>"):
@@ -255,8 +256,7 @@ def test_a_difference_that_may_be_chance_is_called_so(
 
 
 def test_page_without_routed_models_or_strips(models: list[ModelReport], tmp_path: Path) -> None:
-    plain = replace(models[0], strips=[])
-    text = write(tmp_path / "report.html", [plain])
+    text = write(tmp_path / "report.html", [models[0]])
     for words in ("Cramér", "What the experts do", "routing while"):
         assert words not in text
 

@@ -30,7 +30,7 @@ from omnirouter.analysis.random_experts import RandomExpertResult, random_expert
 from omnirouter.analysis.specialization import Specialization, collect_specialization
 from omnirouter.audio.features import log_mel_spectrogram
 from omnirouter.checkpoint import Checkpoint
-from omnirouter.config import AnalysisOptions, RandomExpertConfig
+from omnirouter.config import AnalysisOptions, FeatureConfig, RandomExpertConfig
 from omnirouter.evaluate.score import require_words
 from omnirouter.evaluate.score_utterances import (
     Precision,
@@ -44,6 +44,8 @@ from omnirouter.progress import Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from omnirouter.analysis.drawing import Line
 
 EXAMPLE_S = (2.5, 8.0)  # utterances shown as strips: long enough to see, short enough to read
 
@@ -228,7 +230,8 @@ def analyze(
         )
         for name, checkpoint in checkpoints.items()
     }
-    drawn = draw(found, checkpoints, options.columns)
+    features = next(iter(checkpoints.values())).config.features
+    drawn = draw(found, features, columns=options.columns)
     folder = Path(out)
     values: dict[str, Any] = {
         name: {
@@ -265,28 +268,39 @@ def _remove_figures(folder: Path) -> None:
 
 
 def draw(
-    found: Mapping[str, Analysis], checkpoints: Mapping[str, Checkpoint], columns: int
+    found: Mapping[str, Analysis],
+    features: FeatureConfig,
+    *,
+    columns: int = 1,
+    lines: Mapping[str, Line] | None = None,
+    titles: bool = True,
 ) -> dict[str, Figure]:
-    """All figures by the stem of their file."""
+    """All figures by the stem of their file; those of one model by `stem_of`.
+
+    Args:
+        found: by the models' names.
+        features: of the models, for the time axis of the strips.
+        columns: width of the figures in columns of a paper.
+        lines: of the models.
+        titles: write over each strip what was said.
+    """
     from omnirouter.analysis import plots
     from omnirouter.analysis.drawing import model_lines
 
-    lines = model_lines(list(found))
-    options: dict[str, Any] = {"lines": lines, "columns": columns}
-    configs = [checkpoint.config for checkpoint in checkpoints.values()]
+    options: dict[str, Any] = {"lines": lines or model_lines(list(found)), "columns": columns}
     drawn: dict[str, Figure] = {}
     for number, strips in enumerate(zip(*(own.strips for own in found.values()), strict=True), 1):
         aligned = zip(found, strips, strict=True)
         drawn[f"expert_strips_{number}"] = plots.expert_strips(
             strips[0].mel_KM,
             {name: s.experts_LT for name, s in aligned if s.experts_LT is not None},
-            num_experts=max(config.num_experts for config in configs),
-            features=configs[0].features,
-            title=strips[0].text,
+            num_experts=max(own.numbers.num_experts for own in found.values()),
+            features=features,
+            title=strips[0].text if titles else "",
             columns=columns,
         )
     for name, own in found.items():
-        end = f"-{_file_name(name)}" if len(found) > 1 else ""
+        end = stem_of("", name, found)
         drawn[f"usage{end}"] = plots.usage(own.numbers.usage, columns)
         matrix = own.numbers.cramers_v_matrix
         drawn[f"cramers_v_matrix{end}"] = plots.cramers_v_matrix(matrix, columns)
@@ -309,8 +323,10 @@ def draw(
     return drawn
 
 
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def stem_of(figure: str, name: str, found: Mapping[str, Analysis]) -> str:
+    """Stem of a figure of one model: followed by its name where there are several."""
+    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+    return f"{figure}-{safe}" if len(found) > 1 else figure
 
 
 def _finite(value: Any) -> Any:

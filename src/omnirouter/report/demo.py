@@ -322,7 +322,7 @@ def _write_json(path: Path, models: list[ModelReport], facts: dict[str, str]) ->
     figures: dict[str, Any] = {
         model.name: {
             "train_seconds": model.train_seconds,
-            "cramers_v": model.routing.cramers_v if model.routing else None,
+            "cramers_v": model.analysis.numbers.cramers_v if model.analysis else None,
             "sets": {name: result.to_dict() for name, result in model.results.items()},
         }
         for model in models

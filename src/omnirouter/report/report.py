@@ -8,7 +8,7 @@ The words are in `templates/report.html`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,14 @@ from markupsafe import Markup, escape
 
 from omnirouter.analysis import plots
 from omnirouter.analysis.analyze import (
-    StripExample,
+    Analysis,
     analyze_routing,
     choose_examples,
-    strip_examples,
+    draw,
+    stem_of,
 )
-from omnirouter.analysis.collect import RoutingNumbers, require_one_expert, sample_cuts
+from omnirouter.analysis.collect import require_one_expert, sample_cuts
 from omnirouter.analysis.drawing import Figure, Line, model_lines, to_svg
-from omnirouter.analysis.random_experts import RandomExpertResult
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, ModelConfig, RandomExpertConfig, count_parameters
@@ -42,7 +42,6 @@ from omnirouter.train.run_dir import rows_of
 
 METRICS = "metrics.jsonl"
 LIKELY = 0.05  # p above which a difference may be chance
-Figures = list[tuple[str, Markup]]  # caption and SVG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +55,8 @@ class ModelReport:
         metrics: rows of its metrics.jsonl.
         steps: optimizer steps it was trained for.
         train_seconds: time the training took.
-        routing: its routing numbers; None for a dense model.
-        specialization: what its experts do; None for a dense model.
-        random_experts: its error rates with random experts, if they were measured.
-        strips: the same utterances, in the same order, for every model that has any.
+        analysis: of its routers and experts, on the same utterances for every model that has any;
+            None for a dense model.
     """
 
     name: str
@@ -68,10 +65,7 @@ class ModelReport:
     metrics: Sequence[Mapping[str, Any]]
     steps: int
     train_seconds: float
-    routing: RoutingNumbers | None = None
-    specialization: Specialization | None = None
-    random_experts: RandomExpertResult | None = None
-    strips: Sequence[StripExample] = field(default_factory=list)
+    analysis: Analysis | None = None
 
 
 def require_run(folder: Path, *, random_experts: bool = False, device: str = "cpu") -> Checkpoint:
@@ -122,27 +116,17 @@ def of_run(
         key: score(checkpoint, cuts, name=key, precision=precision, progress=progress)
         for key, cuts in sets.items()
     }
-    gathered: dict[str, Any] = {}
-    for cuts in list(sets.values())[:1]:
+    analysis = None
+    for cuts in list(sets.values())[:1] if checkpoint.config.routing != "dense" else ():
         chosen = sample_cuts(cuts, limit)
-        shown = choose_examples(chosen)
-        if checkpoint.config.routing == "dense":
-            gathered["strips"] = strip_examples(checkpoint, shown)
-            continue
-        found = analyze_routing(
+        analysis = analyze_routing(
             checkpoint,
             chosen,
-            examples=shown,
+            examples=choose_examples(chosen),
             random_experts=RandomExpertConfig() if random_experts else None,
             precision=precision,
             progress=progress,
         )
-        gathered = {
-            "routing": found.numbers,
-            "specialization": found.specialization,
-            "random_experts": found.random_experts,
-            "strips": found.strips,
-        }
     last = [row for row in rows if row.get("kind") == "train"][-1:]
     return ModelReport(
         name=name,
@@ -151,7 +135,7 @@ def of_run(
         metrics=rows,
         steps=last[0]["step"] if last else 0,
         train_seconds=last[0].get("elapsed_s", 0.0) if last else 0.0,
-        **gathered,
+        analysis=analysis,
     )
 
 
@@ -195,9 +179,7 @@ def write_report(
         interval=interval,
         ends=lambda own: "" if own is None else f"{change(own[0])} to {change(own[1])}",
         **_training(models, lines),
-        **_strips(models),
-        **_experts(models, lines),
-        **_agreement(models, lines),
+        **_routing(models, lines),
     )
     write_text(path, text)
 
@@ -256,94 +238,67 @@ def _training(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[
     }
 
 
-def _strips(models: Sequence[ModelReport]) -> dict[str, Any]:
-    """Experts under spectrograms, the models' strips of one utterance together."""
-    shown = [model for model in models if model.strips and model.routing is not None]
-    drawn: Figures = []
-    for number, examples in enumerate(zip(*(m.strips for m in shown), strict=True), start=1):
-        strips = {
-            model.name: example.experts_LT
-            for model, example in zip(shown, examples, strict=True)
-            if example.experts_LT is not None
-        }
-        figure = plots.expert_strips(
-            examples[0].mel_KM,
-            strips,
-            num_experts=max(model.config.num_experts for model in shown),
-            features=shown[0].config.features,
-        )
-        drawn.append(_figure(figure, f"Utterance {number}: “{examples[0].text}”"))
-    return {
-        "strips": drawn,
-        "routed": " and ".join(model.name for model in shown),
-        "numbering": f"On this page {ALIGNMENT}.",
-    }
+def _routing(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
+    """Figures and sentences on the experts, and on the agreement of layers."""
+    known = {model.name: model.analysis for model in models if model.analysis is not None}
+    if not known:
+        return dict.fromkeys(("strips", "experts", "agreement"), ())
+    features = next(model.config.features for model in models if model.analysis is not None)
+    drawn = draw(known, features, lines=lines, titles=False)
 
+    def figures(captions: Mapping[str, str]) -> list[tuple[str, Markup]]:
+        return [_figure(drawn[key], text) for key, text in captions.items() if key in drawn]
 
-def _experts(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
-    """Figures and sentences on the specialization of experts."""
-    known = {
-        model.name: model.specialization for model in models if model.specialization is not None
+    examples = enumerate(next(iter(known.values())).strips, start=1)
+    strips = {f"expert_strips_{n}": f"Utterance {n}: “{own.text}”" for n, own in examples}
+    sounds = {
+        stem_of("sounds", name, known): f"{name}: which expert takes which kind of sound"
+        for name in known
     }
-    told = []
+    sounds |= {
+        "sounds_by_layer": "What the chosen expert tells of the sound, by layer",
+        "run_lengths": "How long experts keep the frames",
+        "random_experts": "More word errors when experts are drawn at random",
+    }
+    agreement = {
+        "cramers_v": "Cramér's V of adjacent layers",
+        "router_inputs": "Inputs of neighboring routers, and agreement",
+    }
     for name, own in known.items():
-        layer = max(range(len(own.kind_bits)), key=own.kind_bits.__getitem__)
-        told.append(
-            {
-                "name": name,
-                "layer": layer + 1,
-                "silence": f"{max(own.experts_of_kind[layer][0]):.0%}",
-                "run": f"{1000 * own.run_s[layer]:.0f}",
-                "chance": f"{1000 * own.run_s_by_chance[layer]:.0f}",
-                "depth": f"{own.same_through_depth:.0%}",
-            }
-        )
-    drawn = [
-        _figure(plots.kinds_of_sound(own), f"{name}: which expert takes which kind of sound")
-        for name, own in known.items()
-    ]
-    if known:
-        by_layer = plots.told_by_layer(known, lines)
-        drawn.append(_figure(by_layer, "What the chosen expert tells of the sound, by layer"))
-        runs = plots.run_lengths(known, lines)
-        drawn.append(_figure(runs, "How long experts keep the frames"))
-    disturbed = {m.name: m.random_experts for m in models if m.random_experts is not None}
-    if disturbed:
-        caption = "More word errors when experts are drawn at random"
-        drawn.append(_figure(plots.random_experts(disturbed, lines), caption))
-    fields = [
-        (f"{name}: {field}", f.values, *(sum(v) / len(v) for v in (f.bits, f.chance)))
-        for name, own in known.items()
-        for field, f in own.fields.items()
-    ]
-    return {"experts": told, "expert_figures": drawn, "fields": fields}
-
-
-def _agreement(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[str, Any]:
-    """Figures on the agreement of layers and the likeness of their routers' inputs."""
-    numbers = {model.name: model.routing for model in models if model.routing is not None}
-    known = {
-        model.name: model.specialization for model in models if model.specialization is not None
+        if own.pair is not None:
+            below, above = own.pair.layers
+            caption = f"{name}: experts in layers {below} and {above}"
+            agreement[stem_of("contingency", name, known)] = caption
+    agreement |= {stem_of("usage", name, known): f"{name}: share of each expert" for name in known}
+    means = (f"{own.numbers.cramers_v_mean:.2f} for {name}" for name, own in known.items())
+    return {
+        "strips": figures(strips),
+        "routed": " and ".join(known),
+        "numbering": f"On this page {ALIGNMENT}.",
+        "experts": [_told(name, own.specialization) for name, own in known.items()],
+        "fields": [
+            (f"{name}: {field}", f.values, *(sum(v) / len(v) for v in (f.bits, f.chance)))
+            for name, own in known.items()
+            for field, f in own.specialization.fields.items()
+        ],
+        "expert_figures": figures(sounds),
+        "agreement": figures(agreement),
+        "means": " and ".join(means),
+        "has_inputs": "router_inputs" in drawn,
     }
-    drawn: Figures = []
-    has_inputs = bool(known) and all(numbers[name].cramers_v for name in known)
-    if numbers:
-        by_layer = {name: routing.cramers_v for name, routing in numbers.items()}
-        figure = plots.cramers_v_lines(by_layer, lines)
-        drawn.append(_figure(figure, "Cramér's V of adjacent layers"))
-    if has_inputs:
-        measured = {name: numbers[name].cramers_v for name in known}
-        inputs = plots.router_inputs(known, measured, lines)
-        drawn.append(_figure(inputs, "Inputs of neighboring routers, and agreement"))
-    for name, routing in numbers.items():
-        for last in routing.pairs[-1:]:
-            table = plots.contingency(last.contingency, last.mapping, last.layers)
-            below, above = last.layers
-            drawn.append(_figure(table, f"{name}: experts in layers {below} and {above}"))
-    for name, routing in numbers.items():
-        drawn.append(_figure(plots.usage(routing.usage), f"{name}: share of each expert"))
-    means = (f"{routing.cramers_v_mean:.2f} for {name}" for name, routing in numbers.items())
-    return {"agreement": drawn, "means": " and ".join(means), "has_inputs": has_inputs}
+
+
+def _told(name: str, own: Specialization) -> dict[str, Any]:
+    """Figures of the sentence on a model's experts."""
+    layer = max(range(len(own.kind_bits)), key=own.kind_bits.__getitem__)
+    return {
+        "name": name,
+        "layer": layer + 1,
+        "silence": f"{max(own.experts_of_kind[layer][0]):.0%}",
+        "run": f"{1000 * own.run_s[layer]:.0f}",
+        "chance": f"{1000 * own.run_s_by_chance[layer]:.0f}",
+        "depth": f"{own.same_through_depth:.0%}",
+    }
 
 
 def _talks(
