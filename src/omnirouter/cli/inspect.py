@@ -68,18 +68,8 @@ def inspect(
 def _show_inspection(found: dict[str, Any]) -> None:
     from omnirouter.data.inspect import KINDS
 
-    rates = ", ".join(f"{rate} Hz ({n:,})" for rate, n in found["sample_rates"].items())
-    facts = [
-        ["utterances", f"{found['utterances']:,}"],
-        ["hours", f"{found['hours']:.2f}"],
-        ["speakers", f"{found['speakers']:,}" if found["speakers"] else "not named"],
-        ["longest", f"{found['longest_s']:.1f} s"],
-        ["words", f"{found['words']:,}"],
-        ["words per second", f"{found['words_per_second']:.2f}"],
-        ["texts said again", f"{found['texts_said_twice']:,}"],
-        ["sample rates", rates or "not read"],
-        ["characters", "".join(sorted(found["characters"])).strip()[:60]],
-    ]
+    characters = "".join(sorted(found["characters"])).strip()[:60]
+    facts = [*_facts(found), ["characters", characters]]
     console.table(("", "all"), {"": facts}, words=("all",))
     rows = [
         [kind, f"{problem['count']:,}", problem["examples"][0], KINDS[kind]]
@@ -93,21 +83,27 @@ def _show_inspection(found: dict[str, Any]) -> None:
     )
 
 
+def _facts(found: dict[str, Any]) -> list[list[str]]:
+    """Names and figures for people."""
+    rates = ", ".join(f"{rate} Hz ({n:,})" for rate, n in found["sample_rates"].items())
+    return [
+        ["utterances", f"{found['utterances']:,}"],
+        ["hours", f"{found['hours']:.2f}"],
+        ["speakers", f"{found['speakers']:,}" if found["speakers"] else "not named"],
+        ["longest", f"{found['longest_s']:.1f} s"],
+        ["words", f"{found['words']:,}"],
+        ["words per second", f"{found['words_per_second']:.2f}"],
+        ["texts said again", f"{found['texts_said_twice']:,}"],
+        ["sample rates", rates or "not read"],
+    ]
+
+
 def page(title: str, found: CorpusInspection) -> str:
     """A self-contained page: figures, histograms as inline SVG, utterances to look at."""
     from omnirouter.data.inspect import KINDS
     from omnirouter.files import render
 
     values = found.to_dict()
-    facts = [
-        ("utterances", f"{found.utterances:,}"),
-        ("hours", f"{values['hours']:.2f}"),
-        ("speakers", f"{values['speakers']:,}" if values["speakers"] else "not named"),
-        ("words", f"{found.words:,}"),
-        ("words per second", f"{values['words_per_second']:.2f}"),
-        ("texts said more than once", f"{found.texts_said_twice:,}"),
-        ("sample rates", ", ".join(f"{r} Hz: {n:,}" for r, n in values["sample_rates"].items())),
-    ]
     histograms = [
         ("Durations", histogram(values["durations"], 1.0, "seconds")),
         ("Speech rate", histogram(values["speech_rates"], 0.25, "words per second")),
@@ -119,7 +115,7 @@ def page(title: str, found: CorpusInspection) -> str:
         "omnirouter.report",
         "inspect.html",
         title=title,
-        facts=facts,
+        facts=_facts(values),
         problems=[(kind, found.problems[kind]) for kind in KINDS if kind in found.problems],
         meanings=KINDS,
         histograms=histograms,
