@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import shutil
 import zlib
@@ -84,6 +85,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, values: Any) -> None:
     """Write one indented JSON value whole or not at all."""
     write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def nan_to_none(value: Any) -> Any:
+    """A value for JSON, which lacks NaN: None in its place, however deep; tuples become lists."""
+    if isinstance(value, dict):
+        return {key: nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def write_json_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ experts, K mel frames, M mel bins.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +37,7 @@ from omnirouter.evaluate.score_utterances import (
     evaluation_loader,
     forward,
 )
-from omnirouter.files import write_text
+from omnirouter.files import nan_to_none, write_json
 from omnirouter.metrics.expert_load import Floats, Ints, align_layers, top_expert
 from omnirouter.progress import Progress
 
@@ -248,11 +247,10 @@ def analyze(
     values["examples"] = [{"id": strip.id, "text": strip.text} for strip in first.strips]
     values["sample"] = {"utterances": len(chosen), "seed": options.sample_seed}
     values["figures"] = sorted(f"{name}.{kind}" for name in drawn for kind in drawing.KINDS)
-    text = json.dumps(_finite(values), indent=2) + "\n"
     _remove_figures(folder)
     for name, figure in drawn.items():
         drawing.save(figure, folder / name)
-    write_text(folder / "routing.json", text)
+    write_json(folder / "routing.json", nan_to_none(values))
     return {name: own.numbers for name, own in found.items()}
 
 
@@ -327,12 +325,3 @@ def stem_of(figure: str, name: str, found: Mapping[str, Analysis]) -> str:
     """Stem of a figure of one model: followed by its name where there are several."""
     safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
     return f"{figure}-{safe}" if len(found) > 1 else figure
-
-
-def _finite(value: Any) -> Any:
-    """NaN, which JSON lacks, as None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

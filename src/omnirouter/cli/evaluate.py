@@ -190,7 +190,7 @@ def _report(
     hypotheses: Path | None,
 ) -> None:
     """Write the files that were asked for, then print."""
-    from omnirouter.files import write_text
+    from omnirouter.files import write_json, write_json_lines
 
     if not results:
         return
@@ -199,11 +199,9 @@ def _report(
         for name, result in results.items():
             figures[name]["written"] = _written(result)
     if output is not None:
-        text = json_format.dumps(figures, indent=2) + "\n"
-        write_text(output, text)
+        write_json(output, figures)
     if hypotheses is not None:
-        lines = "".join(_utterances(results))
-        write_text(hypotheses, lines)
+        write_json_lines(hypotheses, _utterances(results))
     if json:
         console.as_json(figures)
         return
@@ -233,25 +231,25 @@ def _report(
 
 def _written(result: SetResult) -> dict[str, float | None]:
     """Casing and punctuation of a set; None where there is nothing to count."""
+    from omnirouter.files import nan_to_none
     from omnirouter.metrics.wer import written_score
 
     texts = [(reference, hypothesis) for _, reference, hypothesis in result.hypotheses]
-    found = written_score([said for said, _ in texts], [heard for _, heard in texts])
-    return {key: None if value != value else value for key, value in asdict(found).items()}
+    score = written_score([said for said, _ in texts], [heard for _, heard in texts])
+    found: dict[str, float | None] = nan_to_none(asdict(score))
+    return found
 
 
-def _utterances(results: Mapping[str, SetResult]) -> Iterator[str]:
-    """JSON lines of what was recognized and rejected."""
-    from omnirouter.files import json_line
-
+def _utterances(results: Mapping[str, SetResult]) -> Iterator[dict[str, Any]]:
+    """Rows of what was recognized and rejected."""
     for name, result in results.items():
         for identity, reference, hypothesis in result.hypotheses:
             row = {"set": name, "id": identity, "reference": reference, "hypothesis": hypothesis}
             if result.apostrophes != "plain":
                 row["apostrophes"] = result.apostrophes
-            yield json_line(row)
+            yield row
         for item in result.rejected:
-            yield json_line({"set": name, "id": item.id, "rejected": item.reason})
+            yield {"set": name, "id": item.id, "rejected": item.reason}
 
 
 def tables(
@@ -300,8 +298,6 @@ def tables(
     if table and built.unknown:
         console.note(f"not in table {table}, skipped: {', '.join(built.unknown)}")
     if json or format == "json":
-        import json as json_format
-
         text = json_format.dumps(wer_tables.to_json(built), indent=2) + "\n"
     elif format == "latex":
         text = wer_tables.to_latex(built)

@@ -28,6 +28,7 @@ from omnirouter.evaluate.score_utterances import (
     field_of,
     forward,
 )
+from omnirouter.files import nan_to_none
 from omnirouter.metrics.wer import error_rate
 from omnirouter.model.kernels import prepack
 from omnirouter.progress import Progress
@@ -109,10 +110,8 @@ class SetResult:
         values["decoding"] = self.decoding
         if self.apostrophes != "plain":
             values["apostrophes"] = self.apostrophes
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in values.items()
-        }
+        found: dict[str, Any] = nan_to_none(values)
+        return found
 
 
 def recognize(

@@ -20,6 +20,7 @@ from omnirouter.config import BadInput
 from omnirouter.evaluate.published import EvalSet, PublishedTable, find_set, find_system
 from omnirouter.evaluate.score import SetResult
 from omnirouter.evaluate.significance import Difference, SetRate, compare, rate_of
+from omnirouter.files import nan_to_none
 
 MISSING = "–"
 
@@ -280,9 +281,8 @@ def to_rich(table: WerTable) -> Table:
 def to_json(table: WerTable) -> dict[str, Any]:
     """Plain values; rates as fractions, unknown ones as None."""
 
-    def figures(rate: SetRate) -> dict[str, float | None]:
-        values = {"wer": rate.wer, "ci_low": rate.ci_low, "ci_high": rate.ci_high}
-        return {key: None if math.isnan(value) else value for key, value in values.items()}
+    def figures(rate: SetRate) -> Any:
+        return nan_to_none({"wer": rate.wer, "ci_low": rate.ci_low, "ci_high": rate.ci_high})
 
     return {
         "title": table.title,

@@ -23,7 +23,7 @@ from omnirouter.files import (
     is_empty,
     json_line,
     only_writer,
-    write_atomically,
+    replacing,
     write_json,
     write_json_lines,
     writing_to,
@@ -233,31 +233,29 @@ def apply_filters(
     useful = set[str]()
     counts: dict[str, list[float]] = {name: [0, 0.0] for name in ("language", *FILTERS)}
     kept, seconds = 0, 0.0
-
-    def write(path: Path) -> None:
-        nonlocal kept, seconds
-        with path.open("w", encoding="utf-8") as file:
-            for values, heard in _stored_segments(sources, out):
-                summary.files += 1
-                summary.seconds += values["seconds"]
-                summary.speech_seconds += heard.speech_seconds
-                if heard.language and not heard.segments:
-                    counts["language"][0] += 1
-                    counts["language"][1] += heard.speech_seconds
-                    row = {"id": values["id"], "filter": "language", "figure": heard.language}
-                    file.write(json.dumps({**row, "probability": heard.probability}) + "\n")
-                for segment in heard.segments:
-                    if why := rejection(segment, filters):
-                        counts[why[0]][0] += 1
-                        counts[why[0]][1] += segment.seconds
-                        row = {"id": values["id"], "filter": why[0], "figure": why[1]}
-                        file.write(json_line({**row, **segment.to_dict()}))
-                    else:
-                        kept += 1
-                        seconds += segment.seconds
-                        useful.add(values["id"])
-
-    write_atomically(out / "rejected.jsonl", write)
+    with (
+        replacing(out / "rejected.jsonl") as path,
+        path.open("w", encoding="utf-8") as file,
+    ):
+        for values, heard in _stored_segments(sources, out):
+            summary.files += 1
+            summary.seconds += values["seconds"]
+            summary.speech_seconds += heard.speech_seconds
+            if heard.language and not heard.segments:
+                counts["language"][0] += 1
+                counts["language"][1] += heard.speech_seconds
+                row = {"id": values["id"], "filter": "language", "figure": heard.language}
+                file.write(json_line({**row, "probability": heard.probability}))
+            for segment in heard.segments:
+                if why := rejection(segment, filters):
+                    counts[why[0]][0] += 1
+                    counts[why[0]][1] += segment.seconds
+                    row = {"id": values["id"], "filter": why[0], "figure": why[1]}
+                    file.write(json_line({**row, **segment.to_dict()}))
+                else:
+                    kept += 1
+                    seconds += segment.seconds
+                    useful.add(values["id"])
     summary.kept = kept, seconds
     summary.rejected = {name: (int(n), s) for name, (n, s) in counts.items() if n}
     return useful

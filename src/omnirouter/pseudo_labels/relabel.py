@@ -36,7 +36,7 @@ from omnirouter.corpora.validate import (
 )
 from omnirouter.data.cut_audio import plain_file, read_cut
 from omnirouter.data.manifest import AnyManifest, UniqueIds, open_manifest
-from omnirouter.files import only_writer, write_json_lines, writing_to
+from omnirouter.files import nan_to_none, only_writer, write_json_lines, writing_to
 from omnirouter.metrics.wer import ErrorRate, edit_counts, rate_of_counts
 from omnirouter.progress import Progress
 from omnirouter.pseudo_labels.filters import FilterConfig, LabeledSegment, rejection
@@ -125,7 +125,7 @@ class Relabeled:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for `--json`; a rate that is not a number is None."""
-        figures = {k: None if v != v else v for k, v in asdict(self.wer).items()}
+        figures = nan_to_none(asdict(self.wer))
         figures = {"wer": figures.pop("rate"), **figures}
         return {**self.report.to_dict(), **figures, "scores": str(self.scores)}
 

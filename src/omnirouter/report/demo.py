@@ -40,7 +40,7 @@ from omnirouter.data.multiprocess import available_cores
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import score
 from omnirouter.evaluate.tables import WerTable, of_results, to_rich
-from omnirouter.files import write_text
+from omnirouter.files import write_json
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
 from omnirouter.report.parallel_runs import train_side_by_side
 from omnirouter.report.report import ModelReport, of_run, write_report
@@ -327,8 +327,7 @@ def _write_json(path: Path, models: list[ModelReport], facts: dict[str, str]) ->
         }
         for model in models
     }
-    text = json.dumps({"facts": facts, "models": figures}, indent=2) + "\n"
-    write_text(path, text)
+    write_json(path, {"facts": facts, "models": figures})
 
 
 def _farewell(console: Console, omni: Path, clean: Path, report: Path) -> None:
