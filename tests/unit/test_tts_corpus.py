@@ -144,6 +144,16 @@ def test_phrases_have_their_share_and_no_held_out_text() -> None:
     assert held_out.removed
 
 
+def test_a_rejected_phrase_does_not_end_the_shard() -> None:
+    """Drawn again and again, one phrase of a test set took the place of all that came after it."""
+    config = TtsCorpusConfig(hours=0.2, phrases=1.0)
+    with_all = [p.text for p in plan(["a house by the sea"], config, ESPEAK)]
+    held_out = HeldOutText(with_all[:3])
+    others = [p.text for p in plan(["a house by the sea"], config, ESPEAK, held_out)]
+    assert others == [text for text in with_all if held_out.reason(text) is None]
+    assert len(others) > len(with_all) / 2
+
+
 def test_sentences_of_held_out_sets_are_not_read(text: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "dev.jsonl"
     kept = "call Anna at noon and tell her that the kitchen is closed"

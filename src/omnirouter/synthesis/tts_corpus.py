@@ -12,6 +12,7 @@ the texts and the voices.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shutil
 import subprocess
@@ -60,7 +61,7 @@ from omnirouter.synthesis.voices import (
 )
 from omnirouter.text import normalize_text
 
-VERSION = 4  # raise it with every change of what is made
+VERSION = 5  # raise it with every change of what is made
 STAMP = "reading.json"
 ACCENTS = (
     *("en", "en-us", "en-us", "en-us-nyc", "en-gb-scotland", "en-gb-x-rp"),
@@ -293,8 +294,10 @@ def plan(
     order = _Order([len(sentence.split()) for sentence in sentences], config.seed * wanted)
     passages: list[TtsUtterance] = []
     words = 0
-    while words < wanted:
-        rng = np.random.default_rng(drawn_seed(config.seed, "text", len(passages)))
+    for draw in itertools.count():
+        if words >= wanted:
+            return passages
+        rng = np.random.default_rng(drawn_seed(config.seed, "text", draw))
         if rng.random() < config.phrases:
             phrase = maker.draw(rng)
         else:
@@ -307,8 +310,6 @@ def plan(
             )
         else:  # single words of test sets, sentences that only together are eight words of one
             held_out.removed["phrase or cut sentence of a held-out set"] += 1
-            words += 1
-    return passages
 
 
 class _Order:
