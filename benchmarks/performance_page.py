@@ -254,7 +254,7 @@ PROCESSOR_AIMS = {
     ("AVX-512 BF16", "infer", "bf16", 400): 1.15,
 }
 FP32_AIMS = {4096: 1.12, 512: 1.25}
-LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
 
 def roofline(values: dict[str, Any], case: dict[str, Any]) -> float:
