@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from omnirouter.cli import main
+from omnirouter.cli.inspect import histogram, page
 from omnirouter.data.inspect import KINDS, CorpusInspection, inspect_cuts
 from omnirouter.data.manifest import read_manifest
-from omnirouter.report.inspect_page import histogram, page
 
 RATE = 16_000
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from omnirouter.analysis import analyze as analyze_module
 from omnirouter.analysis.analyze import analyze_routing, choose_examples, strip_examples
 from omnirouter.checkpoint import Checkpoint, save_checkpoint
 from omnirouter.cli import main
@@ -22,8 +23,7 @@ from omnirouter.data.manifest import read_manifest
 from omnirouter.evaluate.published import EvalSet
 from omnirouter.evaluate.score import SetResult, score_groups
 from omnirouter.evaluate.tables import WerTable, of_results, per_cent, to_markdown, to_rich
-from omnirouter.report import model_report
-from omnirouter.report.model_report import ReportOptions
+from omnirouter.report import report as report_module
 from omnirouter.report.report import ModelReport, mark_differences, write_report
 
 CONDITIONS = [
@@ -303,7 +303,7 @@ def test_report_of_runs(
     assert main(["report", str(empty), "--out", str(out)]) == 2
     assert "holds no metrics.jsonl" in capsys.readouterr().err
     assert main(["report", dense, "--cuts", "[nowhere.jsonl]", "--out", str(out)]) == 2
-    monkeypatch.setattr(model_report, "score", None)  # nothing is scored before all is known
+    monkeypatch.setattr(report_module, "score", None)  # nothing is scored before all is known
     assert main(["report", omni, str(empty), "--cuts", str(manifest), "--out", str(out)]) == 2
     assert "holds no metrics.jsonl" in capsys.readouterr().err
     assert main(["report", omni, "--cuts", str(manifest), "--out", str(manifest)]) == 2
@@ -319,19 +319,23 @@ def test_a_run_is_measured_at_the_precision_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    for name in ("score", "random_expert_test", "analyze_routing"):
-        real = getattr(model_report, name)
+    for module, name in (
+        (report_module, "score"),
+        (report_module, "analyze_routing"),
+        (analyze_module, "random_expert_test"),
+    ):
+        real = getattr(module, name)
 
         def spy(*arguments: Any, real: Any = real, **options: Any) -> Any:
             seen.append(options["precision"])
             return real(*arguments, **options)
 
-        monkeypatch.setattr(model_report, name, spy)
+        monkeypatch.setattr(module, name, spy)
     few = RandomExpertConfig(ratios=(0.5,), seeds=1, readings=("top-gate",))
-    monkeypatch.setattr(model_report, "RandomExpertConfig", lambda: few)
+    monkeypatch.setattr(report_module, "RandomExpertConfig", lambda: few)
     folder = Path(save_run(checkpoints["omni"], tmp_path / "omni", []))
-    options = ReportOptions(limit=2, examples=1, random_experts=True, precision="bf16")
-    model_report.of_run(folder, "omni", {"test": read_manifest(manifest)}, options)
+    sets = {"test": read_manifest(manifest)}
+    report_module.of_run(folder, "omni", sets, limit=2, random_experts=True, precision="bf16")
     assert seen == ["bf16"] * 3
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,8 @@ def analyze_routing(
     cuts: CutSet,
     *,
     layers: tuple[int, int] | None = None,
+    examples: CutSet | None = None,
+    random_experts: RandomExpertConfig | None = None,
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Analysis:
@@ -144,6 +146,8 @@ def analyze_routing(
         checkpoint: of a model with experts.
         cuts: what to run it on.
         layers: of `Analysis.pair`; the last two if not given.
+        examples: utterances of `Analysis.strips`.
+        random_experts: also measure error rates with random experts, in further passes.
         precision: `bf16` runs the encoder under autocast.
         progress: called after each batch with its number of utterances.
 
@@ -157,11 +161,18 @@ def analyze_routing(
     aligned_LT = align_layers(collection.experts_LT, num_experts, labels_LN)
     count = len(aligned_LT)
     layers = layers or ((count - 1, count) if count > 1 else None)
+    tested = None
+    if random_experts is not None:
+        tested = random_expert_test(
+            checkpoint, cuts, random_experts, precision=precision, progress=progress
+        )
     return Analysis(
         numbers=summarize(collection, checkpoint.config.routing),
         specialization=specialization,
         labels_LN=labels_LN,
         pair=None if layers is None else pair_of_layers(aligned_LT, num_experts, layers),
+        random_experts=tested,
+        strips=() if examples is None else strip_examples(checkpoint, examples, labels_LN),
     )
 
 
@@ -205,22 +216,18 @@ def analyze(
         require_words("random experts", cuts)
     chosen = sample_cuts(cuts, options.limit or None, options.sample_seed)
     shown = choose_examples(chosen, options.examples)
-    found: dict[str, Analysis] = {}
-    for name, checkpoint in checkpoints.items():
-        own = analyze_routing(
+    found = {
+        name: analyze_routing(
             checkpoint,
             chosen,
             layers=options.pair(len(checkpoint.config.expert_layers)),
+            examples=shown,
+            random_experts=random_experts,
             precision=precision,
             progress=progress,
         )
-        tested = None
-        if random_experts is not None:
-            tested = random_expert_test(
-                checkpoint, chosen, random_experts, precision=precision, progress=progress
-            )
-        strips = strip_examples(checkpoint, shown, own.labels_LN)
-        found[name] = replace(own, random_experts=tested, strips=strips)
+        for name, checkpoint in checkpoints.items()
+    }
     drawn = draw(found, checkpoints, options.columns)
     folder = Path(out)
     values: dict[str, Any] = {

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omnirouter.cli import console
 from omnirouter.cli.options import DONE, require_writable
 from omnirouter.config import BadInput
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+    from omnirouter.data.inspect import CorpusInspection
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 50, 30  # of a histogram
 
 
 def inspect(
@@ -38,7 +47,6 @@ def inspect(
     from omnirouter.data.manifest import read_manifests
     from omnirouter.data.multiprocess import available_cores
     from omnirouter.files import write_text
-    from omnirouter.report.inspect_page import page
 
     threads = available_cores() if threads is None else threads
     if threads < 1:
@@ -82,4 +90,63 @@ def _show_inspection(found: dict[str, Any]) -> None:
         return
     console.table(
         ("to look at", "utterances", "the first", "meaning"), {"": rows}, ("the first", "meaning")
+    )
+
+
+def page(title: str, found: CorpusInspection) -> str:
+    """A self-contained page: figures, histograms as inline SVG, utterances to look at."""
+    from omnirouter.data.inspect import KINDS
+    from omnirouter.files import render
+
+    values = found.to_dict()
+    facts = [
+        ("utterances", f"{found.utterances:,}"),
+        ("hours", f"{values['hours']:.2f}"),
+        ("speakers", f"{values['speakers']:,}" if values["speakers"] else "not named"),
+        ("words", f"{found.words:,}"),
+        ("words per second", f"{values['words_per_second']:.2f}"),
+        ("texts said more than once", f"{found.texts_said_twice:,}"),
+        ("sample rates", ", ".join(f"{r} Hz: {n:,}" for r, n in values["sample_rates"].items())),
+    ]
+    histograms = [
+        ("Durations", histogram(values["durations"], 1.0, "seconds")),
+        ("Speech rate", histogram(values["speech_rates"], 0.25, "words per second")),
+    ]
+    if speakers := sorted(found.speakers.values(), reverse=True):
+        by_rank = [[float(rank), float(count)] for rank, count in enumerate(speakers[:200], 1)]
+        histograms.append(("Utterances of each speaker", histogram(by_rank, 1.0, "speaker")))
+    return render(
+        "omnirouter.report",
+        "inspect.html",
+        title=title,
+        facts=facts,
+        problems=[(kind, found.problems[kind]) for kind in KINDS if kind in found.problems],
+        meanings=KINDS,
+        histograms=histograms,
+        characters=found.characters.most_common(),
+        ord=ord,
+    )
+
+
+def histogram(bins: Sequence[Sequence[float]], width: float, unit: str) -> Markup:
+    """Bars as SVG: `bins` are lower edge and count, all `width` wide."""
+    from markupsafe import Markup
+
+    if not bins:
+        return Markup("<p>nothing to show</p>")
+    low, high = bins[0][0], bins[-1][0] + width
+    most = max(count for _, count in bins)
+    across, up = (WIDTH - LEFT) / (high - low), (HEIGHT - BOTTOM) / most
+    bars = "".join(
+        f"<rect x='{LEFT + (edge - low) * across:.1f}' y='{HEIGHT - BOTTOM - count * up:.1f}' "
+        f"width='{max(0.5, width * across - 0.5):.1f}' height='{count * up:.1f}'>"
+        f"<title>{edge:g} to {edge + width:g} {unit}: {count:,.0f}</title></rect>"
+        for edge, count in bins
+    )
+    base = HEIGHT - BOTTOM + 14
+    return Markup(
+        f"<svg viewBox='0 0 {WIDTH} {HEIGHT}' role=img aria-label='{escape(unit)}'>{bars}"
+        f"<text x='{LEFT}' y='{base}'>{low:g}</text>"
+        f"<text x='{WIDTH}' y='{base}' text-anchor=end>{high:g} {escape(unit)}</text>"
+        f"<text x='{LEFT - 6}' y='12' text-anchor=end>{most:,.0f}</text></svg>"
     )

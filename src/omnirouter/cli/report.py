@@ -49,8 +49,7 @@ def report(
     from omnirouter.evaluate.published import EvalSet
     from omnirouter.evaluate.score import require_words
     from omnirouter.evaluate.significance import named_files
-    from omnirouter.report.model_report import ReportOptions, of_run, require_run
-    from omnirouter.report.report import write_report
+    from omnirouter.report.report import of_run, require_run, write_report
 
     if limit < 1:
         raise BadInput(f"limit: at least 1, not {limit}")
@@ -58,12 +57,7 @@ def report(
     manifests = named_manifests([cuts] if isinstance(cuts, str) else cuts or [])
     require_writable(output, manifests.values())
     sets = {name: read_manifest(path) for name, path in manifests.items()}
-    options = ReportOptions(
-        limit=limit,
-        random_experts=random_experts,
-        device=compute.torch_device(),
-        precision=compute.precision,
-    )
+    device = compute.torch_device()
     for folder in folders.values():  # before hours are spent on the first
         require_run(folder, random_experts=random_experts)
     for name, own in sets.items():
@@ -72,7 +66,18 @@ def report(
     for name, folder in folders.items():
         total = sum(sum(1 for _ in own) for own in sets.values())
         with console.progress(name, total + limit, "utterances") as progress:
-            models.append(of_run(folder, name, sets, options, progress))
+            models.append(
+                of_run(
+                    folder,
+                    name,
+                    sets,
+                    limit=limit,
+                    random_experts=random_experts,
+                    device=device,
+                    precision=compute.precision,
+                    progress=progress,
+                )
+            )
     write_report(
         output,
         title=title or " and ".join(folders),

@@ -42,9 +42,8 @@ from omnirouter.evaluate.score import score
 from omnirouter.evaluate.tables import WerTable, of_results, to_rich
 from omnirouter.files import write_text
 from omnirouter.model import CTCEncoder, ctc_loss, load_balance_loss
-from omnirouter.report.model_report import ModelReport, ReportOptions, of_run
 from omnirouter.report.parallel_runs import train_side_by_side
-from omnirouter.report.report import write_report
+from omnirouter.report.report import ModelReport, of_run, write_report
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 from omnirouter.train.optim import build_optimizers
 
@@ -122,8 +121,7 @@ def run_demo(
     )
     console.print("Scoring on clean and shifted speech of unseen voices ...")
     sets = {own.name: read_manifest(manifests[own.name]) for own in CONDITIONS}
-    whole = ReportOptions(limit=None)
-    models = [of_run(out / routing, name, sets, whole) for routing, name in NAMES.items()]
+    models = [of_run(out / routing, name, sets) for routing, name in NAMES.items()]
     table = of_results({m.name: m.results for m in models}, CONDITIONS)
     facts = _facts(runs["omni"], hours, time.monotonic() - began)
     report = out / "report.html"

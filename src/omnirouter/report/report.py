@@ -1,5 +1,6 @@
 """One self-contained page on one or a few models: the table, and why it may look as it does.
 
+`of_run` gathers its contents from a run's folder, `write_report` writes the page.
 Style sheet and figures are inside the file, so it can be sent by mail and opened without a network.
 The words are in `templates/report.html`.
 """
@@ -7,28 +8,151 @@ The words are in `templates/report.html`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jiwer
+from lhotse import CutSet
 from markupsafe import Markup, escape
 
 from omnirouter.analysis import plots
+from omnirouter.analysis.analyze import (
+    StripExample,
+    analyze_routing,
+    choose_examples,
+    strip_examples,
+)
+from omnirouter.analysis.collect import RoutingNumbers, require_one_expert, sample_cuts
 from omnirouter.analysis.drawing import Figure, Line, model_lines, to_svg
-from omnirouter.config import count_parameters
+from omnirouter.analysis.random_experts import RandomExpertResult
+from omnirouter.analysis.specialization import Specialization
+from omnirouter.checkpoint import Checkpoint, load_checkpoint
+from omnirouter.config import BadInput, ModelConfig, RandomExpertConfig, count_parameters
 from omnirouter.evaluate.published import EvalSet
+from omnirouter.evaluate.score import SetResult, score
+from omnirouter.evaluate.score_utterances import Precision
 from omnirouter.evaluate.tables import WerTable, change, interval, of_results, per_cent
-from omnirouter.files import write_text
+from omnirouter.files import render, write_text
 from omnirouter.metrics.expert_load import ALIGNMENT
 from omnirouter.metrics.health import find_spikes
-from omnirouter.report.inspect_page import render_page
-from omnirouter.report.model_report import ModelReport
+from omnirouter.progress import Progress
 from omnirouter.text import whisper_normalize
+from omnirouter.train.run_dir import rows_of
 
+METRICS = "metrics.jsonl"
 LIKELY = 0.05  # p above which a difference may be chance
 Figures = list[tuple[str, Markup]]  # caption and SVG
 
-__all__ = ["ModelReport", "mark_differences", "write_report"]
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReport:
+    """Contents of the page on one model.
+
+    Attributes:
+        name: heading of its column, such as `Omni`.
+        config: for the parameter counts.
+        results: by the conditions' names.
+        metrics: rows of its metrics.jsonl.
+        steps: optimizer steps it was trained for.
+        train_seconds: time the training took.
+        routing: its routing numbers; None for a dense model.
+        specialization: what its experts do; None for a dense model.
+        random_experts: its error rates with random experts, if they were measured.
+        strips: the same utterances, in the same order, for every model that has any.
+    """
+
+    name: str
+    config: ModelConfig
+    results: Mapping[str, SetResult]
+    metrics: Sequence[Mapping[str, Any]]
+    steps: int
+    train_seconds: float
+    routing: RoutingNumbers | None = None
+    specialization: Specialization | None = None
+    random_experts: RandomExpertResult | None = None
+    strips: Sequence[StripExample] = field(default_factory=list)
+
+
+def require_run(folder: Path, *, random_experts: bool = False, device: str = "cpu") -> Checkpoint:
+    """The best checkpoint of a run.
+
+    Raises:
+        BadInput: the folder holds no run, or random experts are asked of one whose frames have
+            several.
+    """
+    if not (folder / METRICS).is_file():
+        raise BadInput(f"{folder}: holds no {METRICS}; give the folder of a training run")
+    checkpoint = load_checkpoint(folder / "best", device)
+    if random_experts and checkpoint.config.routing != "dense":
+        require_one_expert(checkpoint)
+    return checkpoint
+
+
+def of_run(
+    folder: Path,
+    name: str,
+    sets: Mapping[str, CutSet],
+    *,
+    limit: int | None = None,
+    random_experts: bool = False,
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> ModelReport:
+    """Gather what a run's folder holds, and what its best checkpoint does on `sets`.
+
+    Args:
+        folder: of a run, with metrics.jsonl and best/.
+        name: heading of its column.
+        sets: test sets by name; on the first one routing is looked at. May be empty.
+        limit: utterances, drawn at random from the first set, whose routing is analyzed; None for
+            all.
+        random_experts: measure error rates with random experts too.
+        device: `cpu` or `cuda`.
+        precision: `bf16` runs the encoder under autocast.
+        progress: called after each batch with its number of utterances.
+
+    Raises:
+        BadInput: the folder holds no run, or a set cannot be used.
+    """
+    checkpoint = require_run(folder, random_experts=random_experts, device=device)
+    rows = rows_of(folder / METRICS)
+    results = {
+        key: score(checkpoint, cuts, name=key, precision=precision, progress=progress)
+        for key, cuts in sets.items()
+    }
+    gathered: dict[str, Any] = {}
+    for cuts in list(sets.values())[:1]:
+        chosen = sample_cuts(cuts, limit)
+        shown = choose_examples(chosen)
+        if checkpoint.config.routing == "dense":
+            gathered["strips"] = strip_examples(checkpoint, shown)
+            continue
+        found = analyze_routing(
+            checkpoint,
+            chosen,
+            examples=shown,
+            random_experts=RandomExpertConfig() if random_experts else None,
+            precision=precision,
+            progress=progress,
+        )
+        gathered = {
+            "routing": found.numbers,
+            "specialization": found.specialization,
+            "random_experts": found.random_experts,
+            "strips": found.strips,
+        }
+    last = [row for row in rows if row.get("kind") == "train"][-1:]
+    return ModelReport(
+        name=name,
+        config=checkpoint.config,
+        results=results,
+        metrics=rows,
+        steps=last[0]["step"] if last else 0,
+        train_seconds=last[0].get("elapsed_s", 0.0) if last else 0.0,
+        **gathered,
+    )
 
 
 def write_report(
@@ -55,7 +179,8 @@ def write_report(
     """
     wer = of_results({m.name: m.results for m in models}, conditions)
     lines = model_lines([model.name for model in models])  # one map of colors for the page
-    text = render_page(
+    text = render(
+        "omnirouter.report",
         "report.html",
         title=title,
         wer=wer,
