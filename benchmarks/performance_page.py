@@ -65,6 +65,21 @@ EXPECTED = (
         "python benchmarks/train_step.py --family 156m --rounds 5",
     ),
     Expected(
+        "train-step-small-bf16-amx",
+        "Training, our small models, CPU with AMX, bf16",
+        "python benchmarks/train_step.py",
+    ),
+    Expected(
+        "train-step-small-fp32-amx",
+        "Training, our small models, CPU with AMX, fp32",
+        "python benchmarks/train_step.py --dtype fp32",
+    ),
+    Expected(
+        "train-step-290m-bf16-amx",
+        "Training, the paper's models of N=4, CPU with AMX, bf16",
+        "python benchmarks/train_step.py --family 290m --rounds 5",
+    ),
+    Expected(
         "transcribe-small", "Recognition, our small models, CPU", "python benchmarks/transcribe.py"
     ),
     Expected(
@@ -217,6 +232,14 @@ def gpu_aims(values: dict[str, Any]) -> Iterator[Aim]:
             yield Aim(what, ">=", 0.50, share)
 
 
+def step_aims(values: dict[str, Any]) -> Iterator[Aim]:
+    """Of whole training steps of the paper's models of N=4."""
+    where = values.get("processor_kind", "AVX-512 BF16")
+    for name in ("switch", "omni"):
+        what = f"{name} of 290m to dense, a whole training step, bf16, {where}"
+        yield Aim(what, "<=", 1.10, values["models"][name]["ratio_to_dense"])
+
+
 def packing_aims(values: dict[str, Any]) -> Iterator[Aim]:
     """Of packed frames beside padded ones."""
     for case in values["cases"]:
@@ -231,6 +254,8 @@ def aims() -> str:
         "experts": expert_aims,
         "experts-infer": inference_aims,
         "attention": packing_aims,
+        "train-step-290m-bf16": step_aims,
+        "train-step-290m-bf16-amx": step_aims,
         "experts-cuda": gpu_aims,
     }
     for stem, found in found_in.items():
@@ -366,6 +391,9 @@ def against(values: Mapping[str, Any], other: Mapping[str, Any]) -> list[dict[st
     return rows
 
 
+DEVICE = ("machine", "gpu", "dtype")  # what two results share if one predicts the other
+
+
 def plans() -> str:
     """`omnirouter plan` against measurement: each result by the rates of each other one."""
     results: dict[str, dict[str, Any]] = {}
@@ -374,7 +402,7 @@ def plans() -> str:
     rows = []
     for name, values in results.items():
         for by, other in results.items():
-            if by == name or any(values[key] != other[key] for key in ("gpu", "dtype")):
+            if by == name or any(values[key] != other[key] for key in DEVICE):
                 continue
             for row in against(values, other):
                 times = (row["predicted_s"], row["measured_s"])

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from omnirouter.checkpoint import load_checkpoint
 from omnirouter.config import PRETRAINED_DIR
+from omnirouter.data.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -154,3 +157,35 @@ def test_everyday_sentences(repository: Path) -> None:
         timeout=60,
     )
     assert said.stdout.strip() == "['the ease of it', 'rest, my friend']"
+
+
+def test_telephone_prompts(repository: Path, tmp_path: Path) -> None:
+    """A list and its sounds become three sets; what the list does not say in words is skipped."""
+    texts = tmp_path / "doc" / "asterisk-core-sounds-en" / "core-sounds-en.txt.gz"
+    sounds = tmp_path / "asterisk" / "sounds" / "en_US_f_Allison"
+    prompts = {
+        f"{v}/{n}": f"Please {v} {n}, then pound." for v in ("press", "dial") for n in range(21)
+    }
+    skipped = {"beep": "[a tone]", "late": "Wait 90 days", "short": "Yes.", "absent": "Not there."}
+    texts.parent.mkdir(parents=True)
+    lines = [f"{name}: {text}" for name, text in (prompts | skipped).items()]
+    texts.write_bytes(gzip.compress("\n".join(["; Sounds", *lines]).encode()))
+    for name in [*prompts, "beep", "late", "short"]:
+        path = sounds / f"{name}.g722"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        seconds = 0.2 if name == "short" else 19.0
+        path.write_bytes(np.random.default_rng(0).bytes(round(8_000 * seconds)))
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "benchmarks/telephone_prompts.py",
+        str(out),
+        "--share",
+        str(tmp_path),
+    ]
+    subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    sets = {name: list(read_manifest(out / f"{name}.jsonl")) for name in ("train", "dev", "test")}
+    assert [len(cuts) for cuts in sets.values()] == [21, 8, 13]
+    said = {cut.supervisions[0].text for cuts in sets.values() for cut in cuts}
+    assert len(said) == 42 and "please press zero then pound" in said
+    assert all(cut.sampling_rate == 16_000 for cuts in sets.values() for cut in cuts)

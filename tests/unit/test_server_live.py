@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from subprocess import run
 from typing import Any
 
 import numpy as np
@@ -283,3 +288,26 @@ def test_over_the_network(
     with running(create_app(models)) as address, ThreadPoolExecutor(3) as pool:
         list(pool.map(speak, [address.replace("http", "ws")] * 3))
     assert texts == [streamer.transcribe(np.frombuffer(pcm, dtype="<i2")).text] * 3
+
+
+def test_the_script_of_the_page(
+    models: list[ServedModel], pcm: bytes, running: Running, tmp_path: Path
+) -> None:
+    """What docs/serving.md shows prints words, and why it was refused, never a traceback."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    [script] = [
+        code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "connect(" in code
+    ]
+    (tmp_path / "talk.raw").write_bytes(pcm)
+    app = create_app(models, Limits(), Access(api_key=KEY))
+    with running(app) as address:
+        script = script.replace("ws://127.0.0.1:8000", address.replace("http", "ws"))
+        for key, expected in ((KEY, 0), (KEY[:-1], 1), ("", 1)):
+            environment = {**os.environ, "OMNIROUTER_API_KEY": key}
+            command = [sys.executable, "-c", script]
+            found = run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert found.returncode == expected, found.stderr
+            if expected:
+                assert found.stderr == "this server wants its key, as Authorization: Bearer KEY\n"
+            else:
+                assert "'done'" in found.stdout.splitlines()[-1]

@@ -294,10 +294,9 @@ def plan(
     order = _Order([len(sentence.split()) for sentence in sentences], config.seed * wanted)
     passages: list[TtsUtterance] = []
     words = 0
-    for draw in itertools.count():
-        if words >= wanted:
-            return passages
-        rng = np.random.default_rng(drawn_seed(config.seed, "text", draw))
+    draws = itertools.count()
+    while words < wanted:
+        rng = np.random.default_rng(drawn_seed(config.seed, "text", next(draws)))
         if rng.random() < config.phrases:
             phrase = maker.draw(rng)
         else:
@@ -310,6 +309,7 @@ def plan(
             )
         else:  # single words of test sets, sentences that only together are eight words of one
             held_out.removed["phrase or cut sentence of a held-out set"] += 1
+    return passages
 
 
 class _Order:

@@ -69,9 +69,9 @@ class AccessMiddleware:
             if problem is None:
                 upload = receive if socket else _Upload(receive, self._limits)
                 await self._app(scope, upload, answer)
-            elif socket:  # which the server turns into the answer 403
-                await answer({"type": "websocket.close", "code": 1008, "reason": problem.code})
             else:
+                if socket:  # whose callers get this status, whatever the reason
+                    problem.status_code = 403
                 await problem.response()(scope, receive, answer)
         except asyncio.CancelledError:  # at the end of the grace
             if socket or answer.status != GONE:
@@ -124,7 +124,7 @@ class _Answer:
         self.status = GONE  # if the caller has gone before there was any
 
     async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             for name, value in SECURITY.items():
