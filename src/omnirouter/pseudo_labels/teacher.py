@@ -281,7 +281,7 @@ class OwnTeacher(Teacher):
     def _transcribe(
         self, samples: NDArray[np.float32], spans: Spans, language: str | None
     ) -> list[tuple[str, float, float]]:
-        """By the best path; log-probabilities are those of the pieces' peaks."""
+        """Decode greedily; log-probabilities are those of the pieces' peaks."""
         import torch
 
         from omnirouter.audio.features import extract_features
