@@ -20,7 +20,7 @@ from omnirouter.checkpoint import load_checkpoint
 from omnirouter.cli import main
 from omnirouter.config import BadInput, DataConfig, ModelConfig, OptimConfig, RunConfig
 from omnirouter.report import demo
-from omnirouter.report.parallel_runs import train_side_by_side
+from omnirouter.report.parallel_runs import threads_of_each, train_side_by_side
 from omnirouter.synthesis.demo_corpus import DemoCorpusConfig, make_demo_corpus
 from omnirouter.train.run_dir import rows_of
 
@@ -164,3 +164,13 @@ def test_a_killed_parent_leaves_no_training_behind(
         process.send_signal(getattr(signal, name))
         process.communicate(timeout=300)  # its standard error is open as long as any of them lives
     assert list((tmp_path / "good" / "checkpoints").glob("step-*.pt"))
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("1", 1), ("3", 3), ("64", 8), ("", 8), ("2,1", 8)])
+def test_a_busy_machine_can_spare_threads(
+    monkeypatch: pytest.MonkeyPatch, asked: str, threads: int
+) -> None:
+    """Threads that others keep waiting cost more than they bring: OMP_NUM_THREADS is a limit."""
+    monkeypatch.setattr("omnirouter.report.parallel_runs.available_cores", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert threads_of_each(2) == threads

@@ -66,7 +66,7 @@ def train_side_by_side(
     """
     context = multiprocessing.get_context("spawn")
     outbox: Any = context.Queue()
-    threads = max(1, available_cores() // len(runs))
+    threads = threads_of_each(len(runs))
     processes = {
         name: context.Process(target=_work, args=(name, config, outbox), name=name)
         for name, config in runs.items()
@@ -86,6 +86,13 @@ def train_side_by_side(
         for process in processes.values():
             if process.pid is not None:
                 process.join()
+
+
+def threads_of_each(runs: int) -> int:
+    """Threads of one of so many runs: its part of the cores, or OMP_NUM_THREADS if that is less."""
+    asked = os.environ.get(THREADS, "")
+    share = max(1, available_cores() // runs)
+    return min(share, max(1, int(asked))) if asked.isdecimal() else share
 
 
 def _work(name: str, config: RunConfig, outbox: Any) -> None:
