@@ -362,7 +362,11 @@ def change_cells(table: WerTable) -> list[list[str]]:
     head = ["", *(label if label in table.mean_sets else f"{label}*" for label in sets)]
     return [
         head,
-        *([n, *(change(own.by_set.get(s, math.nan)) for s in sets)] for n, own in differences),
+        *(
+            [name, *(change(own.by_set.get(label, math.nan)) for label in sets)]
+            for name, own in differences
+            if not found.isdisjoint(own.by_set)
+        ),
     ]
 
 
