@@ -83,16 +83,16 @@ class WerTable:
     def best(self, label: str | None = None) -> set[str]:
         """Systems with our lowest rate as printed, on a set or (None) in the mean.
 
-        Empty where one system alone has a rate: it is the best of nothing.
+        Empty where one system alone is ours: it is the best of nothing.
         """
         rates = {
             r.name: per_cent(self.mean(r) if label is None else r.wer(label)) for r in self.rows
         }
         known = [rate for rate in rates.values() if rate != MISSING]
-        if len(known) < 2:
+        if sum(bool(row.ours) for row in self.rows) < 2:
             return set()
-        lowest = min(known, key=float)
-        return {name for name, rate in rates.items() if rate == lowest}
+        lowest = min(known, key=float, default=MISSING)
+        return {name for name, rate in rates.items() if rate == lowest != MISSING}
 
 
 def of_results(
