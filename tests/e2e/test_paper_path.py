@@ -174,6 +174,9 @@ def test_prepared_corpora_fill_the_paper_s_table_without_renaming(
     omnirouter("train", recipe, *tiny(Path(recipe)), "--out", out)
     omnirouter("evaluate", f"{out}/best", "data", "--output", "r.json")
     scored = json.loads(Path("r.json").read_text())
+    assert "skipped relabeled copies: librispeech-relabeled\n" in capsys.readouterr().err
+    assert not [name for name in scored if "relabeled" in name]
+    assert {"librispeech-test-clean", "librispeech-test-other"} <= set(scored)
     assert {"ami-test", "speechcrawl-dev", "wsj-nov92", "eval2000-callhome"} <= set(scored)
     assert not [name for name in scored if "train" in name or name.startswith("fisher")]
     assert "librispeech-dev-clean" not in scored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,10 @@ from omnirouter.metrics.expert_load import best_mapping
 
 Figure = drawing.Figure
 NAMES = ("Switch", "Omni")
+LONG = (
+    "runs/a folder of $switch$ models/switch-559m-calm-with-half-the-rate-a-tenth-of-the-weight-1",
+    "runs/a folder of $switch$ models/switch-559m-calm-with-half-the-rate-a-tenth-of-the-weight-2",
+)
 SIZES = [  # layers, experts, columns
     (4, 2, 1),
     (6, 3, 1),
@@ -127,22 +131,24 @@ def metrics(layers: int, experts: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def every_figure(layers: int, experts: int, columns: int) -> dict[str, Figure]:
+def every_figure(
+    layers: int, experts: int, columns: int, names: Sequence[str] = NAMES
+) -> dict[str, Figure]:
     rng = np.random.default_rng(layers + experts)
     table = rng.integers(0, 30_000, (experts, experts)) * (rng.random((experts, experts)) < 0.7)
     table[np.arange(experts), rng.permutation(experts)] += 60_000
     usage = rng.dirichlet(np.full(experts, 0.4), size=layers)
     usage[0, 0] = 0.001
     matrix = rng.random((layers, layers))
-    meanings = {name: meaning(layers, experts, n) for n, name in enumerate(NAMES)}
-    agreement = {name: rng.random(layers - 1).tolist() for name in NAMES}
-    runs = {name: metrics(layers, experts, n) for n, name in enumerate(("Dense", *NAMES))}
-    dynamics = plots.dynamics(runs["Omni"], columns)
+    meanings = {name: meaning(layers, experts, n) for n, name in enumerate(names)}
+    agreement = {name: rng.random(layers - 1).tolist() for name in names}
+    runs = {name: metrics(layers, experts, n) for n, name in enumerate(("Dense", *names))}
+    dynamics = plots.dynamics(runs[names[1]], columns)
     assert dynamics is not None
     return {
         "expert_strips": plots.expert_strips(
             rng.random((400, 80)),
-            {name: rng.integers(0, experts, (layers, 100)) for name in NAMES},
+            {name: rng.integers(0, experts, (layers, 100)) for name in names},
             num_experts=experts,
             features=FeatureConfig(),
             title=TEXT,
@@ -155,9 +161,9 @@ def every_figure(layers: int, experts: int, columns: int) -> dict[str, Figure]:
         "cramers_v_matrix": plots.cramers_v_matrix(matrix.tolist(), columns),
         "cramers_v": plots.cramers_v_lines(agreement, columns=columns),
         "random_experts": plots.random_experts(
-            {name: disturbance(n) for n, name in enumerate(NAMES)}, columns=columns
+            {name: disturbance(n) for n, name in enumerate(names)}, columns=columns
         ),
-        "sounds": plots.kinds_of_sound(meanings["Omni"], columns=columns),
+        "sounds": plots.kinds_of_sound(meanings[names[1]], columns=columns),
         "sounds_by_layer": plots.told_by_layer(meanings, columns=columns),
         "run_lengths": plots.run_lengths(meanings, columns=columns),
         "router_inputs": plots.router_inputs(meanings, agreement, columns=columns),
@@ -172,6 +178,15 @@ def test_labels_do_not_overlap(layers: int, experts: int, columns: int) -> None:
     for name, figure in every_figure(layers, experts, columns).items():
         assert overlaps(figure) == [], name
         assert figure.get_figwidth() == {1: 3.5, 2: 7.2}[columns]
+
+
+@pytest.mark.parametrize(("layers", "experts", "columns"), [(16, 8, 1), (24, 16, 2)])
+def test_long_names_do_not_overlap(layers: int, experts: int, columns: int) -> None:
+    """They lose their middle, so that models that begin alike and their lines are told apart."""
+    for name, figure in every_figure(layers, experts, columns, LONG).items():
+        assert overlaps(figure) == [], name
+        labels = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+        assert len(labels) == len(set(labels)), name
 
 
 def test_overlaps_are_seen() -> None:

@@ -252,11 +252,13 @@ def test_a_difference_that_may_be_chance_is_called_so(
     other = write(tmp_path / "other.html", pair)
     assert "On Clean, Twin has a word error rate of 11.3%: 2% more errors than Dense" in other
     assert "2% more errors than Dense (which may be chance)" in other
+    assert other.count("+2.0%") == 1 and "<th>change on Clean</th>" in other
     assert ">mean<" not in other and "rtfx" not in other and "speed" not in other.lower()
 
 
 def test_page_without_routed_models_or_strips(models: list[ModelReport], tmp_path: Path) -> None:
     text = write(tmp_path / "report.html", [models[0]])
+    assert "<strong>" not in text and "bold" not in text  # one alone is not the best
     for words in ("Cramér", "What the experts do", "routing while"):
         assert words not in text
 

@@ -127,6 +127,28 @@ def test_a_mean_is_of_two_sets_or_more() -> None:
         assert ("| mean |" in tables.to_markdown(built)) == shown
 
 
+def test_a_change_on_one_set_is_shown_once() -> None:
+    """It is its own mean; a set beside it that counts in no mean still has its column."""
+    results = {"a": rates({"x": 0.2}), "b": rates({"x": 0.1})}
+    text = tables.to_markdown(tables.build(results, None))
+    assert "|  | change on x | p |" in text and text.count("-50.0%") == 1
+    assert "mean" not in text
+    results = {name: {**own, "y": rates({"y": 0.3})["y"]} for name, own in results.items()}
+    text = tables.to_markdown(tables.build(results, None))
+    assert "| mean of changes | change of mean |" in text and "|  | x | y |" in text
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_bold_is_for_the_better_of_two(count: int) -> None:
+    """A system alone is the best of nothing."""
+    results = {name: rates({"x": 0.1}) for name in ("a", "b")[:count]}
+    results["a"] = {**results["a"], **rates({"y": 0.2})}
+    built = tables.build(results, None)
+    assert built.best("x") == ({"a", "b"} if count == 2 else set())
+    assert built.best("y") == ({"a"} if count == 2 else set())
+    assert tables.to_markdown(built).count("| **1") == (2 if count == 2 else 0)
+
+
 @pytest.mark.parametrize(
     ("fraction", "text"),
     [(0.0535, "5.4"), (0.0585, "5.9"), (0.0645, "6.5"), (0.05349, "5.3"), (1.0, "100.0")],
@@ -281,7 +303,7 @@ def test_systems_as_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "|  | LibriSpeech clean | LibriSpeech other | mean |"
     assert "| omni-290m, paper | 3.7 | 7.9 | 5.8 |" in lines
-    assert any(line.startswith("| omni-290m, ours | **5.0** (0.0-10.0)") for line in lines)
+    assert any(line.startswith("| omni-290m, ours | 5.0 (0.0-10.0)") for line in lines)
 
 
 def test_latex_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,6 +285,7 @@ def finish(figure: Figure, axis: Axes) -> None:
     axis.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
     handles, labels = axis.get_legend_handles_labels()
     if handles and not figure.legends:
+        labels = [squeeze(label, figure.get_figwidth() - 0.55) for label in labels]
         each = 32 + max(text_width(label, 7.5) for label in labels)
         fit = max(1, int(72 * figure.get_figwidth() / each))
         figure.legend(handles, labels, loc="outside upper left", ncols=min(fit, len(labels)))
@@ -320,6 +321,15 @@ def shorten(text: str, inches: float) -> str:
             short = short[:-1]
         return f"{short}…"
     return f"{short} …"
+
+
+def squeeze(text: str, inches: float, size: float = 7.5) -> str:
+    """A label that fits a width: the middle goes, as ends tell names and their lines apart."""
+    short, kept, room = text, len(text), 72 * inches
+    while (width := text_width(short.replace("$", r"\$"), size)) > room and kept > 2:
+        kept = min(kept - 1, int(kept * room / width))
+        short = f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"
+    return short.replace("$", r"\$")
 
 
 def lines_of(series: Mapping[str, Any], lines: Mapping[str, Line] | None) -> Mapping[str, Line]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from omnirouter.analysis.drawing import (
+    TITLE,
     WIDTHS,
     Axes,
     Figure,
@@ -31,6 +32,7 @@ from omnirouter.analysis.drawing import (
     share_text,
     shorten,
     some_of,
+    squeeze,
     styled,
     thinned,
 )
@@ -112,7 +114,7 @@ def expert_strips(
         )
         axis.set_yticks(sorted({1, len(experts_LT)}))
         axis.set_ylabel("layer")
-        axis.set_title(shorten(name, room))
+        axis.set_title(squeeze(name, room, TITLE))
     for axis in axes:
         axis.spines[:].set_visible(False)
     axes[-1].set_xlabel("seconds")

@@ -44,7 +44,7 @@ def evaluate(
             Hugging Face Hub.
         cuts: manifests, JSONL or lhotse cuts, or folders of them; quoted globs are expanded. Of a
             folder of prepared corpora, such as prepared/ami/cuts_test.jsonl.gz, the test split of
-            each corpus is scored, as ami-test.
+            each corpus is scored, as ami-test; copies that relabel made are skipped.
         compute: where to run.
         search: beam search with a language model; greedy decoding without one.
         scoring: how texts are compared.
@@ -149,23 +149,28 @@ def named_manifests(patterns: Sequence[str]) -> dict[str, Path]:
 def _expanded(pattern: str) -> list[tuple[Path, bool]]:
     """Manifests of a glob, the one that is named, or those of a folder.
 
-    Of a folder's folders, for which True stands beside them, test splits alone.
+    Of a folder's folders, for which True stands beside them, test splits alone, and none of a
+    relabeled copy: its references are a teacher's, and its corpus is scored already.
     """
     from omnirouter.corpora.validate import is_manifest
     from omnirouter.data.manifest import find_manifests, is_shar
+    from omnirouter.pseudo_labels.relabel import STAMP
 
     folder = Path(pattern)
     if not folder.is_dir() or is_shar(folder):
         return [(path, False) for path in find_manifests(pattern)]
     own = sorted(path for path in folder.iterdir() if is_manifest(path))
     corpora = sorted(path for path in folder.iterdir() if path.is_dir() and not is_shar(path))
+    if copies := [path for path in corpora if (path / STAMP).is_file()]:
+        corpora = [path for path in corpora if path not in copies]
+        console.note(f"{pattern}: skipped relabeled copies: {', '.join(p.name for p in copies)}")
     below = sorted(path for corpus in corpora for path in corpus.iterdir() if is_manifest(path))
     tests = [path for path in below if _is_test_split(path)]
     if len(tests) < len(below):
         skipped = ", ".join(str(p.relative_to(folder)) for p in below if p not in tests)
         console.note(f"{pattern}: skipped what is no test split: {skipped}")
     if not own and not tests:
-        if below:
+        if below or copies:
             raise BadInput(f"{pattern}: holds no test split; name the manifests to score")
         raise BadInput(f"{pattern}: the folder holds no manifest (.jsonl or .jsonl.gz)")
     return [(path, False) for path in own] + [(path, True) for path in tests]

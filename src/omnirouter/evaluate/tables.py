@@ -82,11 +82,16 @@ class WerTable:
         return _mean([row.wer(label) for label in self.mean_sets])
 
     def best(self, label: str | None = None) -> set[str]:
-        """Systems with our lowest rate as printed, on a set or (None) in the mean."""
+        """Systems with our lowest rate as printed, on a set or (None) in the mean.
+
+        Empty where one system alone is ours: it is the best of nothing.
+        """
         rates = {
             r.name: per_cent(self.mean(r) if label is None else r.wer(label)) for r in self.rows
         }
         known = [rate for rate in rates.values() if rate != MISSING]
+        if sum(bool(row.ours) for row in self.rows) < 2:
+            return set()
         lowest = min(known, key=float, default=MISSING)
         return {name for name, rate in rates.items() if rate == lowest != MISSING}
 
@@ -332,29 +337,37 @@ def cells(table: WerTable, bold: str) -> list[list[str]]:
 
 
 def difference_cells(table: WerTable) -> list[list[str]]:
-    """Head and rows of the mean relative changes, the paper's first; only the head without any."""
-    grid = [["", "sets", "mean of changes", "change of mean", "p"]]
+    """Head and rows of the mean relative changes, the paper's first; only the head without any.
+
+    Of one set, whose change is both means, it is the change on that set.
+    """
+    both = ["sets", "mean of changes", "change of mean"]
+    grid = [["", *(both if table.has_mean else map("change on {}".format, table.mean_sets)), "p"]]
     for name, own in _named_differences(table):
-        grid.append(
-            [
-                name,
-                str(own.sets),
-                _with_interval(own.mean_of_changes, own.interval),
-                _with_interval(own.change_of_mean, own.interval_of_mean),
-                MISSING if own.p is None else f"{own.p:.3f}",
-            ]
-        )
+        line = [_with_interval(own.change_of_mean, own.interval_of_mean)]
+        if table.has_mean:
+            line = [str(own.sets), _with_interval(own.mean_of_changes, own.interval), *line]
+        grid.append([name, *line, MISSING if own.p is None else f"{own.p:.3f}"])
     return grid
 
 
 def change_cells(table: WerTable) -> list[list[str]]:
-    """Head and rows of the relative changes, a column for each set; the paper's first."""
+    """Head and rows of the relative changes, a column for each set; the paper's first.
+
+    The only set of the mean is not among them: `difference_cells` has its change.
+    """
     differences = _named_differences(table)
-    sets = [label for label in table.sets if any(label in own.by_set for _, own in differences)]
+    told = () if table.has_mean else table.mean_sets
+    found = {label for _, own in differences for label in own.by_set}.difference(told)
+    sets = [label for label in table.sets if label in found]
     head = ["", *(label if label in table.mean_sets else f"{label}*" for label in sets)]
     return [
         head,
-        *([n, *(change(own.by_set.get(s, math.nan)) for s in sets)] for n, own in differences),
+        *(
+            [name, *(change(own.by_set.get(label, math.nan)) for label in sets)]
+            for name, own in differences
+            if not found.isdisjoint(own.by_set)
+        ),
     ]
 
 
@@ -372,9 +385,10 @@ def notes(table: WerTable) -> list[str]:
     if any(row.published for row in table.rows):
         lines.append("The paper prints no intervals. Sets with * are in no mean.")
     if table.differences or table.published_differences:
+        both = "in both ways in use: mean of the sets' changes, and change of the mean rate"
         lines.append(
-            "Relative changes in both ways in use: mean of the sets' changes, and change of the "
-            "mean rate; p of the latter, two-sided, by a paired bootstrap."
+            f"Relative changes{f' {both}' if table.has_mean else ''}; p "
+            f"{'of the latter, ' if table.has_mean else ''}two-sided, by a paired bootstrap."
         )
         if table.claim:
             lines.append(table.claim)
@@ -393,7 +407,7 @@ def _with_interval(value: float, ends: tuple[float, float] | None) -> str:
 
 def _grids(table: WerTable, bold: str) -> list[list[list[str]]]:
     grids = [cells(table, bold), difference_cells(table), change_cells(table)]
-    return grids if len(grids[1]) > 1 else grids[:1]
+    return [grid for grid in grids if len(grid) > 1 and len(grid[0]) > 1]
 
 
 def to_markdown(table: WerTable) -> str:
