@@ -110,7 +110,7 @@ def test_what_a_transcript_tells() -> None:
         for n, text in enumerate(("turn", "the", "light"))
     )
     transcript = Transcript(text="turn the light", segments=(Segment.of(words),), duration=3.25)
-    assert repr(transcript) == "Transcript(3.25 s, 3 words, 1 segments: 'turn the light')"
+    assert repr(transcript) == "Transcript(3.25 s, words=3, segments=1, text='turn the light')"
     assert transcript.to_srt() == "1\n00:00:00,000 --> 00:00:02,500\nturn the light\n"
     assert transcript.to_vtt() == "WEBVTT\n\n00:00:00.000 --> 00:00:02.500\nturn the light\n"
     assert transcript.to_dict()["segments"][0]["words"][1]["text"] == "the"

@@ -131,7 +131,7 @@ class Transcript:
         if len(text) > SHOWN:
             text = text[:SHOWN].rsplit(" ", 1)[0] + " ..."
         words, segments = len(self.words), len(self.segments)
-        return f"Transcript({self.duration:g} s, {words} words, {segments} segments: {text!r})"
+        return f"Transcript({self.duration:g} s, {words=}, {segments=}, {text=})"
 
     def to_srt(self, layout: SubtitleOptions | None = None) -> str:
         """SubRip subtitles."""
