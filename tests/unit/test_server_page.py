@@ -304,6 +304,52 @@ def test_live_words(visit: Callable[..., Page], streamer: Transcriber, running: 
         page.close()
 
 
+def test_the_level_can_be_read(visit: Callable[..., Page], address: str) -> None:
+    """It falls slowly between the beeps, and begins at nothing in the next recording."""
+    page = visit(address)
+    for _ in range(2):
+        page.get_by_role("button", name="Record", exact=True).click()
+        until(page, "document.querySelector('#level').value > 0.02")
+        levels = []
+        for _ in range(40):
+            levels.append(float(page.evaluate("document.querySelector('#level').value")))
+            page.wait_for_timeout(50)
+        assert min(levels) > max(levels) / 50
+        page.get_by_role("button", name="Cancel recording").click()
+        page.get_by_text("Recording cancelled.").wait_for()
+
+
+def test_playing_stops_where_recording_begins(
+    visit: Callable[..., Page], address: str, talk: Path
+) -> None:
+    page = visit(address)
+    transcribed(page, talk)
+    page.evaluate("document.querySelector('#audio').play()")
+    page.get_by_role("button", name="Record", exact=True).click()
+    page.get_by_role("button", name="Stop recording").wait_for()
+    assert page.evaluate("document.querySelector('#audio').paused")
+    page.get_by_role("button", name="Cancel recording").click()
+    page.get_by_text("Recording cancelled.").wait_for()
+
+
+def test_live_words_that_end_say_so(
+    visit: Callable[..., Page], streamer: Transcriber, running: Running
+) -> None:
+    """Where the connection fails the page does not go on listening; the recording does."""
+    model = ServedModel("live", streamer, streamer.config)
+    with running(create_app([model], access=Access(hosts=own_names("127.0.0.1")))) as place:
+        page = visit(place)
+        page.route_web_socket(re.compile("/v1/audio/stream"), lambda socket: socket.close())
+        page.reload()
+        until(page, "document.querySelector('#model').value === 'live'")
+        page.get_by_role("button", name="Record", exact=True).click()
+        page.get_by_text("No live words: the connection ended. The recording goes on.").wait_for()
+        until(page, "document.querySelector('#timer').textContent === '0:01'")
+        page.get_by_role("button", name="Stop recording").click()
+        until(page, "document.querySelector('#status').textContent.includes('done in')")
+        page.close()
+
+
 def test_text_can_be_marked_and_copied(
     visit: Callable[..., Page], address: str, tmp_path: Path, noise_file: Callable[..., bytes]
 ) -> None:

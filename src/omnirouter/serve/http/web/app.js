@@ -7,6 +7,7 @@ import { Text } from "./texts.js";
 import { Timeline } from "./timeline.js";
 
 const STRETCH = 30; // seconds shown at once
+const LEVEL_HALF = 0.3; // seconds in which the level of a recording falls to a half
 const TOUCHES = matchMedia("(hover: none) and (pointer: coarse)").matches; // and has no mouse
 const $ = (id) => document.getElementById(id);
 const audio = $("audio");
@@ -231,12 +232,15 @@ async function record() {
     if (!navigator.mediaDevices) {
       throw new Error("A browser gives the microphone only to localhost and to https pages.");
     }
+    audio.pause(); // or the microphone hears it
     let heard = 0;
+    $("level").value = 0;
     recording = await microphone.start((part, rate) => {
       heard += part.length / rate;
       $("timer").textContent = clock(heard);
       const loudest = part.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);
-      $("level").value = Math.max(loudest, 0.8 * $("level").value);
+      const fallen = $("level").value * 0.5 ** (part.length / rate / LEVEL_HALF);
+      $("level").value = Math.max(loudest, fallen);
       live?.push(part);
     });
     const card = cards.find(({ id }) => id === $("model").value);

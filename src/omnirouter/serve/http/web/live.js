@@ -3,7 +3,7 @@
 export class Live {
   // `place` is the element that shows them; `key` is sent as a protocol: a page can set no header.
   constructor(model, rate, place, key) {
-    Object.assign(this, { place, said: [], waiting: [] });
+    Object.assign(this, { place, said: [], waiting: [], refused: false });
     place.textContent = "Listening …";
     const query = new URLSearchParams({ model, sample_rate: Math.round(rate) });
     const address = new URL(`v1/audio/stream?${query}`, location.href);
@@ -13,6 +13,11 @@ export class Live {
     this.socket.binaryType = "arraybuffer";
     this.socket.onopen = () => this.waiting.splice(0).forEach((part) => this.socket.send(part));
     this.socket.onmessage = (event) => this.#take(JSON.parse(event.data));
+    this.socket.onclose = () => {
+      if (this.refused) return;
+      if (!this.said.length) place.textContent = ""; // it listens no more
+      place.append(" No live words: the connection ended. The recording goes on.");
+    };
   }
 
   // The next samples, floats in [-1, 1].
@@ -23,12 +28,15 @@ export class Live {
   }
 
   close() {
-    this.socket.onmessage = null;
+    this.socket.onmessage = this.socket.onclose = null;
     this.socket.close();
   }
 
   #take(message) {
-    if (message.type === "error") this.place.textContent = message.error.message;
+    if (message.type === "error") {
+      this.refused = true;
+      this.place.textContent = message.error.message;
+    }
     if (message.type !== "update") return;
     this.said.push(...message.final.map(({ word }) => word));
     const partial = document.createElement("i");
