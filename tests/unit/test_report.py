@@ -232,6 +232,22 @@ def test_page_says_what_was_measured(models: list[ModelReport], tmp_path: Path) 
         assert words in text
 
 
+def test_shares_and_sentences_of_the_page_read_as_text(
+    models: list[ModelReport], tmp_path: Path
+) -> None:
+    """A small share is not 0%, and sentences are apart though the template's tags are not."""
+    (routed,) = (model for model in models if model.name == "Omni")
+    assert routed.analysis is not None
+    rare = replace(routed.analysis.specialization, same_through_depth=0.002)
+    routed = replace(routed, analysis=replace(routed.analysis, specialization=rare))
+    for shown in ([routed], [models[0], routed]):
+        page = Page()
+        page.feed(write(tmp_path / "report.html", shown))
+        text = " ".join(page.text)
+        assert "<1% of the moments keep one expert" in text
+        assert not re.search(r"[a-z]{2}[.;:][A-Z][a-z]", text)
+
+
 def test_a_difference_that_may_be_chance_is_called_so(
     models: list[ModelReport], tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from omnirouter.analysis.analyze import (
     stem_of,
 )
 from omnirouter.analysis.collect import require_one_expert, sample_cuts
-from omnirouter.analysis.drawing import Figure, Line, model_lines, to_svg
+from omnirouter.analysis.drawing import Figure, Line, model_lines, share_text, to_svg
 from omnirouter.analysis.specialization import Specialization
 from omnirouter.checkpoint import Checkpoint, load_checkpoint
 from omnirouter.config import BadInput, ModelConfig, RandomExpertConfig, count_parameters
@@ -294,10 +294,10 @@ def _told(name: str, own: Specialization) -> dict[str, Any]:
     return {
         "name": name,
         "layer": layer + 1,
-        "silence": f"{max(own.experts_of_kind[layer][0]):.0%}",
+        "silence": share_text(max(own.experts_of_kind[layer][0])),
         "run": f"{1000 * own.run_s[layer]:.0f}",
         "chance": f"{1000 * own.run_s_by_chance[layer]:.0f}",
-        "depth": f"{own.same_through_depth:.0%}",
+        "depth": share_text(own.same_through_depth),
     }
 
 
