@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from omnirouter.config import (
     BadInput,
     DataConfig,
     RunConfig,
+    dotted,
     training_defaults,
 )
+from omnirouter.pretrained import BUNDLED
 
 
 def run_of(path: Path, recipe: dict[str, Any], *options: str) -> RunConfig:
@@ -62,6 +65,19 @@ def test_settings_of_a_preset_are_a_run(tmp_path: Path, preset: str, steps: int)
     if preset in PAPER_MODELS:
         assert run == RunConfig(preset=preset, steps=steps, model=PRESETS[preset])
         assert training_defaults(preset, steps) == {}
+
+
+@pytest.mark.parametrize("steps", [1, 150])
+def test_the_bundled_model_brings_settings_to_fine_tune_it(tmp_path: Path, steps: int) -> None:
+    """Seven hours of audio a step, the paper's, are for no fine-tuning; other starts bring none."""
+    named = run_of(tmp_path / "r.yaml", {"steps": steps, "optim": {"clip": 2.0}}, "--init", BUNDLED)
+    found = dotted(asdict(named))
+    brought = training_defaults(BUNDLED, steps)
+    assert {key for key, value in brought.items() if found[key] != value} == {"optim.clip"}
+    assert named.data.batch_hours == pytest.approx(40 / 3600)
+    assert run_of(tmp_path / "r.yaml", {"init": BUNDLED, "steps": steps}).optim.peak_lr == 1e-4
+    other = {"init": "runs/my-small", "steps": steps}
+    assert run_of(tmp_path / "r.yaml", other) == RunConfig(init="runs/my-small", steps=steps)
 
 
 def test_a_recipe_wins_over_its_preset_and_the_command_line_over_both(tmp_path: Path) -> None:

@@ -24,7 +24,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from omnirouter.cli import console
 from omnirouter.cli.spelling import CommandLine, did_you_mean, explain
-from omnirouter.config import PRESETS, BadInput, RunConfig, dotted, training_defaults
+from omnirouter.config import (
+    PRESETS,
+    PRETRAINED_DIR,
+    BadInput,
+    RunConfig,
+    dotted,
+    training_defaults,
+)
 from omnirouter.pretrained import describe_bundled
 
 RUN_FILE = "config.yaml"  # of a run folder; itself a recipe
@@ -32,7 +39,7 @@ FIXED_BY = {"routing", "num_experts", "dim"}  # a recipe that gives these leaves
 
 
 def take_recipe(parser: ArgumentParser, given: Namespace) -> Path:
-    """Make a recipe, and the preset it builds on, the parser's defaults.
+    """Make a recipe, and the preset or bundled model it builds on, the parser's defaults.
 
     A run that is resumed keeps what it ran with where the recipe says nothing: its own config.yaml
     then stands in place of the defaults and the preset.
@@ -66,7 +73,7 @@ def take_recipe(parser: ArgumentParser, given: Namespace) -> Path:
             if (asked := preset or content.get("preset", "")) != kept.get("preset", "") and asked:
                 raise BadInput(
                     f"preset: the run in {out} has '{kept.get('preset', '')}', not '{asked}'; "
-                    "give another --out for another model"
+                    "give another --output-dir for another model"
                 )
     model = content.get("model", {})
     if preset and preset != content.get("preset") and model.keys() >= FIXED_BY:
@@ -78,12 +85,17 @@ def take_recipe(parser: ArgumentParser, given: Namespace) -> Path:
         default.data.batch_hours
     ):
         raise BadInput(f"data.batch_hours: {path} has batch_seconds; give --data.batch_seconds")
-    if name := preset or content.get("preset"):
-        if not isinstance(name, str) or name not in PRESETS:
-            raise BadInput(f"preset: there is no '{name}'{did_you_mean(str(name), PRESETS)}")
+    name = preset or content.get("preset")
+    init = given.init or content.get("init")
+    start = init if init == PRETRAINED_DIR.name else name
+    if start:
         steps = given.steps if given.steps != default.steps else content.get("steps", default.steps)
-        defaults = training_defaults(name, steps) if isinstance(steps, int) else {}
-        defaults |= {f"model.{key}": value for key, value in dotted(asdict(PRESETS[name])).items()}
+        defaults = training_defaults(str(start), steps) if isinstance(steps, int) else {}
+        if name:
+            if not isinstance(name, str) or name not in PRESETS:
+                raise BadInput(f"preset: there is no '{name}'{did_you_mean(str(name), PRESETS)}")
+            shape = dotted(asdict(PRESETS[name]))
+            defaults |= {f"model.{key}": value for key, value in shape.items()}
         parser.set_defaults(defaults)
     parser.default_config_files = [glob.escape(str(file)) for file in files]
     return path
@@ -251,6 +263,9 @@ def _finish(parser: ArgumentParser) -> None:
     for action in parser._actions:
         hidden = action.help == GROUP_HELP  # keys are given one by one, or in a recipe
         action.help = argparse.SUPPRESS if hidden else (action.help or "").replace("%", "%%")
+        if "--out" in action.option_strings:  # a recipe's key, under the name all commands have
+            action.option_strings = ["-o", "--output-dir"]
+            parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
         kind = getattr(action, "_typehint", None) or action.type
         if action.metavar is None and action.nargs != 0 and not action.choices:
             action.metavar = _metavar(action.dest, kind)

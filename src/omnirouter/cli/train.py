@@ -20,7 +20,7 @@ def train(recipe: Path, run: RunConfig, *, resume: bool = False) -> int:
 
     Examples:
         omnirouter train recipe.yaml
-        omnirouter train recipe.yaml --init english-small --out runs/tuned
+        omnirouter train recipe.yaml --init english-small --output-dir runs/tuned
         omnirouter train runs/tuned --resume
 
     Args:

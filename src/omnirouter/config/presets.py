@@ -1,6 +1,7 @@
 """Presets: the paper's 13 models (Tables I-III), the streaming size, and small ones for a CPU.
 
-Beside the small ones stand the training settings that go with them.
+Beside the small ones stand the training settings that go with them, and with fine-tuning the model
+of the package.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from omnirouter.config.inference_config import PRETRAINED_DIR
 from omnirouter.config.model_config import ModelConfig
 from omnirouter.config.router_config import RoutingKind
 from omnirouter.errors import BadInput
@@ -95,20 +97,22 @@ def family(name: str) -> dict[str, ModelConfig]:
     return known[name]
 
 
-def training_defaults(preset: str, steps: int) -> dict[str, Any]:
-    """Settings of a run that go with a preset, by dotted key of `RunConfig`; below a recipe's own.
+def training_defaults(start: str, steps: int) -> dict[str, Any]:
+    """Settings of a run that go with what it starts from, by dotted key of `RunConfig`.
 
-    The paper's models have those of the paper, which are the defaults. The small ones learn from a
-    few hours of speech with these (docs/training.md).
+    A recipe's own win. The paper's models have those of the paper, which are the defaults. The
+    small ones learn from a few hours of speech with these, and the model of the package from
+    minutes of a speaker or a domain (docs/training.md).
 
     Args:
-        preset: its name.
+        start: a preset, or `english-small` for fine-tuning.
         steps: of the run, over which the schedule is drawn.
     """
-    if not preset.endswith(("-tiny", "-small")):
+    tuned = start == PRETRAINED_DIR.name
+    if not tuned and not start.endswith(("-tiny", "-small")):
         return {}
     warmup = max(1, min(100, steps // 10))
-    return {
+    found = {
         "data.batch_hours": 40 / 3600,
         "data.cache_gb": 1.0,
         "augment.cape": False,
@@ -116,15 +120,23 @@ def training_defaults(preset: str, steps: int) -> dict[str, Any]:
         "augment.time_masks": 5,
         "augment.time_width": 15,
         "augment.time_ratio": 0.05,
-        "augment.masks_from_step": 3 * steps // 10,
-        "optim.peak_lr": 3e-3,
-        "optim.muon_lr": 0.02,
         "optim.warmup_steps": warmup,
         "optim.cosine_steps": max(1, steps - warmup),
-        "optim.floor": 0.01,
         "optim.clip": 1.0,
-        "validate_every": max(1, steps // 10),
         "checkpoint_every": max(1, min(500, steps // 10)),
         "log_every": max(1, min(50, steps // 20)),
         "patience": 0,
+    }
+    if tuned:  # AdamW alone: a start that was trained so forgets less
+        return found | {
+            "optim.peak_lr": 1e-4,
+            "optim.floor": 0.05,
+            "validate_every": max(1, min(500, steps // 3)),
+        }
+    return found | {
+        "augment.masks_from_step": 3 * steps // 10,
+        "optim.peak_lr": 3e-3,
+        "optim.muon_lr": 0.02,
+        "optim.floor": 0.01,
+        "validate_every": max(1, steps // 10),
     }

@@ -19,7 +19,7 @@ def load(
     device: str = "auto",
     *,
     language_model: str | Path | None = None,
-    hot_words: str | Sequence[str] = (),
+    hot_words: str | Sequence[str] | None = None,
     listening: VadOptions | None = None,
     n_best: int = 0,
     scorer: Scorer | None = None,
@@ -49,7 +49,7 @@ def load(
     """
     search = BeamSearchOptions(
         language_model=None if language_model is None else Path(language_model),
-        hot_words=hot_words if isinstance(hot_words, str) else ",".join(hot_words),
+        hot_words=hot_words if isinstance(hot_words, str) else ",".join(hot_words or ()),
     )
     return open_model(
         path,

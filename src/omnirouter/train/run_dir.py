@@ -71,7 +71,7 @@ class RunDir:
         if started and not resume:
             raise BadInput(
                 f"{self.path}: holds a run already; add --resume to go on with it, "
-                "or give another --out"
+                "or give another --output-dir"
             )
         if resume and not started:
             raise BadInput(f"{self.path}: no run to resume here; leave --resume out to start one")

@@ -141,7 +141,7 @@ def require_resumable(config: RunConfig, was: dict[str, Any], folder: RunDir) ->
     if changed:
         raise BadInput(
             f"{'; '.join(changed)}: a run cannot go on with that; leave it as it was (omnirouter "
-            f"train {folder.path} --resume), or start another run (--out), with --init "
+            f"train {folder.path} --resume), or start another run (--output-dir), with --init "
             f"{folder.best} from these weights"
         )
 
