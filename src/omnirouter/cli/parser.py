@@ -264,7 +264,7 @@ def _finish(parser: ArgumentParser) -> None:
         hidden = action.help == GROUP_HELP  # keys are given one by one, or in a recipe
         action.help = argparse.SUPPRESS if hidden else (action.help or "").replace("%", "%%")
         if "--out" in action.option_strings:  # a recipe's key, under the name all commands have
-            action.option_strings = ["-o", "--output-dir"]
+            action.option_strings, action.metavar = ["-o", "--output-dir"], "DIR"
             parser._option_string_actions |= dict.fromkeys(action.option_strings, action)
         kind = getattr(action, "_typehint", None) or action.type
         if action.metavar is None and action.nargs != 0 and not action.choices:
