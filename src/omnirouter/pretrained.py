@@ -106,7 +106,7 @@ def fetch(name: str, *, endpoint: str | None = None) -> Path:
         folder = huggingface_hub.snapshot_download(
             name, endpoint=endpoint, allow_patterns=[*CHECKPOINT_FILES, CARD]
         )
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+    except errors.RepositoryNotFoundError as error:
         raise BadInput(
             f"{name}: no such folder, and no such model on the Hub, or it is private"
         ) from error

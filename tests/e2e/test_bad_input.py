@@ -275,6 +275,8 @@ def test_files_that_are_no_recipes(refuse: Refuse, tmp_path: Path, text: str) ->
         (["--stepz=3"], "did you mean --steps?"),
         (["--steps", "x"], "steps: needs a whole number, not x"),
         (["--steps"], "--steps: needs a value"),
+        (["--out"], "train: --out: needs a value"),
+        (["-o"], "train: -o: needs a value"),
         (["another.yaml"], "unexpected argument another.yaml"),
         (["--preset", "omni"], "there is no 'omni'"),
     ],

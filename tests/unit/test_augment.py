@@ -211,6 +211,17 @@ def test_sounds_of_folders_and_manifests(noises: Path, tmp_path: Path) -> None:
     assert np.bincount(np.isin(round_.stretch(20_000, rng), short), minlength=2)[0] == 0
 
 
+@pytest.mark.parametrize(("sound_s", "asked_s"), [(12.0, 15.0), (8.0, 1.0)])
+def test_a_stretch_reaches_all_of_a_sound(tmp_path: Path, sound_s: float, asked_s: float) -> None:
+    """Longer than the sound or shorter, and however long the sound is."""
+    ramp = np.linspace(0.1, 0.9, round(sound_s * RATE), dtype=np.float32)
+    soundfile.write(tmp_path / "ramp.wav", ramp, RATE, subtype="FLOAT")
+    pool, rng = NoisePool("x", [str(tmp_path)], RATE), np.random.default_rng(0)
+    found = [pool.stretch(round(asked_s * RATE), rng) for _ in range(20)]
+    assert {len(stretch) for stretch in found} == {round(asked_s * RATE)}
+    assert min(map(np.min, found)) < 0.2 and max(map(np.max, found)) > 0.8
+
+
 # --- rooms ---
 
 

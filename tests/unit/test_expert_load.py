@@ -7,12 +7,13 @@ import math
 from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from omnirouter.analysis.analyze import analyze, choose_examples, strip_examples
+from omnirouter.analysis.analyze import analyze, choose_examples, stem_of, strip_examples
 from omnirouter.analysis.collect import collect, sample_cuts, summarize
 from omnirouter.checkpoint import Checkpoint
 from omnirouter.config import AnalysisOptions, BadInput
@@ -269,3 +270,14 @@ def test_analyze_refuses_a_dense_model(
 ) -> None:
     with pytest.raises(BadInput, match=r"dense: a dense model has no router .* switch or omni"):
         analyze({"dense": checkpoints["dense"]}, read_manifest(manifest), tmp_path, ONE)
+
+
+def test_figures_of_models_whose_names_differ_in_signs_do_not_meet() -> None:
+    """One is not written over the other."""
+    found: dict[str, Any] = dict.fromkeys(("a b", "a_b", "a-b"))
+    assert [stem_of("usage", name, found) for name in found] == [
+        "usage-a_b-1",
+        "usage-a_b-2",
+        "usage-a-b",
+    ]
+    assert stem_of("usage", "a b", {"a b": found["a b"]}) == "usage"

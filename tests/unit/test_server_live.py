@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from omnirouter.config import Access, Limits, own_names
 from omnirouter.serve.http.app import create_app
@@ -301,6 +303,13 @@ def test_the_script_of_the_page(
     (tmp_path / "talk.raw").write_bytes(pcm)
     app = create_app(models, Limits(), Access(api_key=KEY))
     with running(app) as address:
+        with pytest.raises(InvalidStatus) as without_key:
+            connect(f"{address.replace('http', 'ws')}{ROUTE}")
+        answer = without_key.value.response
+        assert (answer.status_code, json.loads(answer.body)["error"]["type"]) == (
+            403,
+            "authentication_error",
+        )
         script = script.replace("ws://127.0.0.1:8000", address.replace("http", "ws"))
         for key, expected in ((KEY, 0), (KEY[:-1], 1), ("", 1)):
             environment = {**os.environ, "OMNIROUTER_API_KEY": key}

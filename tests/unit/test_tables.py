@@ -133,6 +133,10 @@ def test_a_change_on_one_set_is_shown_once() -> None:
     text = tables.to_markdown(tables.build(results, None))
     assert "|  | change on x | p |" in text and text.count("-50.0%") == 1
     assert "mean" not in text
+    claimed = TABLES[1].claim_sets[0]
+    of_paper = {"a": rates({claimed: 0.2}), "b": rates({claimed: 0.1})}
+    text = tables.to_markdown(tables.build(of_paper, TABLES[1]))
+    assert "The change is on 1 of 11 test sets" in text and "Mean of changes" not in text
     results = {name: {**own, "y": rates({"y": 0.3})["y"]} for name, own in results.items()}
     text = tables.to_markdown(tables.build(results, None))
     assert "| mean of changes | change of mean |" in text and "|  | x | y |" in text

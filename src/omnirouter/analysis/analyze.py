@@ -323,5 +323,9 @@ def draw(
 
 def stem_of(figure: str, name: str, found: Mapping[str, Analysis]) -> str:
     """Stem of a figure of one model: followed by its name where there are several."""
-    safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-    return f"{figure}-{safe}" if len(found) > 1 else figure
+    if len(found) == 1:
+        return figure
+    safe = {n: "".join(c if c.isalnum() or c in "-_." else "_" for c in n) for n in found}
+    alike = [n for n in found if safe[n] == safe[name]]  # "a b" and "a_b"
+    number = f"-{alike.index(name) + 1}" if len(alike) > 1 else ""
+    return f"{figure}-{safe[name]}{number}"

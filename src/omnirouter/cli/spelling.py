@@ -47,6 +47,7 @@ class CommandLine:
         if found is None:
             return message
         key = _key(found[1])
+        key = next((dest for dest, option in self.names.items() if _key(option) == key), key)
         name = self.typed.get(key) or (self.names.get(key) if self.by_key else None)
         return message if name is None else name + message[found.end() :]
 

@@ -251,8 +251,8 @@ class RunConfig:
         preset: name of a preset that `model` starts from; small ones bring batch, rates and
             schedule too.
         model: the model; what a recipe gives here wins over the preset.
-        init: checkpoint folder whose weights the run starts from (fine-tuning); english-small, or
-            org/name on the Hugging Face Hub.
+        init: checkpoint folder whose weights the run starts from (fine-tuning); org/name on the
+            Hugging Face Hub; or english-small, which brings batch, rates and schedule too.
         seed: of weights, order and augmentation.
         steps: optimizer steps; the run ends here at the latest.
         precision: `bf16` (autocast, float32 weights) or `fp32`.

@@ -73,7 +73,7 @@ class NoisePool:
         """
         cut = self._draw(rng)
         seconds, place = samples / self.sample_rate, rng.random()
-        if cut.duration > LONGEST_RESPONSE_S:
+        if cut.duration > seconds:
             start = place * (cut.duration - seconds)
             cut = cut.truncate(offset=start, duration=seconds, preserve_id=True)
             return np.resize(read_cut(cut, self.sample_rate), samples)

@@ -217,13 +217,14 @@ def _claim(layout: PublishedTable, counted: Sequence[str]) -> str:
         sets = " and ".join(layout.claim_sets)
         return f"The paper's own figures are changes on {sets}: {layout.claim}."
     own, all_of_them = len(counted), len(layout.claim_sets)
+    what = "Mean of changes is over" if own > 1 else "The change is on"
     if set(counted) == set(layout.claim_sets):
         return (
             f"Mean of changes is over the same {all_of_them} test sets (without the development "
             f"set) as the paper's {layout.claim}."
         )
     return (
-        f"Mean of changes is over {own} of {all_of_them} test sets, so it is not the quantity of "
+        f"{what} {own} of {all_of_them} test sets, so it is not the quantity of "
         f"the paper's {layout.claim}, which is over all {all_of_them}."
     )
 

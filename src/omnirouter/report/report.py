@@ -291,13 +291,14 @@ def _routing(models: Sequence[ModelReport], lines: Mapping[str, Line]) -> dict[s
 def _told(name: str, own: Specialization) -> dict[str, Any]:
     """Figures of the sentence on a model's experts."""
     layer = max(range(len(own.kind_bits)), key=own.kind_bits.__getitem__)
+    silence, depth = max(own.experts_of_kind[layer][0]), own.same_through_depth
     return {
         "name": name,
         "layer": layer + 1,
-        "silence": share_text(max(own.experts_of_kind[layer][0])),
+        "silence": share_text(silence) if silence else "0%",
         "run": f"{1000 * own.run_s[layer]:.0f}",
         "chance": f"{1000 * own.run_s_by_chance[layer]:.0f}",
-        "depth": share_text(own.same_through_depth),
+        "depth": share_text(depth) if depth else "0%",
     }
 
 

@@ -70,9 +70,10 @@ class AccessMiddleware:
                 upload = receive if socket else _Upload(receive, self._limits)
                 await self._app(scope, upload, answer)
             else:
+                refusal = problem.response()
                 if socket:  # whose callers get this status, whatever the reason
-                    problem.status_code = 403
-                await problem.response()(scope, receive, answer)
+                    refusal.status_code = 403
+                await refusal(scope, receive, answer)
         except asyncio.CancelledError:  # at the end of the grace
             if socket or answer.status != GONE:
                 raise
